@@ -1,0 +1,49 @@
+"""How does tree attention enter a model that we did not write?
+
+transformers lets a caller register an attention function by name. Ours takes any mask that the engine or the
+trainer made (4-D, True or 0 where a query may look) as it is, and folds the query heads of one key/value head
+into its rows, so that grouped-query models never repeat the arena.
+
+Letters: B batch, H query heads, G query heads per key/value head, N queries, S keys, D head width.
+"""
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION = "euryale"
+
+
+def tree_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: object,
+) -> tuple[torch.Tensor, None]:
+    """Scaled dot-product attention under an arbitrary mask.
+
+    query [B, H, N, D], key and value [B, H/G, S, D], attention_mask [B or 1, 1, N, S] bool or float, or None: then
+    one query sees every key, and N > 1 queries are causal over exactly N keys. Returns ([B, N, H, D], None).
+    """
+    if attention_mask is None and query.shape[2] > 1:
+        assert query.shape[2] == key.shape[2], "a mask is needed when queries continue a cached prefix"
+        out = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, scale=scaling, is_causal=True, enable_gqa=True
+        )
+    else:
+        out = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling, enable_gqa=True
+        )
+    return out.transpose(1, 2).contiguous(), None
+
+
+def use_tree_attention(model: PreTrainedModel) -> None:
+    """Registers the function and switches `model` to it (idempotent)."""
+    AttentionInterface.register(ATTENTION, tree_attention)
+    # Without a mask function of the same name transformers drops 2-D padding masks in silence.
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    model.set_attn_implementation(ATTENTION)

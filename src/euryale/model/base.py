@@ -1,0 +1,297 @@
+"""How is somebody's language model loaded and asked, without changing it?
+
+The base is an unmodified `AutoModelForCausalLM`, from a folder or the hub, in the dtype and quantisation asked
+for. Everything a user can get wrong about it is found here, before its weights take memory.
+
+Letters: B batch, T tokens, D width, V vocabulary.
+"""
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+import torch
+import transformers
+from huggingface_hub import constants
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from euryale.errors import UserError
+from euryale.model.attention import use_tree_attention
+
+PROJECT = Path(__file__).resolve().parents[3]  # where the bundled checkpoints/ and data/ lie in a clone
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class BaseConfig:
+    """Which language model, and in which numbers."""
+
+    path: str = "checkpoints/tiny-base"
+    revision: str | None = None
+    dtype: str = "auto"
+    quantization: str = "none"
+    device: str = "auto"
+
+
+class Base:
+    """A loaded base: the model, its tokenizer and the few facts the rest of the product asks for."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str, fingerprint: str) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.path = path
+        self.fingerprint = fingerprint
+        self.revision: str | None = getattr(model.config, "_commit_hash", None)
+        config = model.config.get_text_config()
+        self.hidden_size: int = config.hidden_size
+        self.vocab_size: int = self.lm_head_weight.shape[0]
+        window = getattr(config, "sliding_window", None)
+        # Beyond a sliding window keys would have to be forgotten: the context simply ends there.
+        self.max_length: int = min(config.max_position_embeddings, window or config.max_position_embeddings)
+        self.eos_ids = _eos_ids(model)
+        self.bos_id: int | None = tokenizer.bos_token_id
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm_head_weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of hidden states."""
+        return self.lm_head_weight.dtype
+
+    @property
+    def lm_head_weight(self) -> Tensor:
+        """The output matrix [V, D]."""
+        return self.model.get_output_embeddings().weight
+
+    def logits(self, hidden_xD: Tensor) -> Tensor:
+        """Final hidden states [..., D] -> logits [..., V]."""
+        return self.model.get_output_embeddings()(hidden_xD)
+
+    def embed(self, ids_x: Tensor) -> Tensor:
+        """Token ids [...] -> embeddings [..., D]."""
+        return self.model.get_input_embeddings()(ids_x)
+
+    def forward_packed(self, ids_BT: Tensor, positions_BT: Tensor, documents_BT: Tensor) -> Tensor:
+        """One causal pass over packed documents; nobody sees another document. Returns hidden [B, T, D].
+
+        documents_BT numbers the documents of a row; -1 is padding, which sees (and is seen by) padding alone.
+        The states are those after the final norm, which heads and the output matrix read.
+        """
+        same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
+        mask_B1TT = (same_BTT & torch.ones_like(same_BTT[0]).tril())[:, None]
+        out = self.model.base_model(
+            input_ids=ids_BT, position_ids=positions_BT, attention_mask=mask_B1TT, use_cache=False
+        )
+        return out.last_hidden_state
+
+    def identity(self) -> dict[str, str | int | None]:
+        """What a heads checkpoint remembers of its base."""
+        return {
+            "path": self.path,
+            "revision": self.revision,
+            "architecture": type(self.model).__name__,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "fingerprint": self.fingerprint,
+        }
+
+
+def load_base(config: BaseConfig) -> Base:
+    """Loads the base, in eval mode, with tree attention in place.
+
+    Raises UserError: no such folder or hub id; a folder without config, weights or tokenizer; an unreadable or
+    cut-off file; a family whose logits are more than the output matrix times the hidden state; a missing GPU.
+    """
+    transformers.utils.logging.disable_progress_bar()
+    path = _resolve(config.path)
+    is_local = Path(path).is_dir()
+    if is_local:
+        _check_folder(Path(path), config.path)
+    source = {"revision": config.revision, "local_files_only": is_local or not _hub_answers(path, config.revision)}
+    device = pick_device(config.device)
+    dtype = _pick_dtype(config.dtype, device)
+    quantization = _quantization(config.quantization, dtype)
+    try:
+        hf_config = AutoConfig.from_pretrained(path, **source)
+        tokenizer = AutoTokenizer.from_pretrained(path, **source)
+        if device.type == "cuda" and config.dtype == "auto":
+            dtype = hf_config.get_text_config().dtype or torch.bfloat16
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            **source,
+            dtype=dtype,
+            quantization_config=quantization,
+            device_map={"": device} if quantization else None,
+        )
+    # transformers reports a user's mistakes (a wrong id, a damaged file, an unknown family) with any of these.
+    except Exception as error:
+        raise UserError(_load_message(config.path, error)) from error
+    if not quantization:
+        model = model.to(device)
+    _keep_4bit_weights_trainable(model)
+    model.eval().requires_grad_(False)
+    use_tree_attention(model)
+    base = Base(model, tokenizer, config.path, _fingerprint(path, model))
+    _check_logits(base)
+    log.info("base %s: %s on %s in %s", config.path, type(model).__name__, base.device, base.dtype)
+    return base
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU when there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"base.device={name} is not a device. Choose auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"base.device={name} was asked for, but torch {torch.__version__} sees no GPU. Use cpu or auto."
+        )
+    return device
+
+
+def _pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        # On a CPU exact greedy equality matters more than the last bit of speed; float32 gives it.
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name not in DTYPES:
+        raise UserError(f"base.dtype={name} is not known. Choose one of: auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def _quantization(name: str, dtype: torch.dtype) -> object | None:
+    if name == "none":
+        return None
+    if name != "nf4":
+        raise UserError(f"base.quantization={name} is not known. Choose one of: none, nf4.")
+    try:
+        import bitsandbytes  # noqa: F401  (optional: only a 4-bit base needs it)
+    except ImportError as error:
+        raise UserError("base.quantization=nf4 needs bitsandbytes: pip install 'euryale[train]'.") from error
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _resolve(path: str) -> str:
+    """A folder (from here, or from the project) or a hub id."""
+    for candidate in (Path(path).expanduser(), PROJECT / path):
+        if candidate.is_dir():
+            return str(candidate)
+    looks_like_id = path.count("/") <= 1 and not path.startswith((".", "/", "~")) and bool(path)
+    if not looks_like_id or path.startswith("checkpoints/"):
+        raise UserError(
+            f"base.path={path}: there is no such folder (looked in {Path.cwd()} and {PROJECT}). "
+            "Give a folder that holds a Hugging Face model, or a hub id like meta-llama/Llama-3.1-8B."
+        )
+    return path
+
+
+def _hub_answers(repo: str, revision: str | None) -> bool:
+    """Asks the hub once, briefly: its own client would retry for half a minute. A cached model needs no answer."""
+    try:
+        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=5.0)
+    except Exception as error:  # the HTTP library's errors differ between hub versions; the outcome is one
+        if isinstance(huggingface_hub.try_to_load_from_cache(repo, "config.json", revision=revision), str):
+            log.warning("the hub (%s) does not answer: using the copy of %s in the cache", constants.ENDPOINT, repo)
+            return False
+        raise UserError(
+            f"base.path={repo}: no such folder here, and the hub at {constants.ENDPOINT} cannot be reached "
+            f"({type(error).__name__}). Give a folder that holds the model, or base=tiny, which needs no download."
+        ) from error
+    return True
+
+
+def _check_folder(folder: Path, asked: str) -> None:
+    """A model folder has a config, weights and a tokenizer, and all of them can be read."""
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"base.path={asked}: {folder} has no config.json, so it is no Hugging Face model. Found: {_listing(folder)}."
+        )
+    try:
+        json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise UserError(
+            f"base.path={asked}: {folder}/config.json is not JSON ({error}). Copy the model again."
+        ) from error
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise UserError(
+            f"base.path={asked}: {folder} has no weights (*.safetensors or *.bin). Found: {_listing(folder)}."
+        )
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+    if not any((folder / name).is_file() for name in names):
+        raise UserError(
+            f"base.path={asked}: {folder} has no tokenizer ({', '.join(names)}). Copy it from the model it came from."
+        )
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(p.name for p in folder.iterdir())
+    return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "") if names else "nothing"
+
+
+def _load_message(asked: str, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if len(text) > 400:
+        text = text[:400] + " ..."
+    return (
+        f"base.path={asked} could not be loaded ({type(error).__name__}): {text} "
+        "If it is a hub id and this machine is offline, give a folder that holds the model instead."
+    )
+
+
+def _keep_4bit_weights_trainable(model: PreTrainedModel) -> None:
+    """Stops bitsandbytes from repacking its weights for a kernel without gradients (CPUs with AVX512-BF16)."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def _eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
+    """End-of-text ids: the generation config's when it has any, else the model config's; one or a list."""
+    for config in (model.generation_config, model.config):
+        eos = getattr(config, "eos_token_id", None)
+        if eos is not None:
+            return tuple(eos) if isinstance(eos, (list, tuple)) else (int(eos),)
+    return ()
+
+
+@torch.no_grad()
+def _check_logits(base: Base) -> None:
+    """Heads and trees go through the output matrix alone: refuse families that scale or cap logits after it."""
+    ids_BT = torch.arange(min(4, base.vocab_size), device=base.device)[None]
+    whole = base.model(input_ids=ids_BT, use_cache=False).logits
+    ours = base.logits(base.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state)
+    if not torch.allclose(whole.float(), ours.float(), rtol=1e-3, atol=1e-3):
+        raise UserError(
+            f"base.path={base.path}: {type(base.model).__name__} changes its logits after the output matrix "
+            "(scaling or soft capping), which heads cannot follow. Llama, Mistral, Qwen2 and Qwen3 work."
+        )
+
+
+def _fingerprint(path: str, model: PreTrainedModel) -> str:
+    """Names the weights: sizes and samples of the weight files, the same whatever dtype they are loaded in."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return f"hub:{getattr(model.config, '_commit_hash', None)}"
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size};".encode())
+        with file.open("rb") as stream:
+            for part in range(8):
+                stream.seek(size * part // 8)
+                digest.update(stream.read(4096))
+    return digest.hexdigest()[:32]

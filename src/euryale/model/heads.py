@@ -1,0 +1,174 @@
+"""What is a head, and what does it know when it guesses?
+
+Head k (0-based) stands at position t of the text. It reads the base's final hidden state h_t and, when it is
+told them, tokens that are already known at drafting time: the root (the token after t, which the base itself
+chose) and, for kind `hydra`, the k tokens of the path below the root. It predicts the token at t + 2 + k.
+
+    kind `medusa`   h_t, and the root when `root_token` (off: the published form, Cai et al. 2024, section 3.1)
+    kind `hydra`    h_t, the root and the path (Ankner et al. 2024: sequentially dependent heads)
+
+    body `resblock`  x + SiLU(W [h; e_root; e_path] + b)
+    body `mlp`       x + W_out SiLU(W [h; e_root; e_path] + b), `width` times the hidden size inside
+
+The last matrix of every body starts at zero, so an untrained head is the base. Token embeddings are the base's
+own, frozen, scaled to unit root-mean-square because bases differ by two orders of magnitude in theirs.
+The result goes through the base's frozen output matrix (`shared`) or one of the head's own (`own`).
+
+Letters: M positions, J known tokens, D width, F inner width, V vocabulary, K heads.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from euryale.errors import UserError
+
+KINDS = ("medusa", "hydra")
+BODIES = ("resblock", "mlp")
+OUTPUTS = ("shared", "own")
+
+
+@dataclass
+class HeadsConfig:
+    """Head design; the values in conf/heads are the documented defaults."""
+
+    kind: str = "hydra"
+    num_heads: int = 4
+    num_layers: int = 1
+    body: str = "mlp"
+    width: float = 4.0
+    output: str = "shared"
+    root_token: bool = True
+
+    def check(self) -> None:
+        """Raises UserError for a value or combination that cannot be built."""
+        for name, value, options in (
+            ("kind", self.kind, KINDS),
+            ("body", self.body, BODIES),
+            ("output", self.output, OUTPUTS),
+        ):
+            if value not in options:
+                raise UserError(f"heads.{name}={value} is not known. Choose one of: {', '.join(options)}.")
+        if not 1 <= self.num_heads <= 16:
+            raise UserError(f"heads.num_heads={self.num_heads}: a number from 1 to 16 is needed (3 to 5 pay).")
+        if not 1 <= self.num_layers <= 8:
+            raise UserError(f"heads.num_layers={self.num_layers}: a number from 1 to 8 is needed (1 is usual).")
+        if self.width <= 0:
+            raise UserError(f"heads.width={self.width}: a positive multiple of the hidden size is needed.")
+        if self.kind == "hydra" and not self.root_token:
+            raise UserError(
+                "heads.kind=hydra reads the whole path, so heads.root_token=false cannot be. Use kind=medusa."
+            )
+
+    def num_known_tokens(self, k: int) -> int:
+        """How many tokens after t head k reads: root and path for hydra, root or nothing for medusa."""
+        if self.kind == "hydra":
+            return k + 1
+        return int(self.root_token)
+
+
+class HeadBody(nn.Module):
+    """One residual block; the first of a head also reads the known tokens."""
+
+    def __init__(self, hidden_size: int, num_tokens: int, body: str, width: float) -> None:
+        super().__init__()
+        inner = hidden_size if body == "resblock" else max(8, int(hidden_size * width))
+        self.hidden_in = nn.Linear(hidden_size, inner)
+        self.tokens_in = nn.Linear(num_tokens * hidden_size, inner, bias=False) if num_tokens else None
+        self.out = nn.Linear(inner, hidden_size, bias=False) if body == "mlp" else None
+        self.reset()
+
+    def reset(self) -> None:
+        """Makes the block the identity: the matrix next to the residual sum starts at zero."""
+        nn.init.zeros_(self.hidden_in.bias)
+        if self.out is not None:
+            nn.init.zeros_(self.out.weight)
+            return
+        nn.init.zeros_(self.hidden_in.weight)
+        if self.tokens_in is not None:
+            nn.init.zeros_(self.tokens_in.weight)
+
+    def finish(self, x_MD: Tensor, inner_MF: Tensor) -> Tensor:
+        """Adds the block's answer to x_MD, given the sum of its input matrices [M, F]."""
+        inner_MF = nn.functional.silu(inner_MF)
+        return x_MD + (inner_MF if self.out is None else self.out(inner_MF))
+
+    def forward(self, x_MD: Tensor, tokens_MC: Tensor | None) -> Tensor:
+        """x_MD [M, D] and the embeddings of the known tokens side by side, [M, J x D] or None -> [M, D]."""
+        inner_MF = self.hidden_in(x_MD)
+        if self.tokens_in is not None:
+            assert tokens_MC is not None, "this head reads known tokens"
+            inner_MF = inner_MF + self.tokens_in(tokens_MC)
+        return self.finish(x_MD, inner_MF)
+
+
+class Heads(nn.Module):
+    """All heads of one base. Every layer is a module of its own (a list multiplied by n would share one)."""
+
+    def __init__(self, config: HeadsConfig, hidden_size: int, vocab_size: int) -> None:
+        super().__init__()
+        config.check()
+        self.config = config
+        self.hidden_size = hidden_size
+        self.vocab_size = vocab_size
+        self.num_heads = config.num_heads
+        self.bodies = nn.ModuleList(
+            nn.ModuleList(
+                HeadBody(hidden_size, config.num_known_tokens(k) if layer == 0 else 0, config.body, config.width)
+                for layer in range(config.num_layers)
+            )
+            for k in range(config.num_heads)
+        )
+        self.outputs = nn.ModuleList(
+            nn.Linear(hidden_size, vocab_size, bias=False) for _ in range(config.num_heads) if config.output == "own"
+        )
+
+    def num_known_tokens(self, k: int) -> int:
+        """How many tokens after position t head k reads (see HeadsConfig)."""
+        return self.config.num_known_tokens(k)
+
+    def head_hidden(self, k: int, hidden_MD: Tensor, embeddings_MJD: Tensor | None) -> Tensor:
+        """What head k hands to its output matrix.
+
+        hidden_MD: the base's final hidden states (after its last norm). embeddings_MJD: `normalise`d embeddings
+        of the first J = num_known_tokens(k) tokens after each position, ignored when J is 0. Returns [M, D].
+        """
+        J = self.num_known_tokens(k)
+        tokens_MC = None
+        if J:
+            assert embeddings_MJD is not None and embeddings_MJD.shape[1] >= J, "too few known tokens"
+            tokens_MC = embeddings_MJD[:, :J].flatten(1)
+        x_MD = hidden_MD
+        for body in self.bodies[k]:  # type: ignore[union-attr]
+            x_MD = body(x_MD, tokens_MC)
+            tokens_MC = None
+        return x_MD
+
+    def output_weight(self, k: int, lm_head_weight_VD: Tensor) -> Tensor:
+        """The [V, D] matrix that turns head k's hidden state into logits."""
+        return self.outputs[k].weight if len(self.outputs) else lm_head_weight_VD  # type: ignore[return-value]
+
+    def num_parameters(self) -> int:
+        """Trainable numbers in all heads."""
+        return sum(p.numel() for p in self.parameters())
+
+
+def normalise(embeddings_xD: Tensor) -> Tensor:
+    """Embeddings [..., D] at root-mean-square 1, the scale at which heads read tokens."""
+    return nn.functional.rms_norm(embeddings_xD, embeddings_xD.shape[-1:], eps=1e-6)
+
+
+def build_heads(config: HeadsConfig, lm_head_weight_VD: Tensor, seed: int = 0) -> Heads:
+    """Fresh heads in float32 on the device of the base's output matrix [V, D].
+
+    Own output matrices start as copies of the base's, so that an untrained head predicts what the base does.
+    """
+    vocab_size, hidden_size = lm_head_weight_VD.shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        heads = Heads(config, hidden_size, vocab_size)
+    with torch.no_grad():
+        for output in heads.outputs:
+            output.weight.copy_(lm_head_weight_VD)  # type: ignore[union-attr,operator]
+    return heads.to(lm_head_weight_VD.device)
