@@ -1,0 +1,40 @@
+# demo and test make their own .venv, once, and again when the dependencies change. PYTHON chooses the interpreter.
+PYTHON ?= python3
+PY := .venv/bin/python
+STAMP := .venv/installed-for
+DEMO_ARGS ?=
+
+# Nothing of the caller's Python setup may decide what is imported here.
+unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PIP_USER PIP_TARGET PIP_PREFIX VIRTUAL_ENV
+export PYTHONNOUSERSITE = 1
+
+.PHONY: demo test lint clean force
+
+demo: $(STAMP)
+	$(PY) train/run.py $(DEMO_ARGS)
+	$(PY) infer/run.py checkpoint=last prompt="import os" max_new_tokens=64
+
+test: $(STAMP)
+	$(PY) -m pytest
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m mypy src train
+	$(PY) -m mypy infer
+
+# An editable install names its folder, so an environment that was copied along with the folder is installed again.
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+$(STAMP): force
+endif
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "euryale needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.11" >&2; \
+		exit 2; }
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install -c constraints.txt -e '.[dev,train]'
+	@echo '$(CURDIR)' > $@
+
+clean:
+	rm -rf .venv build dist outputs multirun .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+	find src tests train infer -name __pycache__ -prune -exec rm -rf {} +
