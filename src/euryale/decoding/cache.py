@@ -1,0 +1,147 @@
+"""Where do keys and values live, and what does a step keep of them?
+
+One arena is allocated for a whole generation: every layer, row and slot in one tensor. A forward writes its N
+nodes behind each row's committed length; `commit` moves the accepted ones (at most depth rows) to the front and
+adds to the length. A rejected node costs nothing: the next step writes over it, and no mask shows it before.
+
+The arena owns the lengths; nobody else adds to a position.
+
+Letters: L layers, B batch, H key/value heads, S slots, D head width, N nodes or tokens of a forward.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class _Layer(CacheLayerMixin):
+    """One layer's view of the arena, in the form that transformers asks of a cache layer."""
+
+    is_compileable = False
+    is_sliding = False
+
+    def __init__(self, arena: "Arena", keys_BHSD: Tensor, values_BHSD: Tensor) -> None:
+        super().__init__()
+        self.arena = arena
+        self.keys: Tensor = keys_BHSD
+        self.values: Tensor = values_BHSD
+        self.is_initialized = True
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to do: the arena exists before the first forward."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Writes [B, H, N, D] behind the committed slots; returns the slots the forward may look at."""
+        arena, N = self.arena, key_states.shape[-2]
+        if arena.rows_B1 is None:
+            start = arena.lengths[0]
+            self.keys[:, :, start : start + N] = key_states
+            self.values[:, :, start : start + N] = value_states
+        else:
+            self.keys[arena.rows_B1, :, arena.slots_BN] = key_states.transpose(1, 2)
+            self.values[arena.rows_B1, :, arena.slots_BN] = value_states.transpose(1, 2)
+        return self.keys[:, :, : arena.bound], self.values[:, :, : arena.bound]
+
+    def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
+        return self.arena.bound, 0
+
+    def get_seq_length(self) -> int:
+        return max(self.arena.lengths)
+
+    def get_max_length(self) -> int:
+        return self.arena.num_slots
+
+    get_max_cache_shape = get_max_length  # its name before transformers 5.20
+
+    def reset(self) -> None:
+        self.arena.lengths = [0] * len(self.arena.lengths)
+
+
+class Arena(Cache):
+    """Preallocated keys and values of B rows of at most `num_slots` tokens, uncommitted nodes included."""
+
+    def __init__(
+        self, config: PreTrainedConfig, batch_size: int, num_slots: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        config = config.get_text_config()
+        num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (config.num_hidden_layers, 2, batch_size, num_heads, num_slots, head_dim)
+        # Zeros once: a never-written slot is masked, but NaN x 0 would still be NaN.
+        self.kv = torch.zeros(shape, dtype=dtype, device=device)
+        self.num_slots = num_slots
+        self.lengths = [0] * batch_size
+        self.bound = 0
+        self.rows_B1: Tensor | None = None
+        self.slots_BN: Tensor | None = None
+        super().__init__(layers=[_Layer(self, keys, values) for keys, values in self.kv.unbind(0)])
+
+    @property
+    def is_uniform(self) -> bool:
+        """Every row is equally long: plain slices serve instead of index tensors."""
+        return min(self.lengths) == max(self.lengths)
+
+    def begin(self, num_tokens: int) -> None:
+        """Says where the next forward's tokens go. Call it before every forward."""
+        self.bound = max(self.lengths) + num_tokens
+        assert self.bound <= self.num_slots, f"the arena of {self.num_slots} slots is full: {self.bound} are needed"
+        self.rows_B1 = self.slots_BN = None
+        if not self.is_uniform:
+            device = self.kv.device
+            starts_B1 = torch.tensor(self.lengths, device=device)[:, None]
+            self.slots_BN = starts_B1 + torch.arange(num_tokens, device=device)
+            self.rows_B1 = torch.arange(len(self.lengths), device=device)[:, None]
+
+    def commit(self, paths: list[list[int]]) -> None:
+        """Keeps, for each row, the given nodes of the last forward (ascending; [] keeps nothing of a row).
+
+        Moving is safe in place: all sources are read before the first is written.
+        """
+        rows, sources, targets = [], [], []
+        for row, (path, length) in enumerate(zip(paths, self.lengths, strict=True)):
+            for slot, node in enumerate(path):
+                if slot != node:
+                    rows.append(row)
+                    sources.append(length + node)
+                    targets.append(length + slot)
+            self.lengths[row] += len(path)
+        if not rows:
+            return
+        if len(self.lengths) == 1:
+            # One run of slots at the end: an index_select and a slice, cheaper than two index tensors.
+            moved = self.kv.index_select(4, torch.tensor(sources, device=self.kv.device))
+            self.kv[:, :, :, :, targets[0] : targets[0] + len(targets)] = moved
+            return
+        row_M, source_M, target_M = torch.tensor([rows, sources, targets], device=self.kv.device)
+        self.kv[:, :, row_M, :, target_M] = self.kv[:, :, row_M, :, source_M]
+
+
+class TreeMask:
+    """Makes the attention mask of one forward: each node sees its row's committed slots and its own ancestors."""
+
+    def __init__(self, ancestors_NN: Tensor, num_slots: int, dtype: torch.dtype) -> None:
+        self.ancestors_NN = ancestors_NN
+        self.dtype = dtype
+        N = len(ancestors_NN)
+        self._num_slots = num_slots
+        # Columns: num_slots of prefix, then the nodes. A row of length n is a view of it that starts n columns
+        # before the nodes, so equally long rows (always so for one) cost no work in a step.
+        self._template = torch.zeros(N, num_slots + N, dtype=dtype, device=ancestors_NN.device)
+        self._template[:, num_slots:].masked_fill_(~ancestors_NN, torch.finfo(dtype).min)
+
+    def of(self, arena: Arena) -> Tensor | None:
+        """[1 or B, 1, N, bound], to be added to the scores; None when one node sees everything there is."""
+        N = len(self.ancestors_NN)
+        if arena.is_uniform:
+            if N == 1:
+                return None
+            return self._template[None, None, :, self._num_slots - arena.lengths[0] :]
+        lengths_B1 = torch.tensor(arena.lengths, device=self.ancestors_NN.device)[:, None]
+        node_BS = torch.arange(arena.bound, device=lengths_B1.device) - lengths_B1  # below 0: a committed slot
+        seen_NBS = self.ancestors_NN[:, node_BS.clamp(0, N - 1)] & (node_BS < N)
+        seen_B1NS = (seen_NBS | (node_BS < 0)).transpose(0, 1)[:, None]
+        mask = torch.zeros(seen_B1NS.shape, dtype=self.dtype, device=seen_B1NS.device)
+        return mask.masked_fill_(~seen_B1NS, torch.finfo(self.dtype).min)

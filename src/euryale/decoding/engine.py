@@ -1,0 +1,193 @@
+"""How do prompts become text, several tokens a step, and exactly as plain decoding would write it?
+
+The engine is the front door: it checks what was asked, runs steps (step.py) until every row has ended, and returns
+text. Autoregressive decoding is the same engine with drafter `none`.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from euryale.decoding.accept import Sampling
+from euryale.decoding.calibrated import Calibration, choose_tree, read_calibrations
+from euryale.decoding.drafters import DRAFTERS, Drafter, build_drafter
+from euryale.decoding.rows import Generation, Row
+from euryale.decoding.step import Decoder
+from euryale.decoding.text import Detokenizer, check_stop
+from euryale.decoding.tree import ROOT_ONLY, Tree, chain, check_depth, medusa63
+from euryale.errors import UserError
+from euryale.model.base import Base, BaseConfig, load_base
+from euryale.model.checkpoint import load_heads, read_description
+from euryale.model.heads import Heads
+
+Prompt = str | Sequence[int]
+TREES = ("chain", "medusa63", "calibrated")
+
+
+class Engine:
+    """A base, a drafter and a tree."""
+
+    def __init__(
+        self,
+        base: Base,
+        heads: Heads | None = None,
+        drafter: str = "heads",
+        tree: Tree | None = None,
+        calibrations: Sequence[Calibration] = (),
+    ) -> None:
+        """`tree` fixes the tree; else the calibration nearest to the temperature chooses, else a chain of all heads.
+
+        Raises UserError: an unknown drafter, `heads` without heads, a tree deeper than the heads.
+        """
+        if drafter not in DRAFTERS:
+            raise UserError(f"drafter={drafter} is not known. Choose one of: {', '.join(DRAFTERS)}.")
+        if drafter == "heads" and heads is None:
+            raise UserError("drafter=heads needs a heads checkpoint, and only a base was given. Use drafter=none.")
+        self.base = base
+        self.heads = heads
+        self.drafter = drafter
+        self.calibrations = list(calibrations)
+        self.seconds = dict.fromkeys(("prefill", "draft", "verify", "accept", "commit"), 0.0)  # since the last reset
+        self._tree = tree
+        self._drafters: dict[Tree, Drafter] = {}
+        if tree is not None and heads is not None and drafter == "heads":
+            check_depth(tree, "given", heads.num_heads)
+
+    @staticmethod
+    def load(
+        folder: str | Path,
+        base: Base | str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        drafter: str = "heads",
+        tree: str = "calibrated",
+    ) -> "Engine":
+        """Loads a heads checkpoint and the base it names (or `base`: another path to it, or one already loaded).
+
+        Raises UserError: no checkpoint there, heads of another base, files cut short, an unknown drafter or tree, a
+        tree deeper than the heads, `calibrated` without a tree.json.
+        """
+        folder = Path(folder)
+        description = read_description(folder)
+        if tree not in TREES:
+            raise UserError(f"tree={tree} is not known. Choose one of: {', '.join(TREES)}.")
+        if not isinstance(base, Base):
+            asked = base or str(description["base"]["path"])
+            base = load_base(BaseConfig(path=asked, device=device, dtype=dtype))
+        heads = load_heads(folder, base).to(base.device, base.dtype).eval()
+        fixed = {"chain": chain(heads.num_heads), "medusa63": medusa63()}.get(tree)
+        calibrations = read_calibrations(folder) if tree == "calibrated" and drafter == "heads" else []
+        if fixed is not None and drafter == "heads":
+            check_depth(fixed, tree, heads.num_heads)
+        return Engine(base, heads, drafter, fixed, calibrations)
+
+    def tree(self, temperature: float = 0.0) -> Tree:
+        """The tree that a step verifies at this temperature."""
+        if self.drafter == "none" or self.heads is None:
+            return ROOT_ONLY
+        if self._tree is None and self.calibrations:
+            tree = choose_tree(self.calibrations, temperature)
+        else:
+            tree = self._tree or chain(self.heads.num_heads)
+        return tree.pruned(self.heads.num_heads, self.base.vocab_size)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | Sequence[int] = 0,
+        stop: str | Sequence[str] | None = None,
+    ) -> list[Generation]:
+        """Answers all prompts as one batch; texts or lists of token ids. `seed` is one for all rows, or one each.
+
+        Raises UserError: an empty prompt without a begin-of-text token to stand for it, a prompt that fills the
+        context, numbers out of range.
+        """
+        is_single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+        rows_asked: Sequence[Prompt] = [prompts] if is_single else prompts  # type: ignore[list-item,assignment]
+        stops = check_stop(stop)
+        rows = [self._row(prompt, max_new_tokens, stops) for prompt in rows_asked]
+        if not rows:
+            return []
+        start = time.perf_counter()
+        for _ in self._run(rows, Sampling(temperature, top_p), _seeds(seed, len(rows))):
+            pass
+        seconds = time.perf_counter() - start
+        return [self._finish(row, seconds) for row in rows]
+
+    def stream(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: str | Sequence[str] | None = None,
+    ) -> Iterator[str]:
+        """Yields the text of `generate` piece by piece; a piece is never taken back and never half a character."""
+        row = self._row(prompt, max_new_tokens, check_stop(stop))
+        row.detokenizer = row.detokenizer or Detokenizer(self.base.tokenizer)
+        for _ in self._run([row], Sampling(temperature, top_p), _seeds(seed, 1)):
+            if piece := row.detokenizer.new_text():
+                yield piece
+        row.detokenizer.close()
+        if piece := row.detokenizer.new_text(is_last=True):
+            yield piece
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Prompt -> token ids, begin-of-text added as the tokenizer does. Raises UserError for an empty prompt."""
+        ids = self.base.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else [int(i) for i in prompt]
+        if not ids and self.base.bos_id is not None:
+            ids = [self.base.bos_id]
+        if not ids:
+            raise UserError("the prompt is empty and this base has no begin-of-text token. Give at least one token.")
+        if not isinstance(prompt, str) and not 0 <= min(ids) <= max(ids) < self.base.vocab_size:
+            raise UserError(f"the prompt holds ids outside of the vocabulary of {self.base.vocab_size} tokens.")
+        return list(ids)
+
+    def _row(self, prompt: Prompt, max_new_tokens: int, stops: tuple[str, ...]) -> Row:
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens={max_new_tokens} cannot be. Give a number of at least 1.")
+        ids = self.encode(prompt)
+        room = self.base.max_length - len(ids)
+        if room < 1:
+            raise UserError(
+                f"the prompt has {len(ids)} tokens and the context of {self.base.path} ends at {self.base.max_length}. "
+                "Shorten the prompt."
+            )
+        detokenizer = Detokenizer(self.base.tokenizer, stops) if stops else None
+        return Row(ids, min(max_new_tokens, room), "length" if max_new_tokens <= room else "context", detokenizer)
+
+    def _run(self, rows: list[Row], sampling: Sampling, seeds: list[int]) -> Iterator[None]:
+        """Steps until every row has ended; yields after each step."""
+        tree = self.tree(sampling.temperature)
+        if tree not in self._drafters:
+            self._drafters[tree] = build_drafter(self.drafter, self.base, self.heads, tree)
+        num_slots = max(len(row.prompt) + row.max_ids for row in rows) + tree.num_nodes
+        decoder = Decoder(self.base, self._drafters[tree], sampling, seeds, num_slots, self.seconds)
+        decoder.prefill([row.prompt for row in rows])
+        is_open = [True] * len(rows)
+        while any(is_open):
+            for row, tokens in zip(rows, decoder.step(is_open), strict=True):
+                if row.finish_reason is None:
+                    row.take(tokens, self.base.eos_ids)
+            is_open = [row.finish_reason is None for row in rows]
+            yield
+
+    def _finish(self, row: Row, seconds: float) -> Generation:
+        assert row.finish_reason is not None
+        if row.detokenizer:
+            row.detokenizer.close()
+            text = row.detokenizer.text
+        else:
+            text = self.base.tokenizer.decode(row.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Generation(text, row.ids, len(row.accepted), row.accepted, row.finish_reason, seconds)
+
+
+def _seeds(seed: int | Sequence[int], num_rows: int) -> list[int]:
+    seeds = [seed] * num_rows if isinstance(seed, int) else list(seed)
+    if len(seeds) != num_rows:
+        raise UserError(f"{len(seeds)} seeds were given for {num_rows} prompts. Give one for all, or one each.")
+    return seeds

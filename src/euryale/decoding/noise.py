@@ -1,0 +1,81 @@
+"""Where does randomness come from, so that the text depends on the seed alone?
+
+Sampling a token is argmax(logits / T + Gumbel noise) (the Gumbel-max trick). Here the noise of a token is a pure
+function of (seed, absolute position, token id): a 32-bit hash of the three. Whoever verifies the token, in
+whatever tree, batch or order, draws the same one; and a drafter that ranks its candidates with the same noise
+guesses the draw, not only the distribution.
+
+Letters: B batch, W positions kept, V vocabulary, N nodes.
+"""
+
+import torch
+from torch import Tensor
+
+from euryale.errors import UserError
+
+_MASK = 0xFFFFFFFF
+_WINDOW = 32  # positions made at once: few kernel calls a token, and 16 MB a row at a vocabulary of 128 k
+
+
+def _mix_int(x: int) -> int:
+    """The finaliser below for a Python integer."""
+    x &= _MASK
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
+    return x ^ (x >> 16)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijection of 32-bit integers (held in int64) that flips half of the bits for any change of one.
+
+    The constants are those of C. Wellons' hash prospector ("lowbias32").
+    """
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
+    return x ^ (x >> 16)
+
+
+def gumbel(seed: int, first_position: int, num_positions: int, vocab_size: int, device: torch.device) -> Tensor:
+    """Standard Gumbel noise [num_positions, vocab_size], float32.
+
+    Computed in float64: float32 has no room for the uniform numbers next to 1 that win the argmax.
+    """
+    key = _mix_int(seed & _MASK) ^ _mix_int((seed >> 32) + 0x9E3779B9)
+    positions = [
+        _mix_int(_mix_int(p + 0x85EBCA6B) ^ key) for p in range(first_position, first_position + num_positions)
+    ]
+    tokens_V = _mix(torch.arange(vocab_size, device=device) + 0x27D4EB2F & _MASK)
+    hashed_WV = _mix(_mix(torch.tensor(positions, device=device)[:, None] ^ tokens_V))
+    uniform_WV = (hashed_WV.double() + 0.5) / 2**32
+    return -(-uniform_WV.log()).log().float()
+
+
+class KeyedNoise:
+    """The noise of B rows around the positions they are at, made a window of positions at a time."""
+
+    def __init__(self, seeds: list[int], vocab_size: int, device: torch.device) -> None:
+        for seed in seeds:
+            if not 0 <= seed < 2**63:
+                raise UserError(f"seed={seed} is out of range. Give a whole number from 0 to 2**63 - 1.")
+        self.seeds = seeds
+        self.vocab_size = vocab_size
+        self.device = device
+        self._starts = [-1] * len(seeds)
+        self._window = torch.empty(len(seeds), 0, vocab_size, device=device)
+
+    def at(self, first_positions: list[int], num_positions: int) -> Tensor:
+        """[B, num_positions, V]: row b's noise at its first position and those after it. A view; do not write."""
+        W = max(_WINDOW, num_positions)
+        if self._window.shape[1] < W:
+            self._window = torch.empty(len(self.seeds), W, self.vocab_size, device=self.device)
+            self._starts = [-1] * len(self.seeds)
+        for row, first in enumerate(first_positions):
+            start = self._starts[row]
+            if start < 0 or first < start or first + num_positions > start + W:
+                self._window[row, :W] = gumbel(self.seeds[row], first, W, self.vocab_size, self.device)
+                self._starts[row] = first
+        offsets = [first - start for first, start in zip(first_positions, self._starts, strict=True)]
+        if len(set(offsets)) == 1:
+            return self._window[:, offsets[0] : offsets[0] + num_positions]
+        index_BP = torch.tensor(offsets, device=self.device)[:, None] + torch.arange(num_positions, device=self.device)
+        return self._window[torch.arange(len(offsets), device=self.device)[:, None], index_BP]

@@ -1,0 +1,50 @@
+"""What is known of one prompt while it is answered, and of its answer afterwards?"""
+
+from dataclasses import dataclass, field
+
+from euryale.decoding.text import Detokenizer
+
+
+@dataclass
+class Generation:
+    """One answer."""
+
+    text: str
+    ids: list[int]  # the end-of-text id included when it was written
+    num_steps: int  # forwards of the base after the prompt's
+    accepted: list[int]  # tokens gained by each step; their sum is len(ids)
+    finish_reason: str  # "eos" | "stop" | "length" | "context"
+    seconds: float  # wall clock of the whole batch, prompt included
+
+    @property
+    def tau(self) -> float:
+        """Mean tokens a step, the bonus token included."""
+        return len(self.ids) / self.num_steps
+
+
+@dataclass
+class Row:
+    """One prompt on its way to a Generation."""
+
+    prompt: list[int]
+    max_ids: int  # where the answer ends at the latest
+    reason_at_max: str  # "length" (as asked) or "context" (the base can hold no more)
+    detokenizer: Detokenizer | None
+    ids: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def take(self, tokens: list[int], eos_ids: tuple[int, ...]) -> None:
+        """Adds one step's tokens up to the first that ends the answer; an end inside a path cuts the path."""
+        start = len(self.ids)
+        for token in tokens:
+            self.ids.append(token)
+            if token in eos_ids:
+                self.finish_reason = "eos"
+            elif self.detokenizer is not None and self.detokenizer.add(token):
+                self.finish_reason = "stop"
+            elif len(self.ids) == self.max_ids:
+                self.finish_reason = self.reason_at_max
+            if self.finish_reason:
+                break
+        self.accepted.append(len(self.ids) - start)

@@ -1,0 +1,136 @@
+"""What happens between one token and the next? Draft, verify, accept, commit.
+
+The prompt's last token is the first root, so prefill covers the tokens before it and every emitted token comes
+from a step.
+
+Letters: B batch, N nodes, P depths below the root plus one, D width, V vocabulary, T prompt tokens.
+"""
+
+import time
+
+import torch
+from torch import Tensor
+
+from euryale.decoding.accept import Sampling, accept_exact, find_targets
+from euryale.decoding.cache import Arena, TreeMask
+from euryale.decoding.drafters import Drafter, Known
+from euryale.decoding.noise import KeyedNoise
+from euryale.model.base import Base
+
+_PREFILL_CHUNK = 512  # prompt tokens a forward: bounds the memory of long prompts
+
+
+class Decoder:
+    """The state of one batch: arena, roots, and the hidden states that the drafter reads."""
+
+    def __init__(
+        self,
+        base: Base,
+        drafter: Drafter,
+        sampling: Sampling,
+        seeds: list[int],
+        num_slots: int,
+        seconds: dict[str, float],
+    ) -> None:
+        """num_slots: the longest row, plus the nodes of a tree. `seconds` collects the time of each part of a step."""
+        self.base = base
+        self.drafter = drafter
+        self.sampling = sampling
+        self.seconds = seconds
+        self.arena = Arena(base.model.config, len(seeds), num_slots, base.dtype, base.device)
+        tree, device = drafter.tree, base.device
+        ancestors_NN = tree.ancestors(device)
+        self._mask = TreeMask(ancestors_NN, num_slots, base.dtype)
+        self._ancestors_NN = ancestors_NN.float()
+        self._parents_N = torch.tensor([max(parent, 0) for parent in tree.parents], device=device)
+        self._depths_N = torch.tensor(tree.depths, device=device)
+        self._num_depths = tree.max_depth + 1
+        self._noise = KeyedNoise(seeds, base.vocab_size, device) if sampling.temperature > 0 else None
+        self._root_B = torch.zeros(len(seeds), dtype=torch.long, device=device)
+        self._hidden_BD = torch.zeros(len(seeds), base.hidden_size, dtype=base.dtype, device=device)
+
+    @torch.inference_mode()
+    def prefill(self, prompts: list[list[int]]) -> None:
+        """Commits all prompts but their last tokens, which become the roots.
+
+        Rows of different lengths go through together, padded at the end: the padding lies behind each row's
+        committed length, where no mask shows it and the first step writes over it.
+        """
+        start = time.perf_counter()
+        device = self.base.device
+        self._root_B = torch.tensor([prompt[-1] for prompt in prompts], device=device)
+        lengths = [len(prompt) - 1 for prompt in prompts]
+        longest = max(lengths)
+        ids_BT = torch.tensor([p[:-1] + [0] * (longest - len(p) + 1) for p in prompts], dtype=torch.long, device=device)
+        for begin in range(0, longest, _PREFILL_CHUNK):
+            chunk_BT = ids_BT[:, begin : begin + _PREFILL_CHUNK]
+            T = chunk_BT.shape[1]
+            causal_TT = torch.ones(T, T, dtype=torch.bool, device=device).tril()
+            positions_BT = torch.arange(begin, begin + T, device=device).expand(len(prompts), T)
+            hidden_BTD = self._forward(chunk_BT, positions_BT, TreeMask(causal_TT, begin, self.base.dtype))
+            self.arena.commit([list(range(T))] * len(prompts))
+            for row, length in enumerate(lengths):
+                if begin < length <= begin + T:
+                    self._hidden_BD[row] = hidden_BTD[row, length - 1 - begin]
+        self.arena.lengths = lengths
+        self.seconds["prefill"] += time.perf_counter() - start
+
+    @torch.inference_mode()
+    def step(self, is_open: list[bool]) -> list[list[int]]:
+        """One step. Returns the tokens gained by each row: what its path accepted, then the bonus token.
+
+        Rows that have ended stay where they are; what is computed for them is dropped.
+        """
+        marks = [time.perf_counter()]
+        noise_BPV = self._noise.at([n + 1 for n in self.arena.lengths], self._num_depths) if self._noise else None
+        tokens_BN = self.drafter.propose(Known(self._hidden_BD, self._root_B, noise_BPV, self.sampling.temperature))
+        marks.append(time.perf_counter())
+
+        hidden_BND, targets_BN = self._verify(tokens_BN, noise_BPV)
+        marks.append(time.perf_counter())
+
+        accepted = accept_exact(tokens_BN, targets_BN, self._parents_N, self._ancestors_NN)
+        # The one wait of a step: what the host must know travels in one piece.
+        flags, tokens, targets = torch.stack([accepted.is_accepted_BN.long(), tokens_BN, targets_BN]).tolist()
+        paths = [[node for node, flag in enumerate(row) if flag] for row in flags]
+        gained = [
+            [row_tokens[node] for node in path[1:]] + [row_targets[path[-1]]]
+            for path, row_tokens, row_targets in zip(paths, tokens, targets, strict=True)
+        ]
+        marks.append(time.perf_counter())
+
+        self.arena.commit([path if open_ else [] for path, open_ in zip(paths, is_open, strict=True)])
+        self._advance(hidden_BND, targets_BN, [path[-1] for path in paths])
+        marks.append(time.perf_counter())
+        for part, begin, end in zip(("draft", "verify", "accept", "commit"), marks, marks[1:], strict=False):
+            self.seconds[part] += end - begin
+        return gained
+
+    def _verify(self, tokens_BN: Tensor, noise_BPV: Tensor | None) -> tuple[Tensor, Tensor]:
+        """One forward over the whole tree: the hidden state and the base's own next token at every node."""
+        if self.arena.is_uniform:
+            positions_BN = (self._depths_N + self.arena.lengths[0]).expand(len(tokens_BN), -1)
+        else:
+            positions_BN = torch.tensor(self.arena.lengths, device=self.base.device)[:, None] + self._depths_N
+        hidden_BND = self._forward(tokens_BN, positions_BN, self._mask)
+        noise_BNV = noise_BPV[:, self._depths_N] if noise_BPV is not None else None
+        return hidden_BND, find_targets(self.base.logits(hidden_BND), self.sampling, noise_BNV)
+
+    def _forward(self, tokens_BN: Tensor, positions_BN: Tensor, mask: TreeMask) -> Tensor:
+        self.arena.begin(tokens_BN.shape[1])
+        return self.base.model.base_model(
+            input_ids=tokens_BN,
+            position_ids=positions_BN,
+            past_key_values=self.arena,
+            attention_mask=mask.of(self.arena),
+            use_cache=True,
+        ).last_hidden_state
+
+    def _advance(self, hidden_BND: Tensor, targets_BN: Tensor, last_nodes: list[int]) -> None:
+        """The bonus token becomes the root, and the state it follows from is what the drafter reads next."""
+        if len(last_nodes) == 1:
+            self._hidden_BD, self._root_B = hidden_BND[:, last_nodes[0]], targets_BN[:, last_nodes[0]]
+            return
+        rows_B = torch.arange(len(last_nodes), device=self.base.device)
+        nodes_B = torch.tensor(last_nodes, device=self.base.device)
+        self._hidden_BD, self._root_B = hidden_BND[rows_B, nodes_B], targets_BN[rows_B, nodes_B]
