@@ -17,10 +17,14 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = {
     "euryale": 4,  # the front door: __init__.py re-exports Engine
-    "config": 3, "serving": 3,
-    "training": 2, "decoding": 2,
-    "data": 1, "model": 1,
-    "kernels": 0, "errors": 0,
+    "config": 3,
+    "serving": 3,
+    "training": 2,
+    "decoding": 2,
+    "data": 1,
+    "model": 1,
+    "kernels": 0,
+    "errors": 0,
 }
 SIDEWAYS = {("config", "serving")}  # the schemas nest the dataclasses of what the scripts call
 
