@@ -1,0 +1,234 @@
+"""What is in a heads checkpoint, how is it found, and when is it refused?
+
+A checkpoint is a folder. `heads.json` says what it is: format version, the base it was trained for, design and
+sizes of the heads, where they came from. `heads.safetensors` holds the numbers. Nothing in it is ever executed:
+no pickle, no class path. What does not fit this base, this version or its own description is refused.
+"""
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from euryale.errors import UserError
+from euryale.model.base import Base
+from euryale.model.files import json_text, read_json, write_atomically, write_json
+from euryale.model.heads import Heads, HeadsConfig
+
+__all__ = [
+    "find_checkpoint", "load_heads", "provenance", "read_description", "read_json", "read_tensors", "save_base",
+    "save_heads", "write_atomically", "write_json",
+]  # fmt: skip
+
+FORMAT_VERSION = 1
+DESCRIPTION = "heads.json"
+WEIGHTS = "heads.safetensors"
+LABEL_OFFSET = 2  # head k at position t is scored on ids[t + 2 + k]
+LIBRARIES = ("euryale", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "bitsandbytes", "peft")
+Objects = Mapping[str, object]
+
+
+def save_heads(
+    folder: Path,
+    heads: Heads,
+    base: Base,
+    provenance: Objects,
+    extra_files: Mapping[str, str | bytes] | None = None,
+    objective: Objects | None = None,
+) -> None:
+    """Writes heads.json, heads.safetensors and `extra_files` (name -> content) into a new or existing folder.
+
+    Weights are stored in the base's dtype, in which they will be used. All or nothing: see write_atomically.
+    """
+    tensors = {name: tensor.detach().to("cpu", base.dtype).contiguous() for name, tensor in heads.state_dict().items()}
+    description = {
+        "format_version": FORMAT_VERSION,
+        "base": base.identity(),
+        "heads": asdict(heads.config),
+        "num_heads": heads.num_heads,
+        "hidden_size": heads.hidden_size,
+        "vocab_size": heads.vocab_size,
+        "num_parameters": heads.num_parameters(),
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "label_offset": LABEL_OFFSET,
+        "objective": dict(objective or {}),
+        "provenance": dict(provenance),
+    }
+    with write_atomically(folder, last=DESCRIPTION) as staged:
+        staged.mkdir()
+        save_file(tensors, staged / WEIGHTS)
+        for name, content in (extra_files or {}).items():
+            (staged / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        (staged / DESCRIPTION).write_text(json_text(description))
+
+
+def load_heads(folder: Path, base: Base) -> Heads:
+    """The heads in `folder`, in eval mode, on the device and in the dtype of `base`.
+
+    Raises UserError for another base (both are named), another format, a damaged file, missing or misshapen tensors.
+    """
+    description = read_description(folder)
+    _check_base(folder, description, base)
+    config = _heads_config(folder, description)
+    with torch.device("meta"):  # shapes first, memory after they were found right
+        heads = Heads(config, base.hidden_size, base.vocab_size)
+    shapes = {name: tuple(tensor.shape) for name, tensor in heads.state_dict().items()}
+    tensors = read_tensors(folder / WEIGHTS, shapes)
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{folder / WEIGHTS}: tensor {name} holds NaN or infinity. Use another checkpoint.")
+    # A copy, because tensors from the file are views into it at whatever address the file dictates.
+    placed = {name: tensor.to(base.device, base.dtype, copy=True) for name, tensor in tensors.items()}
+    heads.load_state_dict(placed, assign=True)
+    return heads.eval().requires_grad_(False)
+
+
+def read_description(folder: Path) -> dict:
+    """heads.json of a checkpoint. Raises UserError when there is none, or one of another format version."""
+    if not (folder / DESCRIPTION).is_file():
+        raise UserError(f"{folder} is no checkpoint: it has no {DESCRIPTION}. Train one with train/run.py.")
+    description = read_json(folder / DESCRIPTION)
+    version = description.get("format_version")
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{folder / DESCRIPTION} has format_version {version!r}; this euryale reads {FORMAT_VERSION}. "
+            "Use the euryale that wrote it, or train again."
+        )
+    return description
+
+
+def find_checkpoint(name: str, root: Path) -> Path:
+    """The checkpoint folder a user means: `last` is the newest below `root`, anything else a path (also below `root`).
+
+    Raises UserError that lists what exists.
+    """
+    if name != "last":
+        for folder in (Path(name).expanduser(), root / name):
+            if (folder / DESCRIPTION).is_file():
+                return folder
+    known = sorted(root.rglob(DESCRIPTION), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    known = [path for path in known if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+    if name == "last" and known:
+        return known[0].parent
+    listing = ", ".join(str(path.parent) for path in known[:8]) or "none yet"
+    raise UserError(
+        f"checkpoint={name}: no checkpoint is there (a folder with {DESCRIPTION}). "
+        f"Below {root} there are: {listing}. Name one of them, or train one with train/run.py."
+    )
+
+
+def read_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The tensors called for, on the CPU. Raises UserError when one is missing, extra or of another shape."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            _check_shapes(path, shapes, found)
+            return {name: file.get_tensor(name) for name in shapes}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is missing or cut short: {error}. Copy it again or use another checkpoint.") from error
+
+
+def save_base(folder: Path, base: Base, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Writes a base that was trained here as a Hugging Face folder, all or nothing."""
+    weights = {name: tensor.detach().to("cpu", dtype) for name, tensor in base.model.state_dict().items()}
+    with write_atomically(folder, last="model.safetensors") as staged:
+        base.model.save_pretrained(staged, state_dict=weights)
+        base.tokenizer.save_pretrained(staged)
+        config = read_json(staged / "config.json")
+        (staged / "config.json").write_text(json_text(config | {"dtype": str(dtype).removeprefix("torch.")}))
+
+
+def provenance() -> dict[str, object]:
+    """Where a result came from: command line, git commit, versions, machine, time."""
+    return {
+        "argv": sys.argv,
+        "git_commit": _git_commit(Path(__file__).resolve().parents[3]),
+        "versions": {name: version for name in LIBRARIES if (version := _version(name))},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _check_base(folder: Path, description: Mapping, base: Base) -> None:
+    """Sizes and architecture must agree; so must the fingerprint of the weights, where the two can be compared."""
+    trained, given = description.get("base"), base.identity()
+    if not isinstance(trained, dict):
+        raise UserError(f"{folder / DESCRIPTION} does not say which base it belongs to. Use another checkpoint.")
+    keys = ["architecture", "vocab_size", "hidden_size"]
+    # A hub commit and a digest of local files name weights differently and cannot be compared.
+    if str(trained.get("fingerprint")).startswith("hub:") == str(given["fingerprint"]).startswith("hub:"):
+        keys.append("fingerprint")
+    different = [key for key in keys if trained.get(key) != given[key]]
+    if different:
+        raise UserError(
+            f"The heads in {folder} were trained for {_base_name(trained)}, but the base given is {_base_name(given)}; "
+            f"they differ in {', '.join(different)}. Give the base they were trained for, or train heads for this one."
+        )
+
+
+def _base_name(identity: Mapping) -> str:
+    facts = [f"{key} {identity.get(key)}" for key in ("architecture", "vocab_size", "hidden_size", "fingerprint")]
+    return f"{identity.get('path')} ({', '.join(facts)})"
+
+
+def _heads_config(folder: Path, description: Mapping) -> HeadsConfig:
+    """The design in heads.json: known keys, and each of the type of its default."""
+    design = description.get("heads")
+    if not isinstance(design, dict):
+        raise UserError(f"{folder / DESCRIPTION} does not describe its heads. Use another checkpoint.")
+    defaults = asdict(HeadsConfig())
+    wrong = sorted(set(design) ^ {field.name for field in fields(HeadsConfig)})
+    wrong += [key for key in set(design) & set(defaults) if type(design[key]) is not type(defaults[key])]
+    if wrong:
+        raise UserError(f"{folder / DESCRIPTION}: heads has missing, unknown or mistyped keys: {', '.join(wrong)}.")
+    config = HeadsConfig(**design)
+    try:
+        config.check()
+    except UserError as error:
+        raise UserError(f"{folder / DESCRIPTION}: {error}") from error
+    return config
+
+
+def _check_shapes(path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
+    wrong = [
+        f"{name} is {list(found[name]) if name in found else 'missing'}, "
+        f"expected {list(expected[name]) if name in expected else 'no such tensor'}"
+        for name in sorted(set(expected) | set(found))
+        if expected.get(name) != found.get(name)
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(f"{path} does not fit its description: {'; '.join(wrong[:3])}{more}. Use another checkpoint.")
+
+
+def _git_commit(root: Path) -> str | None:
+    """The commit of this project's clone, with a + when files were changed; None for an installed package."""
+    if not (root / ".git").exists() or not (root / "src" / "euryale").is_dir():
+        return None
+    commands: Iterable[list[str]] = (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+    answers = []
+    for command in commands:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):  # no git here: a result without a commit is still a result
+            return None
+        answers.append(done.stdout.strip() if done.returncode == 0 else "")
+    commit, changes = answers
+    return (commit + ("+" if changes else "")) or None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,161 @@
+"""How can K heads be scored on a vocabulary of V without ever holding [positions, K, V] logits?
+
+Labels are walked in chunks of C. For a chunk the base's logits are computed once and serve every head; each head's
+logits are computed, turned into loss and gradient, and dropped. The gradient is known in the forward pass:
+
+    cross-entropy    L = -log q[label]                 dL/dlogits = q - onehot(label)
+    KL divergence    L = sum_v p_v (log p_v - log q_v)    dL/dlogits = q - p          (p: the base, constant)
+    dL/dhidden = dL/dlogits @ W        dL/dW = dL/dlogits^T @ hidden        (q = softmax(hidden @ W^T))
+
+so backward only multiplies by the incoming scalar. What is avoided: 3 K U V numbers (logits, softmax, gradient);
+what is held: a few [C, V] buffers, one [M, D] gradient per head and, for an own matrix, its [V, D] gradient.
+The same idea for one output: Liger-Kernel's fused linear cross-entropy (arXiv 2410.10989, section 3.2).
+
+Letters: U labels that any head counts, M labels that one head counts, C labels in a chunk, D width, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Labels(NamedTuple):
+    """What is to be predicted, and by which heads."""
+
+    ids_U: Tensor  # the label tokens, on the device of the hidden states
+    members_KM: list[Tensor]  # per head: ascending indices into ids_U, on the same device
+    bounds_K: list[list[int]]  # per head: where in its members each chunk begins, and the end
+    chunk: int  # C
+    teacher_logits: Callable[[int, int], Tensor] | None  # labels [start, stop) -> the base's logits; None: hard labels
+
+
+class HeadSums(NamedTuple):
+    """Sums over labels; loss carries the gradient, the others do not."""
+
+    loss: Tensor  # scalar, over all heads
+    loss_K: Tensor  # float64
+    hits_K: Tensor  # labels that were the head's first choice
+
+
+class Chunk(NamedTuple):
+    """One head's logits on one chunk; whoever gets them may overwrite them."""
+
+    head: int
+    rows: slice  # of the head's hidden states
+    hidden_CD: Tensor  # in the dtype of the product
+    weight_VD: Tensor
+    logits_CV: Tensor  # float32 or wider
+    labels_C: Tensor
+    teacher_CV: Tensor | None  # the base's probabilities
+    teacher_entropy_C: Tensor | None
+
+
+def chunked_loss(hidden_KMD: list[Tensor], weights_KVD: list[Tensor], labels: Labels) -> HeadSums:
+    """Summed loss of all heads; gradients flow to every hidden state and weight that asks for them."""
+    return HeadSums(*_ChunkedLoss.apply(labels, len(hidden_KMD), *hidden_KMD, *weights_KVD))
+
+
+def label_loss(chunk: Chunk) -> Tensor:
+    """Loss of each label [C]; chunk.logits_CV becomes the log-probabilities."""
+    log_q_CV = chunk.logits_CV
+    log_q_CV.sub_(torch.logsumexp(log_q_CV, dim=-1, keepdim=True))
+    if chunk.teacher_CV is None:
+        return -log_q_CV.gather(1, chunk.labels_C[:, None])[:, 0]
+    assert chunk.teacher_entropy_C is not None
+    return -chunk.teacher_entropy_C - torch.linalg.vecdot(chunk.teacher_CV, log_q_CV)
+
+
+def chunks(hidden_KMD: list[Tensor] | tuple[Tensor, ...], weights_KVD: list[Tensor], labels: Labels) -> Iterator[Chunk]:
+    """Walks the labels; within a chunk, the heads. Products are in autocast's dtype where it is on."""
+    weights_KVD = _cast_once(weights_KVD)
+    for number, start in enumerate(range(0, len(labels.ids_U), labels.chunk)):
+        stop = min(start + labels.chunk, len(labels.ids_U))
+        p_CV = entropy_C = None
+        if labels.teacher_logits is not None:
+            p_CV, entropy_C = _probabilities(labels.teacher_logits(start, stop))
+        for k, (hidden_MD, weight_VD) in enumerate(zip(hidden_KMD, weights_KVD, strict=True)):
+            rows = slice(labels.bounds_K[k][number], labels.bounds_K[k][number + 1])
+            members_C = labels.members_KM[k][rows]
+            if not len(members_C):
+                continue
+            hidden_CD = hidden_MD[rows].detach().to(weight_VD.dtype)
+            logits_CV = _widen(hidden_CD @ weight_VD.T)
+            own_p_CV, own_entropy_C = p_CV, entropy_C
+            if p_CV is not None and entropy_C is not None and len(members_C) < stop - start:
+                own_p_CV, own_entropy_C = p_CV[members_C - start], entropy_C[members_C - start]
+            yield Chunk(
+                k, rows, hidden_CD, weight_VD, logits_CV, labels.ids_U[members_C], own_p_CV, own_entropy_C
+            )
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, labels: Labels, num_heads: int, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        hidden_KMD, weights_KVD = tensors[:num_heads], tensors[num_heads:]
+        device, dtype = hidden_KMD[0].device, torch.promote_types(hidden_KMD[0].dtype, torch.float32)
+        wants = ctx.needs_input_grad[2:]
+        grads = [
+            torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32)) if wanted else None
+            for tensor, wanted in zip(tensors, wants, strict=True)
+        ]
+        loss_K = torch.zeros(num_heads, dtype=torch.float64, device=device)
+        hits_K = torch.zeros(num_heads, dtype=torch.float64, device=device)
+        for chunk in chunks(hidden_KMD, list(weights_KVD), labels):
+            k = chunk.head
+            hits_K[k] += (chunk.logits_CV.argmax(dim=-1) == chunk.labels_C).sum()
+            loss_K[k] += label_loss(chunk).sum(dtype=torch.float64)
+            hidden_grad_MD, weight_grad_VD = grads[k], grads[num_heads + k]
+            if hidden_grad_MD is None and weight_grad_VD is None:
+                continue
+            grad_CV = _logit_gradient(chunk).to(chunk.weight_VD.dtype)
+            if hidden_grad_MD is not None:
+                hidden_grad_MD[chunk.rows] = (grad_CV @ chunk.weight_VD).to(hidden_grad_MD.dtype)
+            if weight_grad_VD is not None:
+                weight_grad_VD += grad_CV.T @ chunk.hidden_CD
+        ctx.grads = grads
+        ctx.dtypes = [tensor.dtype for tensor in tensors]
+        ctx.mark_non_differentiable(loss_K, hits_K)
+        return loss_K.sum().to(dtype), loss_K, hits_K
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        assert ctx.grads is not None, "the gradients were handed out: this loss can be differentiated once"
+        grads, ctx.grads = ctx.grads, None
+        scaled = (
+            None if grad is None else grad.mul_(grad_outputs[0]).to(dtype)
+            for grad, dtype in zip(grads, ctx.dtypes, strict=True)
+        )
+        return None, None, *scaled
+
+
+def _logit_gradient(chunk: Chunk) -> Tensor:
+    """dL/dlogits [C, V], written over the log-probabilities that label_loss left."""
+    grad_CV = chunk.logits_CV.exp_()
+    if chunk.teacher_CV is not None:
+        return grad_CV.sub_(chunk.teacher_CV)
+    grad_CV[torch.arange(len(chunk.labels_C), device=grad_CV.device), chunk.labels_C] -= 1
+    return grad_CV
+
+
+def _probabilities(logits_CV: Tensor) -> tuple[Tensor, Tensor]:
+    """The base's distribution p [C, V] and its entropy [C] in nats."""
+    log_p_CV = torch.log_softmax(_widen(logits_CV), dim=-1)
+    p_CV = log_p_CV.exp()
+    return p_CV, -torch.linalg.vecdot(p_CV, log_p_CV)
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    """At least float32: sums over a vocabulary lose too much in 16 bits."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _cast_once(weights_KVD: list[Tensor]) -> list[Tensor]:
+    """The matrices in the dtype of the product; heads that share one share its copy."""
+    device = weights_KVD[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return weights_KVD
+    dtype = torch.get_autocast_dtype(device)
+    cast = {id(weight): weight.to(dtype) for weight in weights_KVD}
+    return [cast[id(weight)] for weight in weights_KVD]

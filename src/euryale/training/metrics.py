@@ -1,0 +1,143 @@
+"""Where do a run's numbers go: metrics.jsonl always, the progress display, wandb on request.
+
+One line per step that has something to say, few numbers, the unit in the key. The file is the record; the rest is
+for watching.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from euryale.errors import UserError
+from euryale.model.files import write_atomically
+
+WANDB_MODES = ("off", "auto", "offline", "online")
+PLAIN_LINE_SECONDS = 10.0  # without a terminal: at most one progress line in this time
+log = logging.getLogger(__name__)
+
+
+class MetricsLog:
+    """Appends records to metrics.jsonl and hands them to wandb when it is on."""
+
+    def __init__(self, path: Path, wandb: str, settings: Mapping[str, object], wandb_id: str | None) -> None:
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._run = _start_wandb(wandb, path.parent, settings, wandb_id)
+        self.wandb_id: str | None = self._run.id if self._run is not None else wandb_id
+
+    def write(self, record: dict[str, object]) -> None:
+        """Adds one line; it is with the operating system when this returns, so a kill does not lose it."""
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise UserError(f"{self._path} cannot be written: {error}. Make room, then go on with resume=.") from error
+        if self._run is not None:
+            self._run.log(_flat(record), step=record["step"])
+
+    def close(self) -> None:
+        """Lets wandb finish."""
+        if self._run is not None:
+            self._run.finish()
+
+
+def truncate_metrics(path: Path, last_step: int) -> None:
+    """Drops lines of steps after `last_step`, and a line that a kill cut short: they will be written again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            is_kept = json.loads(line)["step"] <= last_step
+        except ValueError:
+            is_kept = False
+        if is_kept:
+            kept.append(line + "\n")
+    with write_atomically(path) as staged:
+        staged.write_text("".join(kept), encoding="utf-8")
+
+
+class Progress:
+    """A bar on a terminal, else a line now and then: loss, tokens/s, time left."""
+
+    def __init__(self, num_steps: int, step: int, is_shown: bool) -> None:
+        self._num_steps = num_steps
+        self._first_step = step
+        self._started = time.monotonic()
+        self._last_line = -PLAIN_LINE_SECONDS
+        self._is_shown = is_shown
+        self._bar = (
+            tqdm(total=num_steps, initial=step, unit="step", dynamic_ncols=True)
+            if is_shown and sys.stderr.isatty()
+            else None
+        )
+
+    def step(self) -> None:
+        """One more step is done."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def show(self, step: int, loss_nats: float, tokens_per_s: float) -> None:
+        """Says how it goes; called at log points."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss_nats:.3f} nats, {tokens_per_s:,.0f} tokens/s", refresh=False)
+            return
+        now = time.monotonic()
+        if not self._is_shown or (now - self._last_line < PLAIN_LINE_SECONDS and step < self._num_steps):
+            return
+        self._last_line = now
+        done = max(1, step - self._first_step)
+        minutes = (now - self._started) / done * (self._num_steps - step) / 60
+        log.info(
+            "step %d/%d: loss %.3f nats, %s tokens/s, %.1f min left",
+            step, self._num_steps, loss_nats, f"{tokens_per_s:,.0f}", minutes,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Leaves the terminal tidy."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def wandb_mode(asked: str) -> Literal["offline", "online"] | None:
+    """What wandb is started with; None is not at all. Without a key, online would hang for over a minute."""
+    if asked not in WANDB_MODES:
+        raise UserError(f"wandb={asked} is not known. Choose one of: {', '.join(WANDB_MODES)}.")
+    if asked == "off":
+        return None
+    has_key = bool(os.environ.get("WANDB_API_KEY"))
+    if asked == "online" and not has_key:
+        raise UserError("wandb=online needs a key in WANDB_API_KEY, and there is none. Set it, or use wandb=offline.")
+    return "online" if has_key and asked != "offline" else "offline"
+
+
+def _start_wandb(asked: str, folder: Path, settings: Mapping[str, object], run_id: str | None):  # type: ignore[no-untyped-def]
+    mode = wandb_mode(asked)
+    if mode is None:
+        return None
+    try:
+        import wandb  # optional, and slow to import
+    except ImportError as error:
+        raise UserError(f"wandb={asked} needs the package: pip install 'euryale[train]', or use wandb=off.") from error
+    log.info("wandb is %s, under %s", mode, folder)
+    return wandb.init(
+        project="euryale", name=folder.name, dir=folder, mode=mode, config=dict(settings), id=run_id, resume="allow"
+    )
+
+
+def _flat(record: Mapping[str, object]) -> dict[str, object]:
+    """wandb draws scalars: a list becomes one curve per head."""
+    flat: dict[str, object] = {}
+    for key, value in record.items():
+        if isinstance(value, list):
+            flat.update({f"{key}/{index}": item for index, item in enumerate(value)})
+        else:
+            flat[key] = value
+    return flat

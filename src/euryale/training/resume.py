@@ -1,0 +1,158 @@
+"""What must be kept so that an interrupted run goes on as if nothing had happened, and where is it?
+
+`resume/step-N/` below the run folder holds everything after optimizer step N: trained weights in their training
+precision, optimizer moments, random states, data cursors, counters and the settings. Each save is a new folder that
+appears whole by one rename; only then is the older one removed, so a kill at any moment leaves one to read.
+Tensors are safetensors and the rest is JSON: nothing in it is executed.
+"""
+
+import random
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from euryale.errors import UserError
+from euryale.model.checkpoint import read_tensors
+from euryale.model.files import json_text, read_json, write_atomically
+
+FORMAT_VERSION = 1
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def find_run(name: str, root: Path) -> Path:
+    """The run folder that `resume=` means: `last` is the one saved last below `root`, anything else a path.
+
+    Raises UserError that lists the runs that can be resumed.
+    """
+    if name != "last":
+        for folder in (Path(name).expanduser(), root / name):
+            if _saves(folder):
+                return folder
+    found = [path for path in root.rglob("resume") if path.is_dir() and _saves(path.parent)]
+    runs = sorted({path.parent for path in found}, key=lambda run: _saves(run)[-1].stat().st_mtime_ns, reverse=True)
+    if name == "last" and runs:
+        return runs[0]
+    listing = ", ".join(str(run) for run in runs[:8]) or "none"
+    raise UserError(
+        f"resume={name}: nothing is saved there to go on from. Below {root} these can be resumed: {listing}. "
+        "Name one of them, or start anew without resume."
+    )
+
+
+def save_resume(
+    run: Path, step: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: dict
+) -> None:
+    """Saves step `step` and removes older saves. `state` is JSON: counters, cursors, random states, settings."""
+    moved = [name for name, parameter in parameters.items() if optimizer.state.get(parameter)]
+    tensors = {f"weights/{name}": parameter.detach() for name, parameter in parameters.items()}
+    for name in moved:
+        tensors |= {f"{key}/{name}": optimizer.state[parameters[name]][key] for key in ("step", *MOMENTS)}
+    folder = run / "resume" / f"step-{step:08d}"
+    older = [path for path in _saves(run) if path != folder]
+    if folder.is_dir():  # the same state saved again, for example by a resumed run that was stopped at once
+        return
+    with write_atomically(folder) as staged:
+        staged.mkdir()
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, staged / "tensors.safetensors")
+        facts = {"format_version": FORMAT_VERSION, "step": step, "moved": moved}
+        (staged / "state.json").write_text(json_text(facts | state))
+    for path in older:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def load_resume(run: Path, settings: Mapping[str, object]) -> tuple[Path, dict]:
+    """The newest save of a run and its state.
+
+    Raises UserError when there is none, it is damaged, or it was made with other settings (each is named).
+    """
+    saves = _saves(run)
+    if not saves:
+        raise UserError(f"resume={run}: nothing is saved there to go on from. Start anew without resume.")
+    state = read_json(saves[-1] / "state.json")
+    if state.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{saves[-1]} has format_version {state.get('format_version')!r}, this euryale reads {FORMAT_VERSION}."
+        )
+    _check_settings(run, state["settings"], settings)
+    return saves[-1], state
+
+
+def restore_tensors(
+    save: Path, moved: list[str], parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> None:
+    """Copies weights, and the moments of the `moved` ones, in place.
+
+    In place, because a product may round differently for a matrix at another alignment, as in a mapped file.
+    """
+    shapes = {f"weights/{name}": tuple(parameter.shape) for name, parameter in parameters.items()}
+    for name in moved:
+        shapes |= {f"{key}/{name}": tuple(parameters[name].shape) for key in MOMENTS} | {f"step/{name}": ()}
+    tensors = read_tensors(save / "tensors.safetensors", shapes)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"weights/{name}"])
+    for name in moved:
+        parameter = parameters[name]
+        optimizer.state[parameter] = {
+            key: tensors[f"{key}/{name}"].to(parameter.device, copy=True) for key in ("step", *MOMENTS)
+        }
+
+
+def random_state(device: torch.device) -> dict[str, object]:
+    """The state of every generator this process may draw from, as JSON can hold it."""
+    return {
+        "torch": _to_hex(torch.get_rng_state()),
+        "device": _to_hex(torch.cuda.get_rng_state(device)) if device.type == "cuda" else "",
+        "python": list(random.getstate()),
+    }
+
+
+def restore_random_state(state: dict, device: torch.device) -> None:
+    """The inverse of random_state."""
+    torch.set_rng_state(_from_hex(state["torch"]))
+    if device.type == "cuda" and state["device"]:
+        torch.cuda.set_rng_state(_from_hex(state["device"]), device)
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+
+
+def flatten(settings: Mapping, prefix: str = "") -> dict[str, object]:
+    """Nested settings as dotted keys, as a user types them."""
+    flat: dict[str, object] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _to_hex(state: Tensor) -> str:
+    return bytes(state.tolist()).hex()
+
+
+def _from_hex(text: str) -> Tensor:
+    return torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8)
+
+
+def _check_settings(run: Path, saved: Mapping[str, object], given: Mapping[str, object]) -> None:
+    missing = "(not set)"
+    changed = [
+        f"{key}: {saved.get(key, missing)} then, {given.get(key, missing)} now"
+        for key in sorted(set(saved) | set(given))
+        if saved.get(key, missing) != given.get(key, missing)
+    ]
+    if changed:
+        raise UserError(
+            f"resume={run} would not continue the same run, because settings changed: {'; '.join(changed)}. "
+            "Give the old values, or start anew without resume."
+        )
+
+
+def _saves(run: Path) -> list[Path]:
+    """Complete saves, oldest first; half-written ones carry another name."""
+    return sorted(path for path in (run / "resume").glob("step-*") if path.is_dir())

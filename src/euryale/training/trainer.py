@@ -1,0 +1,254 @@
+"""How does one training run go: fetch, forward, backward, step, log, evaluate, save, and go on after a stop?
+
+The loop is `Trainer.fit`. Every rank runs it on batches of its own; the first one writes.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from euryale.errors import UserError
+from euryale.model.base import Base
+from euryale.model.checkpoint import provenance, save_base, save_heads
+from euryale.model.heads import Heads
+from euryale.training.interrupt import Interrupted, SignalGuard
+from euryale.training.metrics import MetricsLog, Progress, truncate_metrics
+from euryale.training.objective import OBJECTIVES, LossSums, ObjectiveConfig, PackedBatch
+from euryale.training.optim import OptimConfig, autocast, build_optimizer, learning_rate, trained_parameters
+from euryale.training.resume import (
+    flatten,
+    load_resume,
+    random_state,
+    restore_random_state,
+    restore_tensors,
+    save_resume,
+)
+from euryale.training.step import StepResult, Window, add_up, average_gradients
+
+# What may differ between a run and its continuation, because no weight depends on it.
+FREE_SETTINGS = ("eval_every", "eval_batches", "save_every", "log_every")
+log = logging.getLogger(__name__)
+
+
+class BatchStream(Protocol):
+    """What is asked of data.batches.BatchStream: batches without end, and a cursor that JSON can hold."""
+
+    def __next__(self) -> PackedBatch: ...
+    def state_dict(self) -> dict: ...
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+class Trainer:
+    """Trains heads on a frozen base (`medusa1`) or the base itself (`pretrain`) and keeps the run in `folder`.
+
+    `held_out` is walked from its beginning at every evaluation. `settings` is whatever else decides the result (data,
+    seed): a resumed run must bring the same. With `resume`, `folder` is a run to be continued.
+    Raises UserError for settings that cannot be trained with or continued.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        heads: Heads | None,
+        objective: ObjectiveConfig,
+        optim: OptimConfig,
+        batches: BatchStream,
+        held_out: Sequence[PackedBatch],
+        folder: Path,
+        settings: Mapping[str, object] | None = None,
+        resume: bool = False,
+        wandb: str = "off",
+    ) -> None:
+        objective.check()
+        optim.check()
+        self.base, self.heads, self.batches, self.held_out, self.folder = base, heads, batches, held_out, folder
+        self.objective, self.optim = objective, optim
+        self.accelerator = Accelerator(cpu=base.device.type == "cpu")
+        self.parameters = trained_parameters(base, heads, objective.kind)
+        self.optimizer = build_optimizer(self.parameters, optim)
+        self.settings = self._settings(settings or {})
+        self.step = 0
+        self.tokens = 0
+        self.seconds = 0.0
+        self.held_out_metrics: dict[str, object] = {}
+        self._window = Window()
+        self._pending: dict[str, object] | None = None  # the record of a step that was stopped before its evaluation
+        wandb_id = None
+        if resume:
+            wandb_id = self._load()
+        elif (folder / "resume").exists() or (folder / "metrics.jsonl").exists():
+            raise UserError(f"{folder} already holds a run. Continue it with resume={folder}, or give another folder.")
+        self.accelerator.wait_for_everyone()
+        is_main = self.accelerator.is_main_process
+        self.log = MetricsLog(folder / "metrics.jsonl", wandb, self.settings, wandb_id) if is_main else None
+
+    def fit(self) -> dict[str, object]:
+        """Trains to the last step. Returns the last held-out metrics with step, tokens, seconds and checkpoint.
+
+        Raises Interrupted after Ctrl-C or SIGTERM, when the run is saved; UserError when the loss is not finite.
+        """
+        progress = Progress(self.optim.num_steps, self.step, self.accelerator.is_main_process)
+        try:
+            with SignalGuard() as guard:
+                if self._pending is not None:
+                    self._finish_record(self._pending)
+                while self.step < self.optim.num_steps:
+                    started = time.monotonic()
+                    result = self.train_step()
+                    self._window.add(result, time.monotonic() - started)
+                    record = self._training_record(progress)
+                    if signal_number := self._agreed(guard.received):
+                        self._stop(record, signal_number)
+                    self._finish_record(record)
+                    if self._is_due(self.optim.save_every):
+                        self.save()
+        finally:
+            progress.close()
+            if self.log is not None:
+                self.log.close()
+        counters = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds, "checkpoint": str(self.folder)}
+        return self.held_out_metrics | counters
+
+    def train_step(self) -> StepResult:
+        """One optimizer step over `gradient_accumulation` batches of this rank."""
+        rate = learning_rate(self.step, self.optim)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        tokens = 0
+        sums: list[LossSums] = []
+        for _ in range(self.optim.gradient_accumulation):
+            batch = next(self.batches)
+            tokens += int((batch.documents_BT >= 0).sum())
+            with autocast(self.optim, self.base.device):
+                part = OBJECTIVES[self.objective.kind].loss(self.base, self.heads, batch, self.objective)
+            part.loss.backward()
+            sums.append(part._replace(loss=part.loss.detach()))  # lets go of the graph
+        sums_4K = add_up(sums, tokens, self.accelerator)
+        grad_norm = average_gradients(
+            self.parameters.values(), sums_4K[2].sum(), self.optim.max_grad_norm, self.accelerator
+        )
+        # The one wait for the device in a step: a broken loss must stop the run before it reaches the weights.
+        loss_K, hits_K, count_K, tokens_K = sums_4K.tolist()
+        result = StepResult(loss_K, hits_K, count_K, int(tokens_K[0]), float(grad_norm))
+        self._check_finite(result)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.tokens += result.tokens
+        return result
+
+    def evaluate(self) -> dict[str, object]:
+        """Held-out metrics of the present weights."""
+        evaluate = OBJECTIVES[self.objective.kind].evaluate
+        with autocast(self.optim, self.base.device):
+            metrics = evaluate(self.base, self.heads, self.held_out, self.optim.eval_batches, self.objective)
+        self.held_out_metrics = {f"held_out_{key}": value for key, value in metrics.items()}
+        return self.held_out_metrics
+
+    def save(self) -> None:
+        """Writes the resume state and, beside it, what can be used already: the heads; at the end a trained base."""
+        cursor = {"cursor": self.batches.state_dict(), "random": random_state(self.base.device)}
+        ranks = gather_object([cursor])
+        if self.accelerator.is_main_process:
+            assert self.log is not None
+            state = {
+                "ranks": ranks,
+                "settings": self.settings,
+                "tokens": self.tokens,
+                "seconds": self.seconds,
+                "window": asdict(self._window),
+                "pending": self._pending,
+                "held_out_metrics": self.held_out_metrics,
+                "wandb_id": self.log.wandb_id,
+            }
+            save_resume(self.folder, self.step, self.parameters, self.optimizer, state)
+            if self.heads is not None:
+                origin = provenance() | {"step": self.step, "tokens": self.tokens, "settings": self.settings}
+                save_heads(self.folder, self.heads, self.base, origin, objective=asdict(self.objective))
+            elif self.step == self.optim.num_steps:
+                save_base(self.folder / "base", self.base)
+        self.accelerator.wait_for_everyone()
+
+    def _load(self) -> str | None:
+        """Puts everything back as it was; returns the wandb id."""
+        save, state = load_resume(self.folder, self.settings)
+        restore_tensors(save, state["moved"], self.parameters, self.optimizer)
+        own = state["ranks"][self.accelerator.process_index]
+        self.batches.load_state_dict(own["cursor"])
+        restore_random_state(own["random"], self.base.device)
+        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        self.held_out_metrics = state["held_out_metrics"]
+        self._window = Window(**state["window"])
+        self._pending = state["pending"]
+        if self.accelerator.is_main_process:
+            truncate_metrics(self.folder / "metrics.jsonl", self.step - (self._pending is not None))
+            log.info("going on with %s after step %d of %d", self.folder, self.step, self.optim.num_steps)
+        return state["wandb_id"]
+
+    def _training_record(self, progress: Progress) -> dict[str, object]:
+        """The numbers of the steps since the last log point; empty between log points."""
+        progress.step()
+        if not self._is_due(self.optim.log_every):
+            return {}
+        progress.show(self.step, self._window.loss_nats, self._window.tokens_per_s)
+        record = self._window.record() | {"lr": self.optimizer.param_groups[0]["lr"], "tokens": self.tokens}
+        self.seconds += self._window.seconds
+        self._window = Window()
+        return record
+
+    def _finish_record(self, record: dict[str, object]) -> None:
+        """Evaluates when that is due and writes the step's line, if it has anything to say."""
+        self._pending = None
+        if self.held_out and self.optim.eval_batches and self._is_due(self.optim.eval_every):
+            record = record | self.evaluate()
+        if record and self.log is not None:
+            self.log.write({"step": self.step} | record)
+
+    def _stop(self, record: dict[str, object], signal_number: int) -> None:
+        self._pending = record
+        self.save()
+        raise Interrupted(
+            f"Stopped after step {self.step} of {self.optim.num_steps}; everything is saved. "
+            f"Go on with: python train/run.py resume={self.folder}",
+            signal_number,
+        )
+
+    def _is_due(self, every: int) -> bool:
+        """At multiples of `every` and at the end; 0 is only at the end."""
+        return self.step == self.optim.num_steps or bool(every and self.step % every == 0)
+
+    def _agreed(self, signal_number: int) -> int:
+        """Ranks must stop together: a signal to one is a signal to all."""
+        if self.accelerator.num_processes == 1:
+            return signal_number
+        signals = self.accelerator.gather(torch.tensor([signal_number], device=self.base.device))
+        return int(signals.max())
+
+    def _check_finite(self, result: StepResult) -> None:
+        if not all(map(math.isfinite, [*result.loss_K, result.grad_norm])):
+            raise UserError(
+                f"Step {self.step + 1}: the loss is not finite (per head: {result.loss_K}, gradient norm "
+                f"{result.grad_norm}). The data cursor after its rows: {str(self.batches.state_dict())[:300]}. "
+                f"Lower optim.lr ({self.optim.lr}) or look at these rows; the last save in {self.folder} is unharmed."
+            )
+
+    def _settings(self, settings: Mapping[str, object]) -> dict[str, object]:
+        """Everything the weights depend on, as dotted keys."""
+        optim = {key: value for key, value in asdict(self.optim).items() if key not in FREE_SETTINGS}
+        identity = {key: value for key, value in self.base.identity().items() if key not in ("path", "revision")}
+        own = {
+            "base": identity | {"dtype": str(self.base.dtype).removeprefix("torch.")},
+            "heads": asdict(self.heads.config) if self.heads is not None else {},
+            "objective": asdict(self.objective),
+            "optim": optim,
+            "num_processes": self.accelerator.num_processes,
+        }
+        return flatten(settings) | flatten(own)

@@ -1,0 +1,260 @@
+"""Is a checkpoint what was saved, all of it or none, and is everything that does not fit refused in plain words?"""
+
+import json
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import save_tiny_llama
+from safetensors.torch import load_file, save_file
+
+from euryale.errors import UserError
+from euryale.model.base import Base, BaseConfig, load_base
+from euryale.model.checkpoint import (
+    find_checkpoint,
+    load_heads,
+    provenance,
+    read_description,
+    read_json,
+    save_base,
+    save_heads,
+    write_atomically,
+    write_json,
+)
+from euryale.model.heads import Heads, HeadsConfig, build_heads
+
+
+def random_heads(base: Base, config: HeadsConfig | None = None, seed: int = 0) -> Heads:
+    heads = build_heads(config or HeadsConfig(num_heads=2), base.lm_head_weight)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in heads.parameters():
+            parameter.normal_()
+    return heads
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """The system refuses longer files, in the middle of a write, as it does on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, previous)
+
+
+@pytest.fixture
+def saved(tiny_base: Base, tmp_path: Path) -> Path:
+    save_heads(tmp_path / "run", random_heads(tiny_base), tiny_base, {"argv": ["train/run.py"]})
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [HeadsConfig(num_heads=3), HeadsConfig(kind="medusa", root_token=False, body="resblock", output="own")],
+    ids=["hydra", "own"],
+)
+def test_loaded_heads_equal_the_saved_ones_to_the_bit(tiny_base: Base, tmp_path: Path, config: HeadsConfig) -> None:
+    heads = random_heads(tiny_base, config)
+    save_heads(tmp_path / "a" / "run", heads, tiny_base, provenance(), {"tree.json": "{}"}, {"kind": "medusa1"})
+    loaded = load_heads(tmp_path / "a" / "run", tiny_base)
+    assert loaded.config == config and not loaded.training
+    for (name, tensor), other in zip(heads.state_dict().items(), loaded.state_dict().values(), strict=True):
+        assert torch.equal(tensor, other), name
+    description = read_description(tmp_path / "a" / "run")
+    assert description["base"] == tiny_base.identity()
+    assert description["objective"] == {"kind": "medusa1"}
+    assert description["num_parameters"] == heads.num_parameters()
+    assert sorted(contents(tmp_path / "a")) == ["run/heads.json", "run/heads.safetensors", "run/tree.json"]
+
+
+def test_heads_are_stored_and_loaded_in_the_dtype_of_the_base(tiny_llama_folder: Path, tmp_path: Path) -> None:
+    base = load_base(BaseConfig(path=str(tiny_llama_folder), dtype="bfloat16", device="cpu"))
+    heads = random_heads(base)
+    save_heads(tmp_path / "run", heads, base, {})
+    assert {tensor.dtype for tensor in load_file(tmp_path / "run/heads.safetensors").values()} == {torch.bfloat16}
+    loaded = load_heads(tmp_path / "run", base)
+    assert all(torch.equal(a.bfloat16(), b) for a, b in zip(heads.parameters(), loaded.parameters(), strict=True))
+
+
+def test_the_same_base_in_another_dtype_is_the_same_base(saved: Path, tiny_llama_folder: Path) -> None:
+    base = load_base(BaseConfig(path=str(tiny_llama_folder), dtype="bfloat16", device="cpu"))
+    assert next(load_heads(saved, base).parameters()).dtype == torch.bfloat16
+
+
+def test_saving_again_replaces_the_heads_and_keeps_other_files(saved: Path, tiny_base: Base) -> None:
+    (saved / "metrics.jsonl").write_text("{}\n")
+    heads = random_heads(tiny_base, HeadsConfig(num_heads=1), seed=7)
+    save_heads(saved, heads, tiny_base, {})
+    assert load_heads(saved, tiny_base).num_heads == 1
+    assert sorted(contents(saved)) == ["heads.json", "heads.safetensors", "metrics.jsonl"]
+
+
+@pytest.mark.parametrize("limit", [100, 3000, 20_000], ids=["at once", "in the weights", "deep in the weights"])
+def test_a_full_disk_leaves_the_old_checkpoint_whole(saved: Path, tiny_base: Base, limit: int) -> None:
+    before = contents(saved.parent)
+    with largest_file(limit), pytest.raises(UserError, match=r"could not be saved.*unchanged"):
+        save_heads(saved, random_heads(tiny_base, seed=5), tiny_base, {})
+    assert contents(saved.parent) == before
+    assert load_heads(saved, tiny_base).num_heads == 2
+
+
+def test_a_full_disk_leaves_no_half_of_a_new_checkpoint(tiny_base: Base, tmp_path: Path) -> None:
+    with largest_file(3000), pytest.raises(UserError):
+        save_heads(tmp_path / "new", random_heads(tiny_base), tiny_base, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_write_changes_nothing_and_its_leftovers_are_cleared(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"x": 1})
+    with pytest.raises(KeyboardInterrupt), write_atomically(tmp_path / "a.json") as staged:
+        staged.write_text("half")
+        raise KeyboardInterrupt
+    assert read_json(tmp_path / "a.json") == {"x": 1}
+    left = tmp_path / ".a.json.tmp"  # as after kill -9
+    left.mkdir()
+    (left / "half").write_text("half")
+    write_json(tmp_path / "a.json", {"x": 2})
+    assert read_json(tmp_path / "a.json") == {"x": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_the_description_arrives_last(saved: Path, tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+    plain = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: order.append(Path(b).name) or plain(a, b))
+    save_heads(saved, random_heads(tiny_base), tiny_base, {}, {"zebra.txt": "z"})
+    assert order == ["heads.safetensors", "zebra.txt", "heads.json"]
+
+
+def cut_short(folder: Path) -> None:
+    path = folder / "heads.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def empty_weights(folder: Path) -> None:
+    (folder / "heads.safetensors").write_bytes(b"")
+
+
+def no_weights(folder: Path) -> None:
+    (folder / "heads.safetensors").unlink()
+
+
+def a_pickle_instead(folder: Path) -> None:
+    torch.save({"bodies.0.0.hidden_in.weight": torch.zeros(2)}, folder / "heads.safetensors")
+
+
+def edit_tensors(change: Callable[[dict], object]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / "heads.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "heads.safetensors")
+
+    return damage
+
+
+def edit_json(**changes: object) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        content = json.loads((folder / "heads.json").read_text())
+        for path, value in changes.items():
+            *parents, key = path.split("__")
+            place = content
+            for parent in parents:
+                place = place[parent]
+            place[key] = value
+        (folder / "heads.json").write_text(json.dumps(content))
+
+    return damage
+
+
+NAME = "bodies.0.0.hidden_in.weight"
+DAMAGES = {
+    "cut short": (cut_short, "cut short"),
+    "empty": (empty_weights, "cut short"),
+    "missing file": (no_weights, "missing"),
+    "pickle": (a_pickle_instead, "cut short"),
+    "wrong shape": (edit_tensors(lambda t: t.update({NAME: torch.zeros(3, 3)})), rf"{NAME} is \[3, 3\], expected"),
+    "missing tensor": (edit_tensors(lambda t: t.pop(NAME)), f"{NAME} is missing"),
+    "extra tensor": (edit_tensors(lambda t: t.update(more=torch.zeros(1))), "no such tensor"),
+    "not a number": (edit_tensors(lambda t: t[NAME].fill_(float("nan"))), "NaN"),
+    "broken JSON": (lambda f: (f / "heads.json").write_text("{"), r"heads\.json is damaged"),
+    "binary JSON": (lambda f: (f / "heads.json").write_bytes(b"\xff\xfe\x00"), r"heads\.json is damaged"),
+    "list JSON": (lambda f: (f / "heads.json").write_text("[]"), "JSON object"),
+    "no JSON": (lambda f: (f / "heads.json").unlink(), "is no checkpoint"),
+    "future format": (edit_json(format_version=99), "format_version 99"),
+    "no base": (edit_json(base=None), "which base"),
+    "no heads": (edit_json(heads=[]), "does not describe its heads"),
+    "unknown key": (edit_json(heads__depth=3), "depth"),
+    "mistyped key": (edit_json(heads__num_heads="2"), "num_heads"),
+    "unknown kind": (edit_json(heads__kind="os.system"), r"heads\.json.*kind=os\.system"),
+    "too many heads": (edit_json(heads__num_heads=10**9), "num_heads"),
+    "other size": (edit_json(heads__num_heads=3), "missing"),
+    "other base": (edit_json(base__vocab_size=32000, base__path="far/llama"), r"far/llama.*32000.*vocab_size"),
+    "other weights": (edit_json(base__fingerprint="0123"), r"0123.*differ in fingerprint"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_checkpoint_that_does_not_fit_is_refused(saved: Path, tiny_base: Base, damage: str) -> None:
+    spoil, message = DAMAGES[damage]
+    spoil(saved)
+    with pytest.raises(UserError, match=message):
+        load_heads(saved, tiny_base)
+
+
+def test_a_different_base_is_named_with_its_sizes(saved: Path, tiny_base: Base, tmp_path: Path) -> None:
+    other = load_base(BaseConfig(path=str(save_tiny_llama(tmp_path / "other", vocab_size=120)), device="cpu"))
+    with pytest.raises(UserError) as error:
+        load_heads(saved, other)
+    for fact in (tiny_base.path, other.path, "vocab_size 99", "vocab_size 120", "hidden_size 32"):
+        assert fact in str(error.value)
+
+
+def test_other_weights_of_the_same_sizes_are_told_apart(saved: Path, tmp_path: Path) -> None:
+    twin = load_base(BaseConfig(path=str(save_tiny_llama(tmp_path / "twin", seed=1)), device="cpu"))
+    with pytest.raises(UserError, match="differ in fingerprint"):
+        load_heads(saved, twin)
+
+
+def test_last_is_the_newest_checkpoint_and_errors_list_what_exists(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="none yet"):
+        find_checkpoint("last", tmp_path)
+    for age, name in enumerate(["new", "sweep/1", "old"]):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "heads.json").write_text("{}")
+        os.utime(tmp_path / name / "heads.json", (1000 - age, 1000 - age))
+    (tmp_path / ".half.tmp").mkdir()
+    (tmp_path / ".half.tmp" / "heads.json").write_text("{}")
+    assert find_checkpoint("last", tmp_path) == tmp_path / "new"
+    assert find_checkpoint("sweep/1", tmp_path) == tmp_path / "sweep/1"
+    assert find_checkpoint(str(tmp_path / "old"), Path("elsewhere")) == tmp_path / "old"
+    with pytest.raises(UserError, match=r"checkpoint=none-such.*sweep/1"):
+        find_checkpoint("none-such", tmp_path)
+
+
+def test_a_trained_base_is_saved_as_a_folder_that_loads(tiny_base: Base, tmp_path: Path) -> None:
+    save_base(tmp_path / "base", tiny_base)
+    again = load_base(BaseConfig(path=str(tmp_path / "base"), dtype="float32", device="cpu"))
+    assert torch.equal(again.lm_head_weight, tiny_base.lm_head_weight.bfloat16().float())
+    assert again.tokenizer.encode("a b") == tiny_base.tokenizer.encode("a b")
+    assert json.loads((tmp_path / "base/config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_provenance_says_command_versions_and_commit() -> None:
+    facts = provenance()
+    assert facts["versions"]["torch"] == torch.__version__
+    assert isinstance(facts["argv"], list) and facts["time"] and facts["python"]
+    assert facts["git_commit"] is None or len(facts["git_commit"]) in (40, 41)
+    json.dumps(facts)
