@@ -1,0 +1,167 @@
+"""Which files did the user mean, and which records are in them?
+
+A record reader starts behind any record, so that a cursor is (file, number of records done). A record that cannot
+be used is given as a `UserError` value instead of being raised: reading goes on behind it.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import io
+import json
+import tokenize
+import zlib
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow
+import pyarrow.parquet
+
+from euryale.data.documents import PROBE_CHARS, find_rule, split_documents
+from euryale.errors import UserError
+
+SUFFIXES = (".txt", ".md", ".py", ".json", ".jsonl", ".parquet")  # each but parquet also with .gz behind it
+
+
+class Record(NamedTuple):
+    """`position` is the cursor behind it; `value` is a JSON object or table row, a text, or why it is unusable."""
+
+    position: int
+    origin: str
+    value: object | str | UserError
+
+
+def find_files(names: list[str]) -> list[Path]:
+    """The files that paths, folders (recursive) and globs stand for: each once, sorted inside a folder or glob."""
+    if not names:
+        raise UserError("data.files is empty. Name files, folders or globs: data.files=my/text.jsonl")
+    found: dict[Path, None] = {}
+    for name in names:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            paths = sorted(p for p in path.rglob("*") if p.is_file() and _is_readable(p) and not _is_hidden(p, path))
+            if not paths:
+                raise UserError(f"data.files={name}: no file in this folder ends in {', '.join(SUFFIXES)} (or .gz)")
+        elif path.is_file():
+            if not _is_readable(path):
+                raise UserError(f"data.files={name}: cannot read {path.name}. Known: {', '.join(SUFFIXES)} (or .gz)")
+            paths = [path]
+        elif glob.has_magic(name):
+            matches = glob.glob(str(path), recursive=True)
+            paths = sorted(p for p in map(Path, matches) if p.is_file() and _is_readable(p))
+            if not paths:
+                raise UserError(f"data.files={name}: the pattern matches no readable file (in {Path.cwd()})")
+        else:
+            raise UserError(f"data.files={name}: there is no such file or folder (looked in {Path.cwd()})")
+        found.update(dict.fromkeys(paths))
+    for path in found:
+        if path.stat().st_size == 0:
+            raise UserError(f"{path} is empty. Remove it from data.files or write rows into it")
+    return list(found)
+
+
+def read_records(path: Path, start: int = 0, separator: str = "auto") -> Iterator[Record]:
+    """The records behind the first `start`. A file that cannot be read at all raises UserError, at the bad place."""
+    reader = {".jsonl": _json_lines, ".json": _json_file, ".parquet": _parquet_rows}.get(_suffix(path))
+    try:
+        if reader is not None:
+            yield from reader(path, start)
+        elif _suffix(path) == ".txt":
+            yield from _documents(path, start, separator)
+        elif start == 0:
+            yield Record(1, str(path), _source_text(path))
+    except (OSError, EOFError, zlib.error, pyarrow.ArrowException) as error:
+        raise UserError(f"{path} cannot be read: {error}. Is the file damaged or cut short?") from error
+
+
+def _suffix(path: Path) -> str:
+    name = path.name.lower()
+    return Path(name.removesuffix(".gz")).suffix
+
+
+def _is_readable(path: Path) -> bool:
+    return _suffix(path) in SUFFIXES and not path.name.lower().endswith(".parquet.gz")
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith((".", "__pycache__")) for part in path.relative_to(folder).parts)
+
+
+def _open_binary(path: Path) -> gzip.GzipFile | io.BufferedReader:
+    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+def _open_text(path: Path) -> io.TextIOWrapper:
+    # Undecodable bytes become lone surrogates, which rows.py refuses row by row, naming the place.
+    return io.TextIOWrapper(_open_binary(path), encoding="utf-8-sig", errors="surrogateescape")
+
+
+def _json_lines(path: Path, start: int) -> Iterator[Record]:
+    with _open_text(path) as file:
+        for number, line in enumerate(islice(file, start, None), start=start + 1):
+            if line.strip():
+                yield Record(number, f"{path}:{number}", _parse(line, f"{path}:{number}"))
+
+
+def _parse(line: str, where: str) -> object:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        return UserError(
+            f"{where}: not valid JSON ({error}). Mend the line, or set data.on_error=skip to leave such lines out"
+        )
+
+
+def _json_file(path: Path, start: int) -> Iterator[Record]:
+    """A .json file is one list of records, or JSON lines under another name."""
+    with _open_text(path) as file:
+        text = file.read()
+    if not text.lstrip().startswith("["):
+        yield from _json_lines(path, start)
+        return
+    try:
+        items = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno})") from error
+    for number, item in enumerate(items[start:], start=start + 1):
+        yield Record(number, f"{path}: item {number}", item)
+
+
+def _parquet_rows(path: Path, start: int) -> Iterator[Record]:
+    with pyarrow.parquet.ParquetFile(path) as file:
+        position = 0
+        for group in range(file.num_row_groups):
+            num_rows = file.metadata.row_group(group).num_rows
+            if position + num_rows <= start:
+                position += num_rows
+                continue
+            for batch in file.iter_batches(batch_size=256, row_groups=[group]):
+                for record in batch.to_pylist():
+                    position += 1
+                    if position > start:
+                        yield Record(position, f"{path}: row {position}", record)
+
+
+def _documents(path: Path, start: int, separator: str) -> Iterator[Record]:
+    with _open_text(path) as file:
+        rule = find_rule(separator, file.read(PROBE_CHARS) if separator == "auto" else "")
+    with _open_text(path) as file:
+        for number, document in enumerate(split_documents(file, rule), start=1):
+            if number > start:
+                yield Record(number, f"{path}:{document.line}", document.text)
+
+
+def _source_text(path: Path) -> str:
+    """A whole .py or .md file. Python names its encoding in the file; a wrong one is read as Latin-1, which always
+    can be: a few odd characters in a comment do not make a module worthless."""
+    with _open_binary(path) as file:
+        data = file.read()
+    try:
+        encoding = tokenize.detect_encoding(io.BytesIO(data).readline)[0] if _suffix(path) == ".py" else "utf-8-sig"
+        text = data.decode(encoding)
+    except (SyntaxError, UnicodeDecodeError, LookupError):
+        text = data.decode("latin-1")
+    return text.replace("\r\n", "\n")

@@ -1,0 +1,185 @@
+"""Where do the rows come from? The settings of the data stage, and the source that they describe.
+
+A source is built from the inside out: records (the standard library, files, the hub, regenerated shards, or a mixture
+of such sources), joined lines, the held-out split, shuffling by windows, one process's share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from euryale.data.file_source import FileSource, file_row, library_files, library_row, shard_files, shard_row
+from euryale.data.files import find_files
+from euryale.data.hub import HubSource
+from euryale.data.rows import Message, Row, Source
+from euryale.data.wrappers import Joined, Mix, Sharded, Shuffled, Split
+from euryale.errors import UserError
+
+__all__ = ["SOURCES", "SPLITS", "DataConfig", "Message", "Row", "Source", "build_source"]
+
+SPLITS = ("train", "held_out")
+
+
+@dataclass
+class DataConfig:
+    """The data stage; conf/data/*.yaml explains each value. Only the settings of the chosen kind are read."""
+
+    kind: str = "stdlib"
+    # stdlib
+    modules: str = "top"
+    # files: one name or a list of them (the config library has no type for that)
+    files: Any = ""
+    text_separator: str = "auto"
+    # hub
+    repo: str = ""
+    subset: str | None = None
+    split: str = "train"
+    data_files: Any = ""
+    revision: str | None = None
+    streaming: bool = True
+    join_rows: bool = False
+    num_retries: int = 6
+    # mix
+    mix: list[Any] = field(default_factory=list)
+    # regenerated
+    folder: str = ""
+    # every kind
+    column: str | None = None
+    on_error: str = "stop"
+    held_out_one_in: int = 20
+    shuffle_window: int = 512
+    seed: int = 0
+    block_size: int = 512
+    batch_size: int = 8
+    # the base continues these rows before heads are trained on them; read by train/run.py
+    regenerate: bool = True
+
+
+def build_source(config: DataConfig, split: str, rank: int = 0, world_size: int = 1) -> Source:
+    """The rows of `split` (train or held_out), of which process `rank` of `world_size` gets its share.
+
+    Everything a user can get wrong about paths, names and numbers is said here; bad rows are met while reading.
+    """
+    if split not in SPLITS:
+        raise UserError(f"there is no split {split!r}. Known: {', '.join(SPLITS)}")
+    check(config)
+    source = SOURCES[config.kind](config, split)
+    return Sharded(source, rank, world_size) if world_size > 1 else source
+
+
+def check(config: DataConfig) -> None:
+    """Values that no kind of source can work with."""
+    _one_of("kind", config.kind, tuple(SOURCES))
+    _one_of("on_error", config.on_error, ("stop", "skip"))
+    _one_of("modules", config.modules, ("top", "all"))
+    least = {"block_size": 8, "batch_size": 1, "shuffle_window": 1, "held_out_one_in": 0, "num_retries": 0}
+    for name, minimum in least.items():
+        if getattr(config, name) < minimum:
+            raise UserError(f"data.{name}={getattr(config, name)} must be at least {minimum}")
+    if config.held_out_one_in == 1:
+        raise UserError("data.held_out_one_in=1 would hold every row out. Take 20, or 0 to hold none out")
+    if not config.text_separator or "\n" in config.text_separator:
+        raise UserError("data.text_separator is auto, headings, paragraphs, lines, whole, or a string inside a line")
+
+
+def _library(config: DataConfig, split: str) -> Source:
+    source = FileSource(library_files(config.modules), library_row, config.seed, config.on_error)
+    return _split_and_shuffle(source, config, split)
+
+
+def _files(config: DataConfig, split: str) -> Source:
+    to_row = partial(file_row, column=config.column)
+    paths = find_files(_names(config.files))
+    source = FileSource(paths, to_row, config.seed, config.on_error, config.text_separator)
+    return _split_and_shuffle(source, config, split)
+
+
+def _hub(config: DataConfig, split: str) -> Source:
+    source: Source = HubSource(
+        config.repo,
+        config.subset,
+        config.split,
+        _names(config.data_files),
+        config.revision,
+        config.streaming,
+        config.column,
+        config.on_error,
+        config.num_retries,
+    )
+    if config.join_rows:
+        if config.text_separator == "auto":
+            raise UserError("data.join_rows=true needs data.text_separator, for example headings for WikiText")
+        source = Joined(source, config.text_separator)
+    return _split_and_shuffle(source, config, split)
+
+
+def _regenerated(config: DataConfig, split: str) -> Source:
+    source = FileSource(shard_files(Path(config.folder).expanduser()), shard_row, config.seed, config.on_error)
+    return _split_and_shuffle(source, config, split)
+
+
+def _mix(config: DataConfig, split: str) -> Source:
+    if not config.mix:
+        raise UserError(
+            "data=mix needs data.mix, a list like [{kind: stdlib, weight: 1}, {kind: files, files: a.txt, weight: 3}]"
+        )
+    sources, weights = [], []
+    for number, entry in enumerate(config.mix):
+        settings = dict(entry) if isinstance(entry, Mapping) else {}
+        weight = settings.pop("weight", None)
+        if not isinstance(weight, (int, float)) or weight <= 0:
+            raise UserError(f"data.mix[{number}] needs a weight above 0 and the settings of a source, found {entry!r}")
+        child = _child(config, settings, number)
+        check(child)
+        sources.append(SOURCES[child.kind](child, split))
+        weights.append(float(weight))
+    return Mix(sources, weights, config.seed, repeat=split == "train")
+
+
+SOURCES: dict[str, Callable[[DataConfig, str], Source]] = {
+    "stdlib": _library,
+    "files": _files,
+    "hub": _hub,
+    "mix": _mix,
+    "regenerated": _regenerated,
+}
+
+
+def _split_and_shuffle(source: Source, config: DataConfig, split: str) -> Source:
+    source = Split(source, split == "held_out", config.held_out_one_in)
+    return Shuffled(source, config.shuffle_window, config.seed) if config.shuffle_window > 1 else source
+
+
+def _child(parent: DataConfig, settings: dict[str, Any], number: int) -> DataConfig:
+    """The settings of one part of a mixture: its own, and the mixture's for what it does not say."""
+    shared = ("mix", "block_size", "batch_size", "regenerate")  # of the mixture as a whole
+    known = [item.name for item in dataclasses.fields(DataConfig) if item.name not in shared]
+    if unknown := sorted(set(settings) - set(known)):
+        options = ", ".join(["weight", *known])
+        raise UserError(f"data.mix[{number}] has unknown settings: {', '.join(unknown)}. Known: {options}")
+    child = dataclasses.replace(parent, mix=[], **settings)
+    for name, value in settings.items():
+        default = getattr(DataConfig(), name)
+        expected = str if default is None else type(default)
+        if name not in ("files", "data_files") and type(value) is not expected:
+            raise UserError(f"data.mix[{number}].{name}={value!r} must be of type {expected.__name__}")
+    if child.kind == "mix":
+        raise UserError(f"data.mix[{number}]: a mixture inside a mixture; list its sources here instead")
+    return child
+
+
+def _names(value: object) -> list[str]:
+    """One name or a list of names."""
+    if isinstance(value, str):
+        return [value] if value else []
+    return [str(name) for name in value] if isinstance(value, Sequence) else []
+
+
+def _one_of(name: str, value: str, options: tuple[str, ...]) -> None:
+    if value not in options:
+        raise UserError(f"data.{name}={value!r} is not known. Options: {', '.join(options)}")

@@ -1,0 +1,212 @@
+"""What can be put around any source: the held-out split, shuffling, joining lines, one process's share, a mixture.
+
+Each keeps the contract of `Source`: an exact cursor. That is why shuffling is by windows and not by a rolling buffer:
+a window can be read again from its start.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from euryale.data.documents import Splitter
+from euryale.data.rows import Row, Source, is_held_out, row_from_text
+from euryale.errors import UserError
+
+
+class Split:
+    """The rows on one side of the held-out split: `one_in` of them, by a hash of their key, or all others."""
+
+    def __init__(self, source: Source, held_out: bool, one_in: int) -> None:
+        self._source = source
+        self._held_out = held_out
+        self._one_in = one_in
+
+    @property
+    def num_skipped(self) -> int:
+        return self._source.num_skipped
+
+    def __iter__(self) -> Iterator[Row]:
+        return (row for row in self._source if is_held_out(row.key, self._one_in) == self._held_out)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._source.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._source.load_state_dict(state)
+
+
+class Shuffled:
+    """Windows of `window` rows, each in a random order that depends on (seed, number of the window) alone.
+
+    The cursor is the inner cursor at the start of the window and the position in it, so that resuming reads at most
+    one window again and no row is lost, which a rolling shuffle buffer cannot promise.
+    """
+
+    def __init__(self, source: Source, window: int, seed: int) -> None:
+        self._source = source
+        self._window = window
+        self._seed = seed
+        self._num_windows = 0  # done, over all passes: every pass has an order of its own
+        self._position = 0
+        self._start: dict[str, Any] | None = None  # the inner cursor at the start of the window that is being given
+
+    @property
+    def num_skipped(self) -> int:
+        return self._source.num_skipped
+
+    def __iter__(self) -> Iterator[Row]:
+        if self._start is not None:  # an earlier iterator was left in the middle of a window: read that again
+            self._source.load_state_dict(self._start)
+        rows = iter(self._source)
+        while True:
+            self._start = self._source.state_dict()
+            window = list(islice(rows, self._window))
+            random.Random(f"window {self._seed} {self._num_windows}").shuffle(window)
+            while self._position < len(window):
+                self._position += 1
+                yield window[self._position - 1]
+            self._start, self._position = None, 0
+            if not window:
+                return
+            self._num_windows += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        start = self._source.state_dict() if self._start is None else self._start
+        return {"source": start, "num_windows": self._num_windows, "position": self._position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._source.load_state_dict(state["source"])
+        self._start = None
+        self._num_windows = state["num_windows"]
+        self._position = state["position"]
+
+
+class Joined:
+    """Rows that are consecutive lines of one text (WikiText on the hub), joined and divided into documents."""
+
+    def __init__(self, source: Source, rule: str) -> None:
+        self._source = source
+        self._splitter = Splitter(rule)
+        self._ready: list[Row] = []  # documents that ended with the last line and were not given yet
+        self._origin = ""  # of the last line
+
+    @property
+    def num_skipped(self) -> int:
+        return self._source.num_skipped
+
+    def __iter__(self) -> Iterator[Row]:
+        yield from self._give()
+        for line in self._source:
+            self._origin = line.origin
+            if line.text is None:
+                raise UserError(f"{line.origin}: data.join_rows=true needs rows of text, found a conversation")
+            self._add(self._splitter.push(line.text if line.text.endswith("\n") else line.text + "\n"))
+            yield from self._give()
+        self._add([self._splitter.flush()])
+        yield from self._give()
+
+    def _add(self, texts: list[str]) -> None:
+        self._ready += [row_from_text(text, self._origin) for text in texts if text.strip()]
+
+    def _give(self) -> Iterator[Row]:
+        while self._ready:
+            yield self._ready.pop(0)
+
+    def state_dict(self) -> dict[str, Any]:
+        ready = [[row.text, row.origin] for row in self._ready]
+        pending = self._splitter.pending
+        return {"source": self._source.state_dict(), "pending": pending, "ready": ready, "origin": self._origin}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._source.load_state_dict(state["source"])
+        self._splitter = Splitter(self._splitter.rule, state["pending"])
+        self._ready = [row_from_text(text, origin) for text, origin in state["ready"]]
+        self._origin = state["origin"]
+
+
+class Sharded:
+    """The share of process `rank` among `world_size`: every world_size-th row. All processes read all rows, which
+    costs little beside training on them and keeps the shares disjoint, complete and exact for every source."""
+
+    def __init__(self, source: Source, rank: int, world_size: int) -> None:
+        self._source = source
+        self._rank = rank
+        self._world_size = world_size
+        self._num_rows = 0
+
+    @property
+    def num_skipped(self) -> int:
+        return self._source.num_skipped
+
+    def __iter__(self) -> Iterator[Row]:
+        for row in self._source:
+            self._num_rows += 1
+            if (self._num_rows - 1) % self._world_size == self._rank:
+                yield row
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"source": self._source.state_dict(), "num_rows": self._num_rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._source.load_state_dict(state["source"])
+        self._num_rows = state["num_rows"]
+
+
+class Mix:
+    """Rows drawn from several sources, in proportion to their weights (by rows, not by tokens).
+
+    Which source is next depends on (seed, number of the draw) alone. With `repeat` a source that ends starts again and
+    a pass ends when each has ended once, so that the proportions hold throughout; without, each row comes once.
+    """
+
+    def __init__(self, sources: list[Source], weights: list[float], seed: int, repeat: bool) -> None:
+        self._sources = sources
+        self._weights = weights
+        self._seed = seed
+        self._repeat = repeat
+        self._num_draws = 0
+        self._has_ended = [False] * len(sources)
+
+    @property
+    def num_skipped(self) -> int:
+        return sum(source.num_skipped for source in self._sources)
+
+    def __iter__(self) -> Iterator[Row]:
+        iterators = [iter(source) for source in self._sources]
+        while not all(self._has_ended):
+            index = self._draw()
+            row = next(iterators[index], None)
+            if row is None:
+                self._has_ended[index] = True
+                if not self._repeat or all(self._has_ended):
+                    continue
+                iterators[index] = iter(self._sources[index])
+                row = next(iterators[index], None)
+                if row is None:
+                    raise UserError(f"data.mix[{index}] gave no row in a whole pass. Remove it or give it more data")
+            self._num_draws += 1
+            yield row
+        self._has_ended = [False] * len(self._sources)
+
+    def _draw(self) -> int:
+        weights = self._weights
+        if not self._repeat:
+            weights = [0.0 if ended else weight for weight, ended in zip(weights, self._has_ended, strict=True)]
+        chooser = random.Random(f"mix {self._seed} {self._num_draws}")
+        return chooser.choices(range(len(weights)), weights)[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "sources": [source.state_dict() for source in self._sources],
+            "num_draws": self._num_draws,
+            "has_ended": list(self._has_ended),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for source, inner in zip(self._sources, state["sources"], strict=True):
+            source.load_state_dict(inner)
+        self._num_draws = state["num_draws"]
+        self._has_ended = list(state["has_ended"])
