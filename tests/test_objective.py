@@ -202,7 +202,7 @@ def test_a_batch_without_labels_costs_nothing_and_breaks_nothing(tiny_base: Base
     sums.loss.backward()
     assert float(sums.loss.detach()) == 0 and sums.count_K.sum() == 0
     assert all(not p.grad.any() for p in heads.parameters() if p.grad is not None)
-    with pytest.raises(UserError, match="no label"):
+    with pytest.raises(UserError, match="no token to score"):
         evaluate_heads(tiny_base, heads, [batch], 1)
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -22,12 +23,12 @@ from test_checkpoint import largest_file
 from euryale.errors import UserError
 from euryale.model.base import Base, BaseConfig, load_base
 from euryale.model.checkpoint import find_checkpoint, load_heads, read_description
-from euryale.model.heads import HeadsConfig
+from euryale.model.heads import HeadsConfig, build_heads
 from euryale.training.interrupt import Interrupted, SignalGuard
 from euryale.training.metrics import MetricsLog, truncate_metrics, wandb_mode
 from euryale.training.objective import ObjectiveConfig, medusa1_loss
 from euryale.training.optim import OptimConfig, build_optimizer, learning_rate
-from euryale.training.resume import find_run
+from euryale.training.resume import find_run, random_state, restore_random_state
 from euryale.training.trainer import Trainer
 
 
@@ -190,7 +191,7 @@ def test_settings_that_no_weight_depends_on_may_change(finished: Path, tiny_base
 
 
 def test_a_run_is_not_overwritten_and_nothing_is_not_resumed(finished: Path, tiny_base: Base, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="already holds a run"):
+    with pytest.raises(UserError, match="holds a run already"):
         make_trainer(tiny_base, finished)
     with pytest.raises(UserError, match="nothing is saved"):
         make_trainer(tiny_base, tmp_path / "empty", resume=True)
@@ -251,6 +252,21 @@ def test_a_text_without_labels_is_said_at_the_first_log_point(tiny_base: Base, t
 
     with pytest.raises(UserError, match="No token counted in the last 3 steps"):
         make_trainer(tiny_base, tmp_path / "run", batches=Masked()).fit()
+
+
+def test_held_out_text_without_labels_is_refused_before_training(tiny_base: Base, tmp_path: Path) -> None:
+    masked = make_batch(1)
+    masked.is_target_BT[:] = False
+    heads = build_heads(HeadsConfig(num_heads=1), tiny_base.lm_head_weight)
+    with pytest.raises(UserError, match="held-out text has no token to score"):
+        Trainer(tiny_base, heads, ObjectiveConfig(), OptimConfig(), MemoryStream(), [masked], tmp_path / "run")
+
+
+def test_random_states_come_back() -> None:
+    state = json.loads(json.dumps(random_state(torch.device("cpu"))))
+    drawn = torch.rand(3).tolist(), random.random()
+    restore_random_state(state, torch.device("cpu"))
+    assert (torch.rand(3).tolist(), random.random()) == drawn
 
 
 def test_pretraining_trains_the_base_and_saves_a_folder_that_loads(tmp_path: Path) -> None:
@@ -349,7 +365,7 @@ def test_wandb_is_online_only_with_a_key(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UserError, match="WANDB_API_KEY"):
         wandb_mode("online")
     monkeypatch.setenv("WANDB_API_KEY", "x")
-    assert [wandb_mode(asked) for asked in ("off", "auto", "offline", "online")] == [None, "online", "offline", "online"]
+    assert [wandb_mode(asked) for asked in ("auto", "offline", "online")] == ["online", "offline", "online"]
     with pytest.raises(UserError, match="off, auto, offline, online"):
         wandb_mode("yes")
 

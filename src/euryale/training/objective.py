@@ -26,6 +26,10 @@ from euryale.training.chunked import Labels, chunked_loss, chunks, label_loss
 LOSSES = ("kl", "ce")
 FIRST_GAP = 2  # head 0 looks two tokens ahead: the next one is the base's own
 RANKS = (1, 5, 10)
+NO_LABELS = (
+    "The held-out text has no token to score: its documents are too short, or none of its tokens is a target. "
+    "Give more held-out text (data=...), or turn evaluation off (optim.eval_batches=0)."
+)
 
 
 @dataclass
@@ -212,7 +216,7 @@ def _evaluate(problems: Iterable[_Problem]) -> _Means:
             count_K[chunk.head] += len(ranks_C)
             loss_K[chunk.head] += label_loss(chunk).sum(dtype=torch.float64)
     if loss_K is None or not count_K.sum():
-        raise UserError("The held-out text holds no label to score: its documents are too short or wholly masked.")
+        raise UserError(NO_LABELS)
     per_label_K = count_K.clamp(min=1)
     return _Means(
         float(loss_K.sum() / count_K.sum()),
@@ -223,13 +227,14 @@ def _evaluate(problems: Iterable[_Problem]) -> _Means:
 
 
 class Objective(NamedTuple):
-    """A loss for training and its held-out measure."""
+    """A loss for training, its held-out measure, and how far ahead its nearest label lies."""
 
+    gap: int
     loss: Callable[[Base, Heads | None, PackedBatch, ObjectiveConfig], LossSums]
     evaluate: Callable[..., dict[str, object]]
 
 
 OBJECTIVES = {
-    "medusa1": Objective(medusa1_loss, evaluate_heads),
-    "pretrain": Objective(pretrain_loss, evaluate_base),
+    "medusa1": Objective(FIRST_GAP, medusa1_loss, evaluate_heads),
+    "pretrain": Objective(1, pretrain_loss, evaluate_base),
 }

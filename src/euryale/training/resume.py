@@ -9,6 +9,7 @@ Tensors are safetensors and the rest is JSON: nothing in it is executed.
 import random
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -16,11 +17,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from euryale.errors import UserError
+from euryale.model.base import Base
 from euryale.model.checkpoint import read_tensors
 from euryale.model.files import json_text, read_json, write_atomically
+from euryale.model.heads import Heads
+from euryale.training.objective import ObjectiveConfig
+from euryale.training.optim import OptimConfig
 
 FORMAT_VERSION = 1
 MOMENTS = ("exp_avg", "exp_avg_sq")
+# What may differ between a run and its continuation, because no weight depends on it.
+FREE_SETTINGS = ("eval_every", "eval_batches", "save_every", "log_every")
 
 
 def find_run(name: str, root: Path) -> Path:
@@ -118,6 +125,26 @@ def restore_random_state(state: dict, device: torch.device) -> None:
         torch.cuda.set_rng_state(_from_hex(state["device"]), device)
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
+
+
+def run_settings(
+    base: Base,
+    heads: Heads | None,
+    objective: ObjectiveConfig,
+    optim: OptimConfig,
+    others: Mapping[str, object],
+    num_processes: int,
+) -> dict[str, object]:
+    """Everything the weights of a run depend on, as dotted keys; `others` are dotted already."""
+    identity = {key: value for key, value in base.identity().items() if key not in ("path", "revision")}
+    own = {
+        "base": identity | {"dtype": str(base.dtype).removeprefix("torch.")},
+        "heads": asdict(heads.config) if heads is not None else {},
+        "objective": asdict(objective),
+        "optim": {key: value for key, value in asdict(optim).items() if key not in FREE_SETTINGS},
+        "num_processes": num_processes,
+    }
+    return {**others, **flatten(own)}
 
 
 def flatten(settings: Mapping, prefix: str = "") -> dict[str, object]:

@@ -21,7 +21,7 @@ from euryale.model.checkpoint import provenance, save_base, save_heads
 from euryale.model.heads import Heads
 from euryale.training.interrupt import Interrupted, SignalGuard
 from euryale.training.metrics import MetricsLog, Progress, truncate_metrics
-from euryale.training.objective import OBJECTIVES, LossSums, ObjectiveConfig, PackedBatch
+from euryale.training.objective import NO_LABELS, OBJECTIVES, LossSums, ObjectiveConfig, PackedBatch, select_labels
 from euryale.training.optim import OptimConfig, autocast, build_optimizer, learning_rate, trained_parameters
 from euryale.training.resume import (
     flatten,
@@ -29,12 +29,11 @@ from euryale.training.resume import (
     random_state,
     restore_random_state,
     restore_tensors,
+    run_settings,
     save_resume,
 )
 from euryale.training.step import StepResult, Window, add_up, average_gradients
 
-# What may differ between a run and its continuation, because no weight depends on it.
-FREE_SETTINGS = ("eval_every", "eval_batches", "save_every", "log_every")
 log = logging.getLogger(__name__)
 
 
@@ -71,10 +70,14 @@ class Trainer:
         optim.check()
         self.base, self.heads, self.batches, self.held_out, self.folder = base, heads, batches, held_out, folder
         self.objective, self.optim = objective, optim
+        looked_at = held_out[: optim.eval_batches]  # an evaluation that cannot be is better found now than in an hour
+        if looked_at and not any(len(select_labels(b, [OBJECTIVES[objective.kind].gap])[0]) for b in looked_at):
+            raise UserError(NO_LABELS)
         self.accelerator = Accelerator(cpu=base.device.type == "cpu")
         self.parameters = trained_parameters(base, heads, objective.kind)
         self.optimizer = build_optimizer(self.parameters, optim)
-        self.settings = self._settings(settings or {})
+        num_processes = self.accelerator.num_processes
+        self.settings = run_settings(base, heads, objective, optim, flatten(settings or {}), num_processes)
         self.step = 0
         self.tokens = 0
         self.seconds = 0.0
@@ -85,7 +88,7 @@ class Trainer:
         if resume:
             wandb_id = self._load()
         elif (folder / "resume").exists() or (folder / "metrics.jsonl").exists():
-            raise UserError(f"{folder} already holds a run. Continue it with resume={folder}, or give another folder.")
+            raise UserError(f"{folder} holds a run already. Go on with resume={folder}, remove it, or name another.")
         self.accelerator.wait_for_everyone()
         is_main = self.accelerator.is_main_process
         self.log = MetricsLog(folder / "metrics.jsonl", wandb, self.settings, wandb_id) if is_main else None
@@ -239,16 +242,3 @@ class Trainer:
                 f"{result.grad_norm}). The data cursor after its rows: {str(self.batches.state_dict())[:300]}. "
                 f"Lower optim.lr ({self.optim.lr}) or look at these rows; the last save in {self.folder} is unharmed."
             )
-
-    def _settings(self, settings: Mapping[str, object]) -> dict[str, object]:
-        """Everything the weights depend on, as dotted keys."""
-        optim = {key: value for key, value in asdict(self.optim).items() if key not in FREE_SETTINGS}
-        identity = {key: value for key, value in self.base.identity().items() if key not in ("path", "revision")}
-        own = {
-            "base": identity | {"dtype": str(self.base.dtype).removeprefix("torch.")},
-            "heads": asdict(self.heads.config) if self.heads is not None else {},
-            "objective": asdict(self.objective),
-            "optim": optim,
-            "num_processes": self.accelerator.num_processes,
-        }
-        return flatten(settings) | flatten(own)
