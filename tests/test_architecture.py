@@ -16,7 +16,8 @@ SCRIPTS = sorted([*ROOT.glob("train/*.py"), *ROOT.glob("infer/*.py")])
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = {
-    "euryale": 4,  # the front door: __init__.py re-exports Engine
+    "euryale": 5,  # the front door: __init__.py re-exports Engine
+    "pipeline": 4,
     "config": 3,
     "serving": 3,
     "training": 2,

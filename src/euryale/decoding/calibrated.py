@@ -27,6 +27,7 @@ class Calibration:
     num_positions: int
     tau: dict[str, float] = field(default_factory=dict)  # expected tokens a step by number of nodes
     step_ms: dict[str, float] = field(default_factory=dict)  # median time of a step by number of nodes
+    repeated_8grams: float = 0.0  # share of the counted text that repeats itself: it flatters tau
 
     def tree(self, num_nodes: int | None = None) -> Tree:
         """The best tree of this many nodes (default: the chosen number), the root included."""

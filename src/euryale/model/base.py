@@ -7,22 +7,19 @@ Letters: B batch, T tokens, D width, V vocabulary.
 """
 
 import hashlib
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import huggingface_hub
 import torch
 import transformers
-from huggingface_hub import constants
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from euryale.errors import UserError
 from euryale.model.attention import use_tree_attention
+from euryale.model.locate import check_folder, find_model, hub_answers
 
-PROJECT = Path(__file__).resolve().parents[3]  # where the bundled checkpoints/ and data/ lie in a clone
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 log = logging.getLogger(__name__)
 
@@ -31,7 +28,7 @@ log = logging.getLogger(__name__)
 class BaseConfig:
     """Which language model, and in which numbers."""
 
-    path: str = "checkpoints/tiny-base"
+    path: str | None = "checkpoints/tiny-base"  # None: the one that a heads checkpoint names
     revision: str | None = None
     dtype: str = "auto"
     quantization: str = "none"
@@ -41,7 +38,15 @@ class BaseConfig:
 class Base:
     """A loaded base: the model, its tokenizer and the few facts the rest of the product asks for."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str, fingerprint: str) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        path: str,
+        fingerprint: str,
+        quantization: str = "none",
+    ) -> None:
+        self.quantization = quantization
         self.model = model
         self.tokenizer = tokenizer
         self.path = path
@@ -100,6 +105,7 @@ class Base:
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
             "fingerprint": self.fingerprint,
+            "quantization": self.quantization,
         }
 
 
@@ -110,14 +116,16 @@ def load_base(config: BaseConfig) -> Base:
     cut-off file; a family whose logits are more than the output matrix times the hidden state; a missing GPU.
     """
     transformers.utils.logging.disable_progress_bar()
-    path = _resolve(config.path)
+    assert config.path is not None, "the caller knows which base a checkpoint names"
+    path = find_model(config.path)
     is_local = Path(path).is_dir()
     if is_local:
-        _check_folder(Path(path), config.path)
-    source = {"revision": config.revision, "local_files_only": is_local or not _hub_answers(path, config.revision)}
+        check_folder(Path(path), config.path)
+    source = {"revision": config.revision, "local_files_only": is_local or not hub_answers(path, config.revision)}
     device = pick_device(config.device)
     dtype = _pick_dtype(config.dtype, device)
     quantization = _quantization(config.quantization, dtype)
+    name = "nf4" if quantization else "none"
     try:
         hf_config = AutoConfig.from_pretrained(path, **source)
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
@@ -138,7 +146,7 @@ def load_base(config: BaseConfig) -> Base:
     _keep_4bit_weights_trainable(model)
     model.eval().requires_grad_(False)
     use_tree_attention(model)
-    base = Base(model, tokenizer, config.path, _fingerprint(path, model))
+    base = Base(model, tokenizer, config.path, _fingerprint(path, model), name)
     _check_logits(base)
     log.info("base %s: %s on %s in %s", config.path, type(model).__name__, base.device, base.dtype)
     return base
@@ -169,7 +177,7 @@ def _pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _quantization(name: str, dtype: torch.dtype) -> object | None:
-    if name == "none":
+    if name in ("none", "auto"):  # auto asks a heads checkpoint; without one there is nothing to ask
         return None
     if name != "nf4":
         raise UserError(f"base.quantization={name} is not known. Choose one of: none, nf4.")
@@ -183,63 +191,6 @@ def _quantization(name: str, dtype: torch.dtype) -> object | None:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-
-
-def _resolve(path: str) -> str:
-    """A folder (from here, or from the project) or a hub id."""
-    for candidate in (Path(path).expanduser(), PROJECT / path):
-        if candidate.is_dir():
-            return str(candidate)
-    looks_like_id = path.count("/") <= 1 and not path.startswith((".", "/", "~")) and bool(path)
-    if not looks_like_id or path.startswith("checkpoints/"):
-        raise UserError(
-            f"base.path={path}: there is no such folder (looked in {Path.cwd()} and {PROJECT}). "
-            "Give a folder that holds a Hugging Face model, or a hub id like meta-llama/Llama-3.1-8B."
-        )
-    return path
-
-
-def _hub_answers(repo: str, revision: str | None) -> bool:
-    """Asks the hub once, briefly: its own client would retry for half a minute. A cached model needs no answer."""
-    try:
-        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=5.0)
-    except Exception as error:  # the HTTP library's errors differ between hub versions; the outcome is one
-        if isinstance(huggingface_hub.try_to_load_from_cache(repo, "config.json", revision=revision), str):
-            log.warning("the hub (%s) does not answer: using the copy of %s in the cache", constants.ENDPOINT, repo)
-            return False
-        raise UserError(
-            f"base.path={repo}: no such folder here, and the hub at {constants.ENDPOINT} cannot be reached "
-            f"({type(error).__name__}). Give a folder that holds the model, or base=tiny, which needs no download."
-        ) from error
-    return True
-
-
-def _check_folder(folder: Path, asked: str) -> None:
-    """A model folder has a config, weights and a tokenizer, and all of them can be read."""
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"base.path={asked}: {folder} has no config.json, so it is no Hugging Face model. Found: {_listing(folder)}."
-        )
-    try:
-        json.loads((folder / "config.json").read_text())
-    except ValueError as error:
-        raise UserError(
-            f"base.path={asked}: {folder}/config.json is not JSON ({error}). Copy the model again."
-        ) from error
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise UserError(
-            f"base.path={asked}: {folder} has no weights (*.safetensors or *.bin). Found: {_listing(folder)}."
-        )
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-    if not any((folder / name).is_file() for name in names):
-        raise UserError(
-            f"base.path={asked}: {folder} has no tokenizer ({', '.join(names)}). Copy it from the model it came from."
-        )
-
-
-def _listing(folder: Path) -> str:
-    names = sorted(p.name for p in folder.iterdir())
-    return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "") if names else "nothing"
 
 
 def _load_message(asked: str, error: Exception) -> str:

@@ -1,0 +1,21 @@
+"""Finds the fastest tree for a checkpoint on this machine: python infer/calibrate.py checkpoint=DIR"""
+
+from euryale.config import CalibrateScriptConfig, script, use_threads
+from euryale.pipeline import recalibrate
+from euryale.serving.tables import calibration_table
+
+
+@script("calibrate")
+def main(config: CalibrateScriptConfig) -> dict[str, object]:
+    use_threads(config.threads)
+    folder, content = recalibrate(config)
+    for entry in content["calibrations"]:
+        print(calibration_table(entry))
+    return {
+        "checkpoint": str(folder),
+        "num_nodes": {str(e["temperature"]): e["num_nodes"] for e in content["calibrations"]},
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Answers a prompt, or chats, in the terminal: python infer/run.py checkpoint=DIR prompt="..."
+
+prompt=- reads the prompt from stdin; without a prompt a chat opens.
+"""
+
+import logging
+import sys
+import time
+
+from euryale.config import InferConfig, script, use_threads
+from euryale.serving.chat import chat, stream_answer
+from euryale.serving.open import open_engine
+
+log = logging.getLogger(__name__)
+
+
+@script("infer")
+def main(config: InferConfig) -> dict[str, object]:
+    use_threads(config.threads)
+    engine = open_engine(config)
+    if config.prompt is None:
+        return chat(engine, config, sys.stdin, sys.stdout)
+    prompt = sys.stdin.read() if config.prompt == "-" else config.prompt
+    start = time.perf_counter()
+    answer = stream_answer(engine, prompt, config, sys.stdout)
+    print(flush=True)
+    return answer | {"seconds": round(time.perf_counter() - start, 3)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Which prompts does the base answer, when the data at hand are texts and conversations?
+
+A text gives openings: windows at regular distances, of which the base sees the first tokens and writes the rest. A
+conversation gives its first question, through the chat template. The draw depends on the rows and the seed alone.
+"""
+
+import itertools
+import random
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from euryale.data.rows import Message, Row
+from euryale.data.tokens import bos_ids, prompt_ids
+from euryale.errors import UserError
+
+_STRIDE = 4  # a window is this many openings long: neighbours share no text
+_POOL = 8  # openings gathered for each one wanted, before the draw; bounds what is read of an endless source
+
+
+class Opening(NamedTuple):
+    """Token ids for the base to go on from."""
+
+    ids: list[int]
+    key: str  # of the row it came from
+    origin: str
+
+
+def draw_openings(
+    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, count: int, num_tokens: int, seed: int
+) -> list[Opening]:
+    """`count` openings (fewer when the rows hold no more), drawn by seed; those of texts have `num_tokens` tokens.
+
+    Raises UserError when the rows hold none at all.
+    """
+    pool: list[Opening] = []
+    for opening in _openings(rows, tokenizer, num_tokens):
+        pool.append(opening)
+        if len(pool) >= _POOL * count:
+            break
+    if not pool:
+        raise UserError(
+            f"no prompt of {num_tokens} tokens could be cut from the data. Give longer texts, or fewer tokens."
+        )
+    random.Random(f"openings {seed}").shuffle(pool)
+    return pool[:count]
+
+
+def split_openings(openings: list[Opening], count: int) -> tuple[list[Opening], list[Opening]]:
+    """Two lists of at most `count`: no row has openings in both, unless there is one row only."""
+    keys = sorted({opening.key for opening in openings})
+    side = {key: number % 2 for number, key in enumerate(keys)}
+    sides: tuple[list[Opening], list[Opening]] = ([], [])
+    for number, opening in enumerate(openings):
+        sides[side[opening.key] if len(keys) > 1 else number % 2].append(opening)
+    return sides[0][:count], sides[1][:count]
+
+
+def _openings(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> Iterator[Opening]:
+    begin = bos_ids(tokenizer)
+    length = max(1, num_tokens - len(begin))
+    for row in rows:
+        if row.text is not None:
+            ids = tokenizer(row.text, add_special_tokens=False, verbose=False)["input_ids"]
+            # The last window is used when at least half of it is there.
+            for start in range(0, max(1, len(ids) - length * _STRIDE // 2), length * _STRIDE):
+                if window := ids[start : start + length]:
+                    yield Opening([*begin, *window], row.key, row.origin)
+        elif row.messages is not None:
+            if question := _until_answer(row.messages):
+                yield Opening(prompt_ids(None, question, tokenizer, row.origin), row.key, row.origin)
+        elif row.ids is not None and row.num_prompt:
+            yield Opening(list(row.ids[: row.num_prompt]), row.key, row.origin)
+
+
+def _until_answer(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The turns before the first answer; () when nobody asked anything."""
+    turns = tuple(itertools.takewhile(lambda turn: turn.role != "assistant", messages))
+    return turns if any(turn.role == "user" for turn in turns) else ()

@@ -1,0 +1,205 @@
+"""What happens between a config and a measured checkpoint? The stages of train/run.py, in their order.
+
+text (the base writes it) -> heads (trained) -> tree (calibrated) -> numbers (decoded, timed, reported)
+"""
+
+import logging
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from euryale.config import CalibrateScriptConfig, TrainConfig, settings_of
+from euryale.data.batches import build_batches
+from euryale.data.openings import Opening
+from euryale.data.prompts import read_prompts
+from euryale.data.sources import DataConfig, build_source
+from euryale.data.sources import check as check_data
+from euryale.decoding.calibrated import TREE_FILE, read_calibrations
+from euryale.decoding.engine import Engine
+from euryale.errors import UserError
+from euryale.model.base import Base, load_base
+from euryale.model.checkpoint import find_checkpoint, load_heads, provenance, read_description
+from euryale.model.files import write_json
+from euryale.model.heads import Heads
+from euryale.model.locate import PROJECT
+from euryale.serving.benchmark import BenchSettings, bench
+from euryale.serving.calibrate import calibrate
+from euryale.serving.calibrate import check as check_calibration
+from euryale.serving.evaluate import evaluate_text
+from euryale.serving.hardware import hardware
+from euryale.serving.open import open_base
+from euryale.serving.prompts import held_out_openings
+from euryale.serving.regenerate import regenerate
+from euryale.serving.report import save_report
+from euryale.serving.scratch import make_base
+from euryale.serving.settings import RegenerateConfig
+from euryale.serving.textstats import LOOPING_SHARE
+from euryale.training.metrics import wandb_mode
+from euryale.training.trainer import Trainer
+
+METRICS = ("tau", "speedup", "speedup_vs_hf", "tokens_per_s", "held_out_loss_nats")
+log = logging.getLogger(__name__)
+
+
+def check(config: TrainConfig) -> None:
+    """Raises UserError for any setting that a later stage would refuse: minutes of work must not end at one."""
+    check_data(config.data)
+    config.heads.check()
+    config.objective.check()
+    config.optim.check()
+    check_calibration(config.calibrate)
+    wandb_mode(config.wandb)
+    if config.metric not in METRICS:
+        raise UserError(f"metric={config.metric} is not known. Choose one of: {', '.join(METRICS)}.")
+    for name in ("num_prompts", "max_new_tokens", "repeats"):
+        if getattr(config.evaluate, name) < 1:
+            raise UserError(f"evaluate.{name}={getattr(config.evaluate, name)} cannot be. Give a number of at least 1.")
+
+
+def prepare_text(base: Base, config: TrainConfig) -> DataConfig:
+    """The data to train on: text that the base writes from the rows' openings, or the rows themselves."""
+    if not config.data.regenerate or config.data.kind == "regenerated":
+        return config.data
+    folder = write_text(base, config.data, config.regenerate)
+    return replace(config.data, kind="regenerated", folder=str(folder))
+
+
+def write_text(base: Base, data: DataConfig, config: RegenerateConfig) -> Path:
+    """The folder of text that the base wrote from these rows' openings.
+
+    Rows of both splits are continued: a row keeps its key, so what comes from held-out rows stays held out.
+    """
+    rows = build_source(replace(data, held_out_one_in=0), "train")
+    batching = ("batch_size", "block_size", "regenerate", "held_out_one_in")
+    which_rows = {name: value for name, value in settings_of(data).items() if name not in batching}
+    return regenerate(base, rows, which_rows, config, PROJECT / config.output)
+
+
+def pretrain(config: TrainConfig, folder: Path) -> dict[str, object]:
+    """Trains the base itself (recipe=pretrain_tiny) and leaves it in `folder`/base."""
+    base_config = config.base
+    if config.scratch.enabled:
+        rows = build_source(config.data, "train")
+        made = make_base(config.scratch, rows, folder / "initial", config.seed)
+        base_config = replace(base_config, path=str(made))
+    base = load_base(base_config)
+    trained = train(base, None, config.data, config, folder)
+    loss = trained["held_out_loss_nats"]
+    print(f"held-out loss {loss:.3f} nats a token; the base is in {folder / 'base'}")
+    return {"checkpoint": str(folder / "base"), "held_out_loss_nats": loss, "metric": loss}
+
+
+def train(base: Base, heads: Heads | None, data: DataConfig, config: TrainConfig, folder: Path) -> dict[str, object]:
+    """Trains into `folder`, or goes on there; returns the trainer's last metrics."""
+    stream = build_batches(data, "train", base.tokenizer)
+    held_out = list(islice(build_batches(data, "held_out", base.tokenizer), config.optim.eval_batches))
+    trainer = Trainer(
+        base,
+        heads,
+        config.objective,
+        config.optim,
+        stream,
+        held_out,
+        folder,
+        settings={"data": settings_of(data), "seed": config.seed},
+        resume=config.resume is not None,
+        wandb=config.wandb,
+    )
+    return trainer.fit()
+
+
+def measure(base: Base, heads: Heads, trained: dict[str, Any], config: TrainConfig, folder: Path) -> dict[str, Any]:
+    """Calibrates a tree, decodes and times held-out prompts, writes tree.json, report, card and plots; the report."""
+    wanted = max(config.calibrate.num_prompts, config.evaluate.num_prompts)
+    to_calibrate, to_measure = held_out_openings(base, config.data, wanted, config.calibrate.prompt_tokens)
+    heads.eval()
+    content = calibrate(base, heads, to_calibrate[: config.calibrate.num_prompts], config.calibrate)
+    write_json(folder / TREE_FILE, content)
+    engine = Engine(base, heads, calibrations=read_calibrations(folder))
+    temperature = headline_temperature(content, config.evaluate.temperature)
+    prompts = [opening.ids for opening in to_measure[: config.evaluate.num_prompts]]
+    settings = BenchSettings(
+        max_new_tokens=config.evaluate.max_new_tokens,
+        temperature=temperature,
+        seed=config.seed,
+        repeats=config.evaluate.repeats,
+    )
+    report = {
+        "base": base.identity() | {"dtype": str(base.dtype).removeprefix("torch.")},
+        "heads": asdict(heads.config) | {"num_parameters": heads.num_parameters()},
+        "training": {
+            "steps": trained["step"],
+            "tokens": trained["tokens"],
+            "seconds": trained["seconds"],
+            "final_loss_nats": trained.get("held_out_loss_nats"),
+        },
+        "accuracy": accuracy_rows(trained),
+        "calibration": content,
+        "evaluation": evaluate_text(engine, prompts, config.evaluate.max_new_tokens, temperature, seed=config.seed),
+        "bench": bench(engine, prompts, settings),
+        "hardware": hardware(),
+        "provenance": provenance(),
+    }
+    save_report(folder, report)
+    return report
+
+
+def recalibrate(config: CalibrateScriptConfig) -> tuple[Path, dict[str, Any]]:
+    """Counts and times anew for a checkpoint, and writes its tree.json; the folder and the new content."""
+    folder = find_checkpoint(config.checkpoint, PROJECT / "checkpoints")
+    base = open_base(config.base, read_description(folder))
+    heads = load_heads(folder, base)
+    if config.prompts is not None:
+        engine = Engine(base, drafter="none")
+        prompts = read_prompts(Path(config.prompts), config.calibrate.num_prompts)
+        openings = [Opening(engine.encode_prompt(p), p.key, p.key) for p in prompts]
+    else:
+        openings, _ = held_out_openings(base, config.data, config.calibrate.num_prompts, config.calibrate.prompt_tokens)
+    content = calibrate(base, heads, openings, config.calibrate)
+    write_json(folder / TREE_FILE, content)
+    return folder, content
+
+
+def headline(report: dict[str, Any], folder: Path, metric: str) -> dict[str, object]:
+    """What the last line on stdout says, and `metric`, by which a sweep ranks its jobs. UserError: no such number."""
+    timed = report["bench"]["contenders"]
+    numbers: dict[str, object] = {
+        "checkpoint": str(folder),
+        "tau": report["evaluation"]["tau"],
+        "speedup": report["bench"]["speedup_vs_ar"],
+        "speedup_vs_hf": report["bench"]["speedup_vs_hf"],
+        "tokens_per_s": timed["euryale"]["tokens_per_s"],
+        "temperature": report["bench"]["temperature"],
+        "num_nodes": report["bench"]["num_nodes"],
+        "identical": report["evaluation"]["identical"],
+        "total": report["evaluation"]["total"],
+        "repeated_8grams": report["evaluation"]["repeated_8grams"],
+        "held_out_loss_nats": report["training"]["final_loss_nats"],
+    }
+    return numbers | {"metric": numbers[metric]}
+
+
+def headline_temperature(calibration: dict[str, Any], asked: float | None) -> float:
+    """T = 0, unless greedy text loops: repeated text flatters every drafter, so it is then sampled."""
+    if asked is not None:
+        return asked
+    entries = {entry["temperature"]: entry for entry in calibration["calibrations"]}
+    greedy = entries.get(0.0)
+    sampled = [t for t in entries if t > 0]
+    if greedy is None or greedy["repeated_8grams"] <= LOOPING_SHARE or not sampled:
+        return 0.0
+    log.warning(
+        "greedy text of this base repeats itself (%.0f%% of its 8-grams): measuring at temperature %s instead",
+        100 * greedy["repeated_8grams"],
+        sampled[0],
+    )
+    return sampled[0]
+
+
+def accuracy_rows(trained: dict[str, Any]) -> list[dict[str, float]]:
+    """The trainer's held-out accuracies, one row a head."""
+    tops = {rank: trained.get(f"held_out_head_top{rank}") for rank in (1, 5, 10)}
+    if not tops[1]:
+        return []
+    return [{"head": k, **{f"top{rank}": shares[k] for rank, shares in tops.items()}} for k in range(len(tops[1]))]

@@ -1,0 +1,200 @@
+"""Which tree is fastest with these heads, on this machine?
+
+For deterministic candidates the walk depends only on the ranks of the true next tokens under the heads. So the base's
+own text is read once, and at every position the vector of those ranks is noted. The share of positions whose vector
+starts with a path is that node's chance of being accepted: no independence between heads is assumed. A child is never
+likelier than its parent, hence the best n-node tree is the root and the n - 1 most frequent paths: one sort. The time
+of a real step is then measured for several n, and the n with the most tokens a second is kept.
+
+Letters: B batch, T tokens, M positions, K heads, D width, V vocabulary.
+"""
+
+import logging
+import statistics
+import time
+from collections import Counter
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from euryale.data.openings import Opening
+from euryale.decoding.accept import Sampling
+from euryale.decoding.calibrated import TREE_FORMAT, Calibration
+from euryale.decoding.drafters import build_drafter
+from euryale.decoding.engine import Engine
+from euryale.decoding.noise import gumbel
+from euryale.decoding.step import Decoder
+from euryale.decoding.tree import Path
+from euryale.errors import UserError
+from euryale.model.base import Base
+from euryale.model.heads import Heads, normalise
+from euryale.serving.hardware import hardware
+from euryale.serving.progress import Progress
+from euryale.serving.settings import CalibrateConfig
+from euryale.serving.textstats import repeated_ngram_share
+
+log = logging.getLogger(__name__)
+_CHUNK = 256  # positions whose [M, V] scores exist at a time
+
+
+class Text(NamedTuple):
+    """What the base wrote after one opening."""
+
+    ids: list[int]  # the opening included
+    num_prompt: int
+    seed: int
+
+
+def calibrate(base: Base, heads: Heads, openings: list[Opening], config: CalibrateConfig) -> dict:
+    """Counts ranks and times steps; returns the content of tree.json.
+
+    Raises UserError for settings that cannot be, or when the base's answers are too short to count anything.
+    """
+    check(config)
+    entries = []
+    for temperature in config.temperatures:
+        texts = _write(base, openings, temperature, config)
+        ranks = torch.cat([rank_vectors(base, heads, text, temperature, config.max_rank) for text in texts])
+        if not len(ranks):
+            raise UserError(
+                f"calibration needs answers of more than {heads.num_heads + 1} tokens, and the base ended all "
+                f"{len(texts)} sooner. Give other prompts, or a higher calibrate.new_tokens."
+            )
+        paths, probabilities = frequent_paths(ranks, config.max_rank, max(config.node_counts) - 1)
+        calibration = Calibration(temperature, 1, paths, probabilities, len(ranks))
+        counts = [n for n in sorted(set(config.node_counts)) if n <= len(paths) + 1]
+        tau = {str(n): 1.0 + sum(probabilities[: n - 1]) for n in counts}
+        step_ms = time_steps(base, heads, {n: calibration for n in counts}, openings[0].ids, temperature, config)
+        best = max(counts, key=lambda n: tau[str(n)] / step_ms[str(n)])
+        answers = [text.ids[text.num_prompt :] for text in texts]
+        entries.append(
+            {
+                **vars(calibration),
+                "num_nodes": best,
+                "tau": tau,
+                "step_ms": step_ms,
+                "repeated_8grams": repeated_ngram_share(answers),
+            }
+        )
+        log.info("calibration at T = %s: %d nodes, tau %.2f", temperature, best, tau[str(best)])
+    return {
+        "format_version": TREE_FORMAT,
+        "device": hardware()["gpu"] or hardware()["cpu"],
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "calibrations": entries,
+    }
+
+
+def check(config: CalibrateConfig) -> None:
+    """Raises UserError for settings that cannot be."""
+    if not config.node_counts or min(config.node_counts) < 1 or 1 not in config.node_counts:
+        raise UserError(f"calibrate.node_counts={config.node_counts}: give positive numbers, 1 (no tree) among them.")
+    for name in ("num_prompts", "new_tokens", "max_rank", "repeats", "batch_size"):
+        if getattr(config, name) < 1:
+            raise UserError(f"calibrate.{name}={getattr(config, name)} cannot be. Give a number of at least 1.")
+    if not config.temperatures:
+        raise UserError("calibrate.temperatures is empty. Give at least one, for example [0.0].")
+
+
+def _write(base: Base, openings: list[Opening], temperature: float, config: CalibrateConfig) -> list[Text]:
+    """The base's own answers, without heads."""
+    engine = Engine(base, drafter="none")
+    progress = Progress(f"calibration text at T = {temperature}", len(openings), "rows")
+    texts = []
+    for start in range(0, len(openings), config.batch_size):
+        batch = openings[start : start + config.batch_size]
+        seeds = [config.seed + start + i for i in range(len(batch))]
+        answers = engine.generate([o.ids for o in batch], config.new_tokens, temperature, seed=seeds)
+        progress.advance(len(batch), tokens=sum(len(a.ids) for a in answers))
+        texts += [Text(o.ids + a.ids, len(o.ids), s) for o, a, s in zip(batch, answers, seeds, strict=True)]
+    progress.close()
+    return texts
+
+
+@torch.inference_mode()
+def rank_vectors(base: Base, heads: Heads, text: Text, temperature: float, max_rank: int) -> Tensor:
+    """The rank of each of the K true next tokens under its head, at every position a step can start from; [M, K].
+
+    Ranks start at 0; max_rank stands for that and everything worse. At T > 0 heads rank with the verifier's noise.
+    """
+    K = heads.num_heads
+    ids_T = torch.tensor(text.ids, device=base.device)
+    first = max(text.num_prompt - 2, 0)  # the first root is the prompt's last token
+    M = len(text.ids) - first - 1 - K  # every position whose K next tokens after the root are all known
+    if M < 1:
+        return torch.empty(0, K, dtype=torch.long)
+    positions_1T = torch.arange(len(ids_T), device=base.device)[None]
+    hidden_TD = base.forward_packed(ids_T[None], positions_1T, torch.zeros_like(positions_1T))[0]
+    embedded_TD = normalise(base.embed(ids_T))
+    ranks_MK = torch.empty(M, K, dtype=torch.long)
+    for start in range(0, M, _CHUNK):
+        here = torch.arange(first + start, first + min(start + _CHUNK, M), device=base.device)
+        known = torch.stack([embedded_TD[here + 1 + j] for j in range(K)], 1)
+        for k in range(K):
+            scores_MV = _head_scores(base, heads, k, hidden_TD[here], known)
+            if temperature > 0:
+                noise = gumbel(text.seed, int(here[0]) + 2 + k, len(here), base.vocab_size, base.device)
+                scores_MV = scores_MV / temperature + noise
+            truth_M1 = scores_MV.gather(1, ids_T[here + 2 + k, None])
+            ranks_MK[start : start + len(here), k] = (scores_MV > truth_M1).sum(1).clamp(max=max_rank).cpu()
+    return ranks_MK
+
+
+def _head_scores(base: Base, heads: Heads, k: int, hidden_MD: Tensor, known_MKD: Tensor) -> Tensor:
+    head_hidden = heads.head_hidden(k, hidden_MD, known_MKD)
+    return torch.nn.functional.linear(head_hidden, heads.output_weight(k, base.lm_head_weight)).float()
+
+
+def frequent_paths(ranks_MK: Tensor, max_rank: int, num_paths: int) -> tuple[list[list[int]], list[float]]:
+    """The most frequent paths and their shares of all positions, parents before children.
+
+    A path ends before the first rank of max_rank, which stands for "not among the candidates".
+    """
+    counts: Counter[Path] = Counter()
+    for vector in ranks_MK.tolist():
+        for depth in range(1, len(vector) + 1):
+            if vector[depth - 1] >= max_rank:
+                break
+            counts[tuple(vector[:depth])] += 1
+    best = sorted(counts.items(), key=lambda item: (-item[1], len(item[0]), item[0]))[:num_paths]
+    return [list(path) for path, _ in best], [count / len(ranks_MK) for _, count in best]
+
+
+def time_steps(
+    base: Base,
+    heads: Heads,
+    sizes: dict[int, Calibration],
+    prompt: list[int],
+    temperature: float,
+    config: CalibrateConfig,
+) -> dict[str, float]:
+    """Median milliseconds of a whole step for each number of nodes, interleaved so that a busy moment hits all.
+
+    The context is the prompt repeated to calibrate.context_tokens, and every timed step starts from it again.
+    """
+    context = (prompt * (config.context_tokens // len(prompt) + 1))[: min(config.context_tokens, base.max_length // 2)]
+    decoders = {}
+    for n, calibration in sizes.items():
+        tree = calibration.tree(n)
+        drafter = build_drafter("heads" if n > 1 else "none", base, heads, tree)
+        seconds = dict.fromkeys(("prefill", "draft", "verify", "accept", "commit"), 0.0)
+        decoders[n] = Decoder(base, drafter, Sampling(temperature), [config.seed], len(context) + 2 * n + 8, seconds)
+        decoders[n].prefill([context])
+    times: dict[int, list[float]] = {n: [] for n in sizes}
+    for repeat in range(config.repeats + 2):
+        for n, decoder in decoders.items():
+            decoder.arena.lengths = [len(context) - 1]
+            _synchronise(base)
+            start = time.perf_counter()
+            decoder.step([True])
+            _synchronise(base)
+            if repeat >= 2:  # the first rounds warm up
+                times[n].append((time.perf_counter() - start) * 1e3)
+    return {str(n): statistics.median(values) for n, values in times.items()}
+
+
+def _synchronise(base: Base) -> None:
+    if base.device.type == "cuda":
+        torch.cuda.synchronize(base.device)

@@ -1,0 +1,63 @@
+"""How does a person talk to the engine in a terminal?"""
+
+from typing import Any, TextIO
+
+from euryale.data.rows import Message
+from euryale.data.tokens import prompt_ids
+from euryale.decoding.engine import Engine, Prompt
+from euryale.errors import UserError
+from euryale.serving.settings import DecodeConfig
+
+HELP = "Type a message and press Enter. An empty line or Ctrl-D ends the chat; /new forgets what was said."
+
+
+def stream_answer(engine: Engine, prompt: Prompt, config: Any, out: TextIO) -> dict[str, object]:
+    """Writes the answer piece by piece; returns its text, tokens, steps and tau."""
+    answer = engine.stream(
+        prompt, config.max_new_tokens, config.temperature, config.top_p, config.seed, stop=config.stop or None
+    )
+    for piece in answer:
+        out.write(piece)
+        out.flush()
+    last = engine.last
+    assert last is not None
+    return {
+        "text": last.text,
+        "num_tokens": len(last.ids),
+        "num_steps": last.num_steps,
+        "tau": round(last.tau, 3),
+        "finish_reason": last.finish_reason,
+    }
+
+
+def chat(engine: Engine, config: DecodeConfig, source: TextIO, out: TextIO) -> dict[str, object]:
+    """Reads messages until an empty line. Bases without a chat template see each message as a text to go on with."""
+    template = bool(engine.base.tokenizer.chat_template)
+    out.write(
+        f"{engine.base.path}, {'chat' if template else 'text continuation: this base has no chat template'}\n{HELP}\n"
+    )
+    turns: list[Message] = []
+    num_answers = num_tokens = num_steps = 0
+    while True:
+        out.write("> ")
+        out.flush()
+        line = source.readline()
+        if not line.strip():
+            break
+        if line.strip() == "/new":
+            turns = []
+            continue
+        turns.append(Message("user", line.rstrip("\n")))
+        prompt: Prompt = prompt_ids(None, tuple(turns), engine.base.tokenizer) if template else line.rstrip("\n")
+        try:
+            answer = stream_answer(engine, prompt, config, out)
+        except UserError as error:  # a chat that outgrew the context goes on anew, it does not end
+            out.write(f"error: {error} (/new starts over)\n")
+            turns.pop()
+            continue
+        turns.append(Message("assistant", str(answer["text"])))
+        out.write(f"\n[{answer['num_tokens']} tokens, tau {answer['tau']}]\n")
+        num_answers += 1
+        num_tokens += len(engine.last.ids) if engine.last else 0
+        num_steps += engine.last.num_steps if engine.last else 0
+    return {"num_answers": num_answers, "num_tokens": num_tokens, "tau": num_tokens / num_steps if num_steps else None}

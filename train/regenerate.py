@@ -1,0 +1,23 @@
+"""Lets the base write a training set of its own: python train/regenerate.py [base=...] [data=...] [regenerate.num_prompts=N]
+
+train/run.py does this itself; alone it makes a set ahead of time, and goes on with one that was interrupted.
+"""
+
+from euryale.config import RegenerateScriptConfig, script, use_threads
+from euryale.model.base import load_base
+from euryale.model.files import read_json
+from euryale.pipeline import write_text
+from euryale.serving.regenerate import MANIFEST
+
+
+@script("regenerate")
+def main(config: RegenerateScriptConfig) -> dict[str, object]:
+    use_threads(config.threads)
+    folder = write_text(load_base(config.base), config.data, config.regenerate)
+    manifest = read_json(folder / MANIFEST)
+    print(f"{manifest['num_rows']} rows, {manifest['num_tokens']} tokens in {folder}")
+    return {"folder": str(folder), "num_rows": manifest["num_rows"], "num_tokens": manifest["num_tokens"]}
+
+
+if __name__ == "__main__":
+    main()
