@@ -110,7 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
         files = sorted(str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file())
         if not rest or rest[0] == "revision":
             siblings = [{"rfilename": path} for path in files]
-            about = {"_id": "1", "id": name, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings}
+            commit = rest[1] if rest and len(rest[1]) == len(COMMIT) else COMMIT  # any branch means COMMIT
+            about = {"_id": "1", "id": name, "sha": commit, "private": False, "tags": [], "siblings": siblings}
             return self._json(about)
         if rest[0] == "tree":
             folder = repository / "/".join(rest[2:])

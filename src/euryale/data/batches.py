@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from euryale.data.bad_rows import BadRows
 from euryale.data.rows import Source
 from euryale.data.sources import DataConfig, build_source
 from euryale.data.tokens import Sample, tokenize_row
@@ -75,15 +76,14 @@ class BatchStream:
         self._tokenizer = tokenizer
         self._block_size = block_size
         self._batch_size = batch_size
-        self._on_error = on_error
+        self._refused = BadRows(on_error)  # conversations that the chat template does not take
         self._repeat = repeat
         self._rows = iter(source)
         self._has_ended = False
         self._sample: Sample | None = None  # the document that is being laid out
         self._num_taken = 0  # of its tokens, or of the next document's right after resuming
         self._before_sample: dict[str, Any] = {}  # the cursor in front of its row
-        self._first_refusal: UserError | None = None
-        self._counts = {"epoch": 0, "rows": 0, "samples": 0, "too_short": 0, "refused": 0}  # samples: of this pass
+        self._counts = {"epoch": 0, "rows": 0, "samples": 0, "too_short": 0}  # samples: of this pass
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -109,15 +109,21 @@ class BatchStream:
     @property
     def num_skipped(self) -> int:
         """Rows that could not be used: bad ones (on_error: skip), and those too short to learn anything from."""
-        return self._source.num_skipped + self._counts["too_short"] + self._counts["refused"]
+        return self._source.num_skipped + self._counts["too_short"] + self._refused.count
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor behind the last batch, in JSON types. A document that is only half laid out is not stored but
         read again: the cursor in front of it and the number of its tokens that are done."""
-        if self._sample is None:
-            return {"source": self._source.state_dict(), "num_taken": self._num_taken, "counts": dict(self._counts)}
-        counts = {**self._counts, "rows": self._counts["rows"] - 1, "samples": self._counts["samples"] - 1}
-        return {"source": self._before_sample, "num_taken": self._num_taken, "counts": counts}
+        is_half_done = self._sample is not None
+        counts = dict(self._counts)
+        if is_half_done:  # it will be counted when it is read again
+            counts |= {"rows": counts["rows"] - 1, "samples": counts["samples"] - 1}
+        return {
+            "source": self._before_sample if is_half_done else self._source.state_dict(),
+            "num_taken": self._num_taken,
+            "num_refused": self._refused.count,
+            "counts": counts,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._source.load_state_dict(state["source"])
@@ -125,6 +131,7 @@ class BatchStream:
         self._has_ended = False
         self._sample = None
         self._num_taken = state["num_taken"]
+        self._refused.restart(state["num_refused"])
         self._counts = dict(state["counts"])
 
     def _next_block(self) -> list[Piece]:
@@ -156,10 +163,7 @@ class BatchStream:
             try:
                 sample = tokenize_row(row, self._tokenizer)
             except UserError as problem:
-                if self._on_error == "stop":
-                    raise
-                self._counts["refused"] += 1
-                self._first_refusal = self._first_refusal or problem
+                self._refused.meet(problem)
                 continue
             if len(sample.ids) < MIN_TOKENS or not any(sample.is_target):
                 self._counts["too_short"] += 1
@@ -180,9 +184,7 @@ class BatchStream:
         self._counts["epoch"] += 1
         if self._counts["epoch"] == 1 and self._counts["too_short"]:
             logger.info("%d of %d rows were too short to learn from", self._counts["too_short"], self._counts["rows"])
-        if self._first_refusal is not None:
-            logger.warning("%d rows so far were refused; the first: %s", self._counts["refused"], self._first_refusal)
-            self._first_refusal = None
+        self._refused.report()
         self._has_ended = not self._repeat
         self._rows = iter(self._source)
 

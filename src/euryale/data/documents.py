@@ -100,9 +100,12 @@ def split_documents(lines: Iterable[str], rule: str) -> Iterator[Document]:
     splitter = Splitter(rule)
     first_line = 1
     for number, line in enumerate(lines, start=1):
-        for text in splitter.push(line):
+        texts = splitter.push(line)
+        for text in texts:
             if text.strip():
                 yield Document(first_line, text)
-            first_line = number if splitter.pending.strip("\n") else number + 1
+            first_line = number
+        if texts and not splitter.pending.strip("\n"):
+            first_line = number + 1
     if (text := splitter.flush()).strip():
         yield Document(first_line, text)

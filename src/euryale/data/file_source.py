@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import random
 import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from euryale.data.bad_rows import BadRows
 from euryale.data.files import Record, read_records
 from euryale.data.rows import Row, row_from_record, row_from_text
 from euryale.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 
 class FileSource:
@@ -36,23 +34,20 @@ class FileSource:
         self._paths = paths
         self._to_row = to_row
         self._seed = seed
-        self._on_error = on_error
+        self._bad_rows = BadRows(on_error)
         self._separator = separator
         self._num_passes = 0
         self._num_files = 0  # done in this pass
         self._num_records = 0  # done in the file that is open
-        self._num_skipped = 0
         # Names and sizes: the folder they are in may move between runs.
         names = "\n".join(f"{path.name} {path.stat().st_size}" for path in paths)
         self._fingerprint = hashlib.sha1(names.encode()).hexdigest()
 
     @property
     def num_skipped(self) -> int:
-        return self._num_skipped
+        return self._bad_rows.count
 
     def __iter__(self) -> Iterator[Row]:
-        skipped_before = self._num_skipped
-        first_problem: UserError | None = None
         order = list(self._paths)
         random.Random(f"files {self._seed} {self._num_passes}").shuffle(order)
         while self._num_files < len(order):
@@ -67,17 +62,12 @@ class FileSource:
                         raise record.value
                     row = self._to_row(record)
                 except UserError as problem:
-                    if self._on_error == "stop":
-                        raise
-                    self._num_skipped += 1
-                    first_problem = first_problem or problem
+                    self._bad_rows.meet(problem)
                 else:
                     yield row
             self._num_files, self._num_records = self._num_files + 1, 0
         self._num_passes, self._num_files = self._num_passes + 1, 0
-        if first_problem is not None:
-            num_skipped = self._num_skipped - skipped_before
-            logger.warning("%d bad rows were skipped (data.on_error=skip); the first: %s", num_skipped, first_problem)
+        self._bad_rows.report()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -85,7 +75,7 @@ class FileSource:
             "num_passes": self._num_passes,
             "num_files": self._num_files,
             "num_records": self._num_records,
-            "num_skipped": self._num_skipped,
+            "num_skipped": self._bad_rows.count,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -97,7 +87,7 @@ class FileSource:
         self._num_passes = state["num_passes"]
         self._num_files = state["num_files"]
         self._num_records = state["num_records"]
-        self._num_skipped = state["num_skipped"]
+        self._bad_rows.restart(state["num_skipped"])
 
 
 def library_files(modules: str) -> list[Path]:

@@ -1,8 +1,9 @@
 """How are rows streamed from the Hugging Face hub so that a lost connection neither loses nor doubles one?
 
 `datasets` gives a cursor after every row. When reading fails, the iterator is thrown away and a fresh one starts at the
-last cursor, after a wait that doubles each time. The library's own retries of a failed read are switched off for that:
-after a failed reopening they take an empty read for the end of the file, and its other rows are silently lost.
+last cursor, after a wait that doubles each time. The library's own retries of a failed read, twenty of them 5 s apart
+inside the old iterator, are switched off: the user is to be told, and a fresh start cannot inherit a half-read file.
+(huggingface_hub below it keeps its own: a request that fails is repeated for about 23 s first.)
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from euryale.data.bad_rows import BadRows
 from euryale.data.rows import Row, row_from_record
 from euryale.errors import UserError
 
@@ -65,35 +67,27 @@ class HubSource:
         self._data_files = data_files or []
         self._streaming = streaming
         self._column = column
-        self._on_error = on_error
+        self._bad_rows = BadRows(on_error)
         self._num_retries = num_retries
         self._first_wait_s = first_wait_s
         self._num_rows = 0  # read in this pass
         self._num_passes = 0
-        self._num_skipped = 0
         self._connect(_find_commit(repo, revision))
 
     @property
     def num_skipped(self) -> int:
-        return self._num_skipped
+        return self._bad_rows.count
 
     def __iter__(self) -> Iterator[Row]:
-        skipped_before = self._num_skipped
-        first_problem: UserError | None = None
         for record in self._records():
             try:
                 row = row_from_record(record, f"{self._repo} {self._split} row {self._num_rows}", self._column)
             except UserError as problem:
-                if self._on_error == "stop":
-                    raise
-                self._num_skipped += 1
-                first_problem = first_problem or problem
+                self._bad_rows.meet(problem)
             else:
                 yield row
         self._cursor, self._num_rows, self._num_passes = self._start, 0, self._num_passes + 1
-        if first_problem is not None:
-            num_skipped = self._num_skipped - skipped_before
-            logger.warning("%d bad rows were skipped (data.on_error=skip); the first: %s", num_skipped, first_problem)
+        self._bad_rows.report()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -101,7 +95,7 @@ class HubSource:
             "cursor": copy.deepcopy(self._cursor),
             "num_rows": self._num_rows,
             "num_passes": self._num_passes,
-            "num_skipped": self._num_skipped,
+            "num_skipped": self._bad_rows.count,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -111,7 +105,7 @@ class HubSource:
         self._cursor = copy.deepcopy(state["cursor"])
         self._num_rows = state["num_rows"]
         self._num_passes = state["num_passes"]
-        self._num_skipped = state["num_skipped"]
+        self._bad_rows.restart(state["num_skipped"])
 
     def _connect(self, commit: str | None) -> None:
         self._commit = commit
@@ -203,7 +197,7 @@ def _is_refusal(error: BaseException) -> bool:
 
 
 def _take_over_retries() -> None:
-    """See the top of the file. By default a read is tried 20 times, 5 s apart, before anybody is told."""
+    """See the top of the file."""
     import datasets  # see HubSource._open
 
     datasets.config.STREAMING_READ_MAX_RETRIES = 1

@@ -1,7 +1,7 @@
 """Which prompts are in this file? For generating, evaluating and benchmarking.
 
     .txt             one prompt a line
-    .json            a list of records
+    .json            a list of records, or of strings
     .jsonl           a record a line; .gz may follow any of the three
 
 A record is read by its first key among: prompt, text (plain text, continued as it is); turns (Spec-Bench, MT-Bench: the

@@ -84,7 +84,7 @@ def check(config: DataConfig) -> None:
     if config.held_out_one_in == 1:
         raise UserError("data.held_out_one_in=1 would hold every row out. Take 20, or 0 to hold none out")
     if not config.text_separator or "\n" in config.text_separator:
-        raise UserError("data.text_separator is auto, headings, paragraphs, lines, whole, or a string inside a line")
+        raise UserError("data.text_separator: auto, headings, paragraphs, lines, whole, or any string inside a line")
 
 
 def _library(config: DataConfig, split: str) -> Source:

@@ -92,6 +92,7 @@ class Joined:
         self._splitter = Splitter(rule)
         self._ready: list[Row] = []  # documents that ended with the last line and were not given yet
         self._origin = ""  # of the last line
+        self._has_ended = False  # the lines have, but not all documents were given yet
 
     @property
     def num_skipped(self) -> int:
@@ -99,14 +100,17 @@ class Joined:
 
     def __iter__(self) -> Iterator[Row]:
         yield from self._give()
-        for line in self._source:
-            self._origin = line.origin
-            if line.text is None:
-                raise UserError(f"{line.origin}: data.join_rows=true needs rows of text, found a conversation")
-            self._add(self._splitter.push(line.text if line.text.endswith("\n") else line.text + "\n"))
+        if not self._has_ended:
+            for line in self._source:
+                self._origin = line.origin
+                if line.text is None:
+                    raise UserError(f"{line.origin}: data.join_rows=true needs rows of text, found a conversation")
+                self._add(self._splitter.push(line.text if line.text.endswith("\n") else line.text + "\n"))
+                yield from self._give()
+            self._add([self._splitter.flush()])
+            self._has_ended = True
             yield from self._give()
-        self._add([self._splitter.flush()])
-        yield from self._give()
+        self._has_ended = False
 
     def _add(self, texts: list[str]) -> None:
         self._ready += [row_from_text(text, self._origin) for text in texts if text.strip()]
@@ -116,15 +120,20 @@ class Joined:
             yield self._ready.pop(0)
 
     def state_dict(self) -> dict[str, Any]:
-        ready = [[row.text, row.origin] for row in self._ready]
-        pending = self._splitter.pending
-        return {"source": self._source.state_dict(), "pending": pending, "ready": ready, "origin": self._origin}
+        return {
+            "source": self._source.state_dict(),
+            "pending": self._splitter.pending,
+            "ready": [[row.text, row.origin] for row in self._ready],
+            "origin": self._origin,
+            "has_ended": self._has_ended,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._source.load_state_dict(state["source"])
         self._splitter = Splitter(self._splitter.rule, state["pending"])
         self._ready = [row_from_text(text, origin) for text, origin in state["ready"]]
         self._origin = state["origin"]
+        self._has_ended = state["has_ended"]
 
 
 class Sharded:
