@@ -1,4 +1,4 @@
-"""Lets the base write a training set of its own: python train/regenerate.py [base=...] [data=...] [regenerate.num_prompts=N]
+"""Lets the base write a training set of its own: python train/regenerate.py [base=...] [data=...]
 
 train/run.py does this itself; alone it makes a set ahead of time, and goes on with one that was interrupted.
 """

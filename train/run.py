@@ -26,7 +26,7 @@ def main(config: TrainConfig) -> dict[str, object]:
     data = pipeline.prepare_text(base, config)
     heads = build_heads(config.heads, base.lm_head_weight, config.seed)
     trained = pipeline.train(base, heads, data, config, folder)
-    report = pipeline.measure(base, heads, trained, config, folder)
+    report = pipeline.measure(base, trained, config, folder)
     print(training_summary(report))
     return pipeline.headline(report, folder, config.metric)
 

@@ -109,11 +109,11 @@ def train(base: Base, heads: Heads | None, data: DataConfig, config: TrainConfig
     return trainer.fit()
 
 
-def measure(base: Base, heads: Heads, trained: dict[str, Any], config: TrainConfig, folder: Path) -> dict[str, Any]:
+def measure(base: Base, trained: dict[str, Any], config: TrainConfig, folder: Path) -> dict[str, Any]:
     """Calibrates a tree, decodes and times held-out prompts, writes tree.json, report, card and plots; the report."""
     wanted = max(config.calibrate.num_prompts, config.evaluate.num_prompts)
     to_calibrate, to_measure = held_out_openings(base, config.data, wanted, config.calibrate.prompt_tokens)
-    heads.eval()
+    heads = load_heads(folder, base)  # what was saved, in the base's dtype: what a user of the folder gets
     content = calibrate(base, heads, to_calibrate[: config.calibrate.num_prompts], config.calibrate)
     write_json(folder / TREE_FILE, content)
     engine = Engine(base, heads, calibrations=read_calibrations(folder))

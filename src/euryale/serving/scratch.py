@@ -47,7 +47,7 @@ def make_base(config: ScratchConfig, rows: Iterable[Row], folder: Path, seed: in
     tokenizer = _train_tokenizer(config, (row.text for row in islice(rows, _MAX_ROWS) if row.text))
     if tokenizer.get_vocab_size() < config.vocab_size:
         raise UserError(
-            f"scratch.vocab_size={config.vocab_size}: the text gives only {tokenizer.get_vocab_size()} different tokens. "
+            f"scratch.vocab_size={config.vocab_size}: the text gives only {tokenizer.get_vocab_size()} tokens. "
             "Give more text or a smaller vocabulary."
         )
     torch.manual_seed(seed)
