@@ -86,6 +86,7 @@ def evaluation_table(report: dict[str, Any]) -> str:
                 ("tau (tokens per step)", number(evaluation.get("tau"))),
                 ("losslessness", wording.identical_line(evaluation)),
                 ("  against HF generate", None if same is None else f"{same}/{total} identical"),
+                ("  token by token", wording.teacher_forced_line(evaluation)),
                 ("repeated 8-grams", percent(evaluation.get("repeated_8grams"))),
             ]
         )

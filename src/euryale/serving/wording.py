@@ -85,13 +85,28 @@ def identical_line(evaluation: dict[str, Any]) -> str | None:
     return f"{same}/{total} outputs identical to decoding without drafts; {total - same} differ"
 
 
+def teacher_forced_line(evaluation: dict[str, Any]) -> str | None:
+    """How many tokens are the base's own choice given all before them; None when that was not checked."""
+    found = evaluation.get("teacher_forced")
+    if not found:
+        return None
+    if found["base_choice_share"] == 1:
+        return f"all {found['num_tokens']:,} tokens are the base's own choice"
+    plain = evaluation.get("teacher_forced_ar") or {}
+    beside = f" (without drafts: {100 * plain['base_choice_share']:.2f}%)" if plain else ""
+    return (
+        f"{100 * found['base_choice_share']:.2f}% of {found['num_tokens']:,} tokens are the base's own choice{beside}, "
+        f"{100 * found['within_gap_share']:.2f}% within {found['gap_limit_ulps']} units in the last place of it"
+    )
+
+
 def looping_warning(share: float | None) -> str | None:
     """What a reader must know when the measured text repeats itself; None when it does not."""
     if share is None or share <= LOOPING_SHARE:
         return None
     return (
         f"{percent(share)} of the 8-grams repeat earlier ones (limit {percent(LOOPING_SHARE)}): the text loops, which "
-        "makes drafting easy and flatters tau. Measure at a temperature above 0 or with a better trained base."
+        "makes drafting easy and flatters tau. Measure at temperature=0.8, or with a better trained base."
     )
 
 

@@ -1,0 +1,44 @@
+"""Times euryale and its rivals on the same weights and prompts: python infer/bench.py checkpoint=DIR prompts=FILE"""
+
+from pathlib import Path
+
+from euryale.config import BenchConfig, script, use_threads
+from euryale.model.checkpoint import find_checkpoint, provenance, read_description
+from euryale.model.locate import PROJECT
+from euryale.serving.benchmark import BenchSettings, bench, write_result
+from euryale.serving.ceiling import measure_ceiling
+from euryale.serving.hardware import hardware
+from euryale.serving.open import open_engine
+from euryale.serving.prompts import load_prompts
+from euryale.serving.tables import bench_table
+
+
+@script("bench")
+def main(config: BenchConfig) -> dict[str, object]:
+    use_threads(config.threads)
+    settings = BenchSettings(
+        config.contenders, config.repeats, config.max_new_tokens, config.temperature, config.top_p, config.seed
+    )
+    settings.check()
+    folder = find_checkpoint(config.checkpoint, PROJECT / "checkpoints")
+    engine = open_engine(config)
+    prompts = load_prompts(engine.base, config.prompts, config.limit, config.max_new_tokens, read_description(folder))
+    ceiling = measure_ceiling(engine, config.temperature)
+    print(ceiling.describe(), flush=True)
+    measured = bench(engine, prompts, settings)
+    print(bench_table(measured))
+    result = {
+        "checkpoint": str(folder),
+        "prompts": config.prompts,
+        **measured,
+        "ceiling": ceiling.as_dict(),
+        "hardware": hardware(),
+        "provenance": provenance(),
+    }
+    if config.output is not None:
+        write_result(Path(config.output), result)
+    return result | {"metric": measured["contenders"][settings.contenders[0]]["tokens_per_s"]}
+
+
+if __name__ == "__main__":
+    main()

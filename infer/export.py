@@ -1,0 +1,23 @@
+"""Writes a checkpoint as another server reads it: python infer/export.py checkpoint=DIR format=vllm output=DIR"""
+
+from pathlib import Path
+
+from euryale.config import ExportConfig, script
+from euryale.model.checkpoint import find_checkpoint, read_description
+from euryale.model.locate import PROJECT
+from euryale.serving.export import export
+from euryale.serving.open import open_base
+
+
+@script("export")
+def main(config: ExportConfig) -> dict[str, object]:
+    folder = find_checkpoint(config.checkpoint, PROJECT / "checkpoints")
+    output = Path(config.output) if config.output else folder.with_name(f"{folder.name}-{config.format}")
+    files = export(folder, config.format, output, lambda: open_base(config.base, read_description(folder)))
+    for file in files:
+        print(f"{file} ({file.stat().st_size:,} bytes)")
+    return {"checkpoint": str(folder), "format": config.format, "output": str(output), "files": [f.name for f in files]}
+
+
+if __name__ == "__main__":
+    main()
