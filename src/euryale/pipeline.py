@@ -12,7 +12,6 @@ from typing import Any
 from euryale.config import CalibrateScriptConfig, TrainConfig, settings_of
 from euryale.data.batches import build_batches
 from euryale.data.openings import Opening
-from euryale.data.prompts import read_prompts
 from euryale.data.sources import DataConfig, build_source
 from euryale.data.sources import check as check_data
 from euryale.decoding.calibrated import TREE_FILE, read_calibrations
@@ -29,7 +28,7 @@ from euryale.serving.calibrate import check as check_calibration
 from euryale.serving.evaluate import evaluate_text
 from euryale.serving.hardware import hardware
 from euryale.serving.open import open_base
-from euryale.serving.prompts import held_out_openings
+from euryale.serving.prompts import choose_data, held_out_openings, load_prompts
 from euryale.serving.regenerate import regenerate
 from euryale.serving.report import save_report
 from euryale.serving.scratch import make_base
@@ -148,14 +147,16 @@ def measure(base: Base, trained: dict[str, Any], config: TrainConfig, folder: Pa
 def recalibrate(config: CalibrateScriptConfig) -> tuple[Path, dict[str, Any]]:
     """Counts and times anew for a checkpoint, and writes its tree.json; the folder and the new content."""
     folder = find_checkpoint(config.checkpoint, PROJECT / "checkpoints")
-    base = open_base(config.base, read_description(folder))
+    description = read_description(folder)
+    base = open_base(config.base, description)
     heads = load_heads(folder, base)
     if config.prompts is not None:
-        engine = Engine(base, drafter="none")
-        prompts = read_prompts(Path(config.prompts), config.calibrate.num_prompts)
-        openings = [Opening(engine.encode_prompt(p), p.key, p.key) for p in prompts]
+        limit, new_tokens = config.calibrate.num_prompts, config.calibrate.new_tokens
+        prompts = load_prompts(base, config.prompts, limit, new_tokens, description)
+        openings = [Opening(ids, str(number), config.prompts) for number, ids in enumerate(prompts)]
     else:
-        openings, _ = held_out_openings(base, config.data, config.calibrate.num_prompts, config.calibrate.prompt_tokens)
+        data = choose_data(config.data, description)
+        openings, _ = held_out_openings(base, data, config.calibrate.num_prompts, config.calibrate.prompt_tokens)
     content = calibrate(base, heads, openings, config.calibrate)
     write_json(folder / TREE_FILE, content)
     return folder, content
@@ -199,7 +200,5 @@ def headline_temperature(calibration: dict[str, Any], asked: float | None) -> fl
 
 def accuracy_rows(trained: dict[str, Any]) -> list[dict[str, float]]:
     """The trainer's held-out accuracies, one row a head."""
-    tops = {rank: trained.get(f"held_out_head_top{rank}") for rank in (1, 5, 10)}
-    if not tops[1]:
-        return []
+    tops = {rank: trained.get(f"held_out_head_top{rank}", []) for rank in (1, 5, 10)}
     return [{"head": k, **{f"top{rank}": shares[k] for rank, shares in tops.items()}} for k in range(len(tops[1]))]

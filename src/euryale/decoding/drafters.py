@@ -15,7 +15,7 @@ from torch import Tensor
 from euryale.decoding.tree import Tree
 from euryale.errors import UserError
 from euryale.model.base import Base
-from euryale.model.heads import Heads, normalise
+from euryale.model.heads import HeadBody, Heads, normalise
 
 DRAFTERS = ("none", "heads")
 
@@ -76,18 +76,19 @@ class HeadsDrafter:
         place = sorted(range(tree.num_nodes), key=order.__getitem__)
         self._place_N = None if place == list(range(tree.num_nodes)) else torch.tensor(place, device=device)
         K, D = len(self._levels), heads.hidden_size
-        firsts = [heads.bodies[k][0] for k in range(K)]  # type: ignore[index]
+        firsts = [heads.blocks(k)[0] for k in range(K)]
         with_root = [
             torch.cat([f.hidden_in.weight] + ([f.tokens_in.weight[:, :D]] if f.tokens_in is not None else []), 1)
             for f in firsts
         ]
-        self._entry_weight = torch.cat(with_root).to(base.dtype) if K else None  # [K x F, D or 2 D]
-        self._entry_bias = torch.cat([f.hidden_in.bias for f in firsts]).to(base.dtype) if K else None
+        # [K x F, D or 2 D] and [K x F]; a tree of the root alone asks no head, and cat refuses an empty list
+        self._entry_weight = torch.cat(with_root).to(base.dtype) if K else torch.empty(0)
+        self._entry_bias = torch.cat([f.hidden_in.bias for f in firsts]).to(base.dtype) if K else torch.empty(0)
         self._path_weights = [
-            f.tokens_in.weight[:, D:].to(base.dtype).contiguous() if heads.num_known_tokens(k) > 1 else None
-            for k, f in enumerate(firsts)
+            f.tokens_in.weight[:, D:].to(base.dtype).contiguous() if f.tokens_in is not None else torch.empty(0)
+            for f in firsts
         ]
-        self._bodies = [[_Finish(body, base.dtype) for body in heads.bodies[k]] for k in range(K)]  # type: ignore[union-attr]
+        self._bodies = [[_Finish(body, base.dtype) for body in heads.blocks(k)] for k in range(K)]
         self._outputs = [heads.output_weight(k, base.lm_head_weight).to(base.dtype) for k in range(K)]
 
     def propose(self, known: Known) -> Tensor:
@@ -97,7 +98,7 @@ class HeadsDrafter:
         entry = known.hidden_BD
         if self.heads.config.root_token:
             entry = torch.cat([entry, normalise(self.base.embed(known.root_B))], -1)
-        inner_BKF = torch.nn.functional.linear(entry, self._entry_weight, self._entry_bias)  # type: ignore[arg-type]
+        inner_BKF = torch.nn.functional.linear(entry, self._entry_weight, self._entry_bias)
         inner_BKF = inner_BKF.unflatten(-1, (len(self._levels), -1))
 
         tokens = [known.root_B[:, None]]
@@ -106,7 +107,7 @@ class HeadsDrafter:
             k = level.head
             inner = inner_BKF[:, k : k + 1]
             if path_BPC is not None:
-                inner = inner + torch.nn.functional.linear(path_BPC, self._path_weights[k])  # type: ignore[arg-type]
+                inner = inner + torch.nn.functional.linear(path_BPC, self._path_weights[k])
             x_BPD = hidden_B1D
             for layer, body in enumerate(self._bodies[k]):
                 x_BPD = body(x_BPD, inner if layer == 0 else None)
@@ -133,10 +134,10 @@ class HeadsDrafter:
 class _Finish:
     """A head body with its matrices in the base's dtype."""
 
-    def __init__(self, body: torch.nn.Module, dtype: torch.dtype) -> None:
-        self.weight = None if body.out is None else body.out.weight.to(dtype)  # type: ignore[union-attr]
-        self.entry_weight = body.hidden_in.weight.to(dtype)  # type: ignore[union-attr]
-        self.entry_bias = body.hidden_in.bias.to(dtype)  # type: ignore[union-attr]
+    def __init__(self, body: HeadBody, dtype: torch.dtype) -> None:
+        self.weight = None if body.out is None else body.out.weight.to(dtype)
+        self.entry_weight = body.hidden_in.weight.to(dtype)
+        self.entry_bias = body.hidden_in.bias.to(dtype)
 
     def __call__(self, x: Tensor, inner: Tensor | None) -> Tensor:
         if inner is None:

@@ -6,6 +6,7 @@ text. Autoregressive decoding is the same engine with drafter `none`.
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from euryale.decoding.accept import Sampling
@@ -48,10 +49,13 @@ class Engine:
         self.drafter = drafter
         self.calibrations = list(calibrations)
         self.seconds = dict.fromkeys(("prefill", "draft", "verify", "accept", "commit"), 0.0)  # since the last reset
+        self.last: Generation | None = None  # what `stream` gave, once it has ended
         self._tree = tree
         self._drafters: dict[Tree, Drafter] = {}
-        if tree is not None and heads is not None and drafter == "heads":
-            check_depth(tree, "given", heads.num_heads)
+        if heads is not None and drafter == "heads":
+            for name, planned in [("given", tree), *(("calibrated", c.tree()) for c in self.calibrations)]:
+                if planned is not None:
+                    check_depth(planned, name, heads.num_heads)
 
     @staticmethod
     def load(
@@ -69,11 +73,22 @@ class Engine:
         """
         folder = Path(folder)
         description = read_description(folder)
-        if tree not in TREES:
-            raise UserError(f"tree={tree} is not known. Choose one of: {', '.join(TREES)}.")
+        for name, value, options in (("drafter", drafter, DRAFTERS), ("tree", tree, TREES)):
+            if value not in options:
+                raise UserError(f"{name}={value} is not known. Choose one of: {', '.join(options)}.")
         if not isinstance(base, Base):
-            asked = base or str(description["base"]["path"])
-            base = load_base(BaseConfig(path=asked, device=device, dtype=dtype))
+            trained_on = description.get("base")
+            if not isinstance(trained_on, dict) or "path" not in trained_on:
+                raise UserError(f"{folder}/heads.json does not say which base it belongs to. Use another checkpoint.")
+            base = load_base(
+                BaseConfig(
+                    path=base or trained_on["path"],
+                    revision=None if base else trained_on.get("revision"),
+                    dtype=dtype,
+                    quantization=trained_on.get("quantization", "none"),
+                    device=device,
+                )
+            )
         heads = load_heads(folder, base).to(base.device, base.dtype).eval()
         fixed = {"chain": chain(heads.num_heads), "medusa63": medusa63()}.get(tree)
         calibrations = read_calibrations(folder) if tree == "calibrated" and drafter == "heads" else []
@@ -90,6 +105,17 @@ class Engine:
         else:
             tree = self._tree or chain(self.heads.num_heads)
         return tree.pruned(self.heads.num_heads, self.base.vocab_size)
+
+    def with_num_nodes(self, num_nodes: int) -> "Engine":
+        """The same engine with calibrated trees of this many nodes, the root included, instead of the fastest."""
+        most = min((len(c.paths) + 1 for c in self.calibrations), default=0)
+        if not 1 <= num_nodes <= most:
+            found = f"the calibrated trees have 1 to {most} nodes" if most else "there is no calibrated tree"
+            raise UserError(
+                f"tree.num_nodes={num_nodes} was asked for, and {found}. Use tree=calibrated with such a number."
+            )
+        resized = [replace(calibration, num_nodes=num_nodes) for calibration in self.calibrations]
+        return Engine(self.base, self.heads, self.drafter, self._tree, resized)
 
     def generate(
         self,
@@ -126,13 +152,18 @@ class Engine:
         seed: int = 0,
         stop: str | Sequence[str] | None = None,
     ) -> Iterator[str]:
-        """Yields the text of `generate` piece by piece; a piece is never taken back and never half a character."""
+        """Yields the text of `generate` piece by piece; a piece is never taken back and never half a character.
+
+        When it has ended, `last` is the whole Generation.
+        """
         row = self._row(prompt, max_new_tokens, check_stop(stop))
         row.detokenizer = row.detokenizer or Detokenizer(self.base.tokenizer)
+        self.last = None
+        start = time.perf_counter()
         for _ in self._run([row], Sampling(temperature, top_p), _seeds(seed, 1)):
             if piece := row.detokenizer.new_text():
                 yield piece
-        row.detokenizer.close()
+        self.last = self._finish(row, time.perf_counter() - start)
         if piece := row.detokenizer.new_text(is_last=True):
             yield piece
 
@@ -143,8 +174,11 @@ class Engine:
             ids = [self.base.bos_id]
         if not ids:
             raise UserError("the prompt is empty and this base has no begin-of-text token. Give at least one token.")
-        if not isinstance(prompt, str) and not 0 <= min(ids) <= max(ids) < self.base.vocab_size:
-            raise UserError(f"the prompt holds ids outside of the vocabulary of {self.base.vocab_size} tokens.")
+        if not 0 <= min(ids) <= max(ids) < self.base.vocab_size:
+            raise UserError(
+                f"the prompt holds token ids from {min(ids)} to {max(ids)}, and {self.base.path} knows 0 to "
+                f"{self.base.vocab_size - 1}. Give ids of this base, or text and the tokenizer that belongs to it."
+            )
         return list(ids)
 
     def _row(self, prompt: Prompt, max_new_tokens: int, stops: tuple[str, ...]) -> Row:
@@ -165,7 +199,8 @@ class Engine:
         tree = self.tree(sampling.temperature)
         if tree not in self._drafters:
             self._drafters[tree] = build_drafter(self.drafter, self.base, self.heads, tree)
-        num_slots = max(len(row.prompt) + row.max_ids for row in rows) + tree.num_nodes
+        # A row that ended inside a path keeps that whole path while the others go on, hence max_depth.
+        num_slots = max(len(row.prompt) + row.max_ids for row in rows) + tree.max_depth + tree.num_nodes
         decoder = Decoder(self.base, self._drafters[tree], sampling, seeds, num_slots, self.seconds)
         decoder.prefill([row.prompt for row in rows])
         is_open = [True] * len(rows)
@@ -177,13 +212,17 @@ class Engine:
             yield
 
     def _finish(self, row: Row, seconds: float) -> Generation:
+        """The text comes from the same detokenizer as in `stream`, so both agree; it ends before the eos id."""
         assert row.finish_reason is not None
-        if row.detokenizer:
-            row.detokenizer.close()
-            text = row.detokenizer.text
-        else:
-            text = self.base.tokenizer.decode(row.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return Generation(text, row.ids, len(row.accepted), row.accepted, row.finish_reason, seconds)
+        detokenizer = row.detokenizer
+        if detokenizer is None:
+            detokenizer = Detokenizer(self.base.tokenizer)
+            for token in row.ids[:-1] if row.finish_reason == "eos" else row.ids:
+                detokenizer.add(token)
+        detokenizer.close()
+        # A stop string may come to light only here, when half a character behind it was held back.
+        reason = "stop" if detokenizer.is_stopped else row.finish_reason
+        return Generation(detokenizer.text, row.ids, len(row.accepted), row.accepted, reason, seconds)
 
 
 def _seeds(seed: int | Sequence[int], num_rows: int) -> list[int]:

@@ -207,7 +207,7 @@ def _keep_4bit_weights_trainable(model: PreTrainedModel) -> None:
     """Stops bitsandbytes from repacking its weights for a kernel without gradients (CPUs with AVX512-BF16)."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+            module.support_avx512bf16_for_cpu = False
 
 
 def _eos_ids(model: PreTrainedModel) -> tuple[int, ...]:

@@ -128,6 +128,12 @@ class Heads(nn.Module):
         """How many tokens after position t head k reads (see HeadsConfig)."""
         return self.config.num_known_tokens(k)
 
+    def blocks(self, k: int) -> list["HeadBody"]:
+        """The residual blocks of head k, in order."""
+        blocks = self.bodies[k]
+        assert isinstance(blocks, nn.ModuleList)
+        return [block for block in blocks if isinstance(block, HeadBody)]
+
     def head_hidden(self, k: int, hidden_MD: Tensor, embeddings_MJD: Tensor | None) -> Tensor:
         """What head k hands to its output matrix.
 
@@ -140,14 +146,18 @@ class Heads(nn.Module):
             assert embeddings_MJD is not None and embeddings_MJD.shape[1] >= J, "too few known tokens"
             tokens_MC = embeddings_MJD[:, :J].flatten(1)
         x_MD = hidden_MD
-        for body in self.bodies[k]:  # type: ignore[union-attr]
+        for body in self.blocks(k):
             x_MD = body(x_MD, tokens_MC)
             tokens_MC = None
         return x_MD
 
     def output_weight(self, k: int, lm_head_weight_VD: Tensor) -> Tensor:
         """The [V, D] matrix that turns head k's hidden state into logits."""
-        return self.outputs[k].weight if len(self.outputs) else lm_head_weight_VD  # type: ignore[return-value]
+        if not len(self.outputs):
+            return lm_head_weight_VD
+        output = self.outputs[k]
+        assert isinstance(output, nn.Linear)
+        return output.weight
 
     def num_parameters(self) -> int:
         """Trainable numbers in all heads."""
@@ -169,6 +179,6 @@ def build_heads(config: HeadsConfig, lm_head_weight_VD: Tensor, seed: int = 0) -
         torch.manual_seed(seed)
         heads = Heads(config, hidden_size, vocab_size)
     with torch.no_grad():
-        for output in heads.outputs:
-            output.weight.copy_(lm_head_weight_VD)  # type: ignore[union-attr,operator]
+        for k in range(len(heads.outputs)):
+            heads.output_weight(k, lm_head_weight_VD).copy_(lm_head_weight_VD)
     return heads.to(lm_head_weight_VD.device)
