@@ -8,7 +8,6 @@ import logging
 from euryale import pipeline
 from euryale.config import TrainConfig, script, settle_run, use_threads
 from euryale.model.base import load_base
-from euryale.model.heads import build_heads
 from euryale.serving.tables import training_summary
 
 log = logging.getLogger(__name__)
@@ -24,7 +23,7 @@ def main(config: TrainConfig) -> dict[str, object]:
         return pipeline.pretrain(config, folder)
     base = load_base(config.base)
     data = pipeline.prepare_text(base, config)
-    heads = build_heads(config.heads, base.lm_head_weight, config.seed)
+    heads = pipeline.make_heads(base, data, config)
     trained = pipeline.train(base, heads, data, config, folder)
     report = pipeline.measure(base, trained, config, folder)
     print(training_summary(report))

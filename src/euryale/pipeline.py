@@ -11,6 +11,7 @@ from typing import Any
 
 from euryale.config import CalibrateScriptConfig, TrainConfig, settings_of
 from euryale.data.batches import build_batches
+from euryale.data.frequencies import count_tokens
 from euryale.data.openings import Opening
 from euryale.data.sources import DataConfig, build_source
 from euryale.data.sources import check as check_data
@@ -20,7 +21,7 @@ from euryale.errors import UserError
 from euryale.model.base import Base, load_base
 from euryale.model.checkpoint import find_checkpoint, load_heads, provenance, read_description
 from euryale.model.files import write_json
-from euryale.model.heads import Heads
+from euryale.model.heads import Heads, build_heads
 from euryale.model.locate import PROJECT
 from euryale.serving.benchmark import BenchSettings, bench
 from euryale.serving.calibrate import calibrate
@@ -73,6 +74,14 @@ def write_text(base: Base, data: DataConfig, config: RegenerateConfig) -> Path:
     batching = ("batch_size", "block_size", "regenerate", "held_out_one_in")
     which_rows = {name: value for name, value in settings_of(data).items() if name not in batching}
     return regenerate(base, rows, which_rows, config, PROJECT / config.output)
+
+
+def make_heads(base: Base, data: DataConfig, config: TrainConfig) -> Heads:
+    """Fresh heads; their draft vocabulary is what is frequent in the first part of the training text."""
+    heads = build_heads(config.heads, base.lm_head_weight, config.seed)
+    if heads.draft_ids is not None:
+        heads.choose_draft_ids(count_tokens(build_source(data, "train"), base.tokenizer, base.vocab_size))
+    return heads
 
 
 def pretrain(config: TrainConfig, folder: Path) -> dict[str, object]:

@@ -89,7 +89,11 @@ class HeadsDrafter:
             for f in firsts
         ]
         self._bodies = [[_Finish(body, base.dtype) for body in heads.blocks(k)] for k in range(K)]
-        self._outputs = [heads.output_weight(k, base.lm_head_weight).to(base.dtype) for k in range(K)]
+        self._draft_ids = heads.draft_ids
+        if heads.config.output == "shared":
+            self._outputs = [heads.draft_weight(0, base.lm_head_weight).to(base.dtype)] * K  # one copy serves all
+        else:
+            self._outputs = [heads.draft_weight(k, base.lm_head_weight).to(base.dtype) for k in range(K)]
 
     def propose(self, known: Known) -> Tensor:
         if not self._levels:
@@ -114,6 +118,8 @@ class HeadsDrafter:
             scores_BPV = torch.nn.functional.linear(x_BPD, self._outputs[k])
             candidates = self._best(scores_BPV, known, k, level.num_ranks)
             children_BC = candidates.flatten(1)[:, level.child_slots_C]
+            if self._draft_ids is not None:
+                children_BC = self._draft_ids[children_BC]
             tokens.append(children_BC)
             if len(level.parents_P) and self.heads.config.kind == "hydra":
                 new_BPD = normalise(self.base.embed(children_BC[:, level.parents_P]))
@@ -121,11 +127,13 @@ class HeadsDrafter:
         tokens_BN = torch.cat(tokens, 1)
         return tokens_BN if self._place_N is None else tokens_BN[:, self._place_N]
 
-    @staticmethod
-    def _best(scores_BPV: Tensor, known: Known, k: int, num_ranks: int) -> Tensor:
+    def _best(self, scores_BPV: Tensor, known: Known, k: int, num_ranks: int) -> Tensor:
         """The first candidates, [B, P, num_ranks], ranked with the noise that the verifier will draw with."""
         if known.noise_BPV is not None:
-            scores_BPV = scores_BPV.float() / known.temperature + known.noise_BPV[:, k, None]
+            noise_BV = known.noise_BPV[:, k]
+            if self._draft_ids is not None:
+                noise_BV = noise_BV[:, self._draft_ids]
+            scores_BPV = scores_BPV.float() / known.temperature + noise_BV[:, None]
         if num_ranks == 1:
             return scores_BPV.argmax(-1, keepdim=True)
         return scores_BPV.topk(num_ranks).indices

@@ -104,7 +104,7 @@ class Engine:
             tree = choose_tree(self.calibrations, temperature)
         else:
             tree = self._tree or chain(self.heads.num_heads)
-        return tree.pruned(self.heads.num_heads, self.base.vocab_size)
+        return tree.pruned(self.heads.num_heads, self.heads.num_candidates)
 
     def with_num_nodes(self, num_nodes: int) -> "Engine":
         """The same engine with calibrated trees of this many nodes, the root included, instead of the fastest."""

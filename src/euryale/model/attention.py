@@ -11,6 +11,8 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
+from euryale.errors import UserError
+
 ATTENTION = "euryale"
 
 
@@ -47,3 +49,25 @@ def use_tree_attention(model: PreTrainedModel) -> None:
     # Without a mask function of the same name transformers drops 2-D padding masks in silence.
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     model.set_attn_implementation(ATTENTION)
+
+
+@torch.no_grad()
+def adopt_tree_attention(model: PreTrainedModel, path: str) -> None:
+    """use_tree_attention, and the proof on a few tokens that the model still says what it said before.
+
+    Trees go through our attention and heads through the output matrix alone. Raises UserError for a family that
+    does more: caps or scales its logits, adds sinks or biases to its attention, or has an attention of its own.
+    """
+    output = model.get_output_embeddings()
+    ids_BT = torch.arange(min(8, output.weight.shape[0]), device=output.weight.device)[None]
+    before = model(input_ids=ids_BT, use_cache=False).logits.float()
+    use_tree_attention(model)
+    after = output(model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state).float()
+    # The tolerance is that of half precision; what must be found here is far larger.
+    is_same = torch.allclose(before, after, rtol=0.05, atol=0.05 * before.std().item())
+    if not is_same or model.config._attn_implementation != ATTENTION:
+        raise UserError(
+            f"base.path={path}: {type(model).__name__} does more than plain attention and an output matrix (attention "
+            "sinks or biases, scaled or capped logits), which trees and heads cannot follow. "
+            "Llama, Mistral, Qwen2 and Qwen3 work."
+        )

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from euryale.errors import UserError
-from euryale.model.attention import use_tree_attention
+from euryale.model.attention import adopt_tree_attention
 from euryale.model.locate import check_folder, find_model, hub_answers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -113,7 +113,7 @@ def load_base(config: BaseConfig) -> Base:
     """Loads the base, in eval mode, with tree attention in place.
 
     Raises UserError: no such folder or hub id; a folder without config, weights or tokenizer; an unreadable or
-    cut-off file; a family whose logits are more than the output matrix times the hidden state; a missing GPU.
+    cut-off file, or one that lacks tensors; a family that computes more than trees and heads can follow; a missing GPU.
     """
     transformers.utils.logging.disable_progress_bar()
     assert config.path is not None, "the caller knows which base a checkpoint names"
@@ -131,9 +131,10 @@ def load_base(config: BaseConfig) -> Base:
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
         if device.type == "cuda" and config.dtype == "auto":
             dtype = hf_config.get_text_config().dtype or torch.bfloat16
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             path,
             **source,
+            output_loading_info=True,
             dtype=dtype,
             quantization_config=quantization,
             device_map={"": device} if quantization else None,
@@ -141,13 +142,17 @@ def load_base(config: BaseConfig) -> Base:
     # transformers reports a user's mistakes (a wrong id, a damaged file, an unknown family) with any of these.
     except Exception as error:
         raise UserError(_load_message(config.path, error)) from error
+    if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
+        raise UserError(
+            f"base.path={config.path}: the weights lack {len(missing)} tensors ({', '.join(missing[:3])} ...) that "
+            "config.json calls for. Copy the model again."
+        )
     if not quantization:
         model = model.to(device)
     _keep_4bit_weights_trainable(model)
     model.eval().requires_grad_(False)
-    use_tree_attention(model)
+    adopt_tree_attention(model, config.path)
     base = Base(model, tokenizer, config.path, _fingerprint(path, model), name)
-    _check_logits(base)
     log.info("base %s: %s on %s in %s", config.path, type(model).__name__, base.device, base.dtype)
     return base
 
@@ -217,19 +222,6 @@ def _eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
         if eos is not None:
             return tuple(eos) if isinstance(eos, (list, tuple)) else (int(eos),)
     return ()
-
-
-@torch.no_grad()
-def _check_logits(base: Base) -> None:
-    """Heads and trees go through the output matrix alone: refuse families that scale or cap logits after it."""
-    ids_BT = torch.arange(min(4, base.vocab_size), device=base.device)[None]
-    whole = base.model(input_ids=ids_BT, use_cache=False).logits
-    ours = base.logits(base.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state)
-    if not torch.allclose(whole.float(), ours.float(), rtol=1e-3, atol=1e-3):
-        raise UserError(
-            f"base.path={base.path}: {type(base.model).__name__} changes its logits after the output matrix "
-            "(scaling or soft capping), which heads cannot follow. Llama, Mistral, Qwen2 and Qwen3 work."
-        )
 
 
 def _fingerprint(path: str, model: PreTrainedModel) -> str:

@@ -49,7 +49,10 @@ def save_heads(
 
     Weights are stored in the base's dtype, in which they will be used. All or nothing: see write_atomically.
     """
-    tensors = {name: tensor.detach().to("cpu", base.dtype).contiguous() for name, tensor in heads.state_dict().items()}
+    tensors = {
+        name: tensor.detach().to("cpu", base.dtype if tensor.is_floating_point() else None).contiguous()
+        for name, tensor in heads.state_dict().items()
+    }
     description = {
         "format_version": FORMAT_VERSION,
         "base": base.identity(),
@@ -87,8 +90,18 @@ def load_heads(folder: Path, base: Base) -> Heads:
         if not torch.isfinite(tensor).all():
             raise UserError(f"{folder / WEIGHTS}: tensor {name} holds NaN or infinity. Use another checkpoint.")
     # A copy, because tensors from the file are views into it at whatever address the file dictates.
-    placed = {name: tensor.to(base.device, base.dtype, copy=True) for name, tensor in tensors.items()}
+    placed = {
+        name: tensor.to(base.device, base.dtype if tensor.is_floating_point() else None, copy=True)
+        for name, tensor in tensors.items()
+    }
     heads.load_state_dict(placed, assign=True)
+    if (
+        heads.draft_ids is not None
+        and not 0 <= int(heads.draft_ids.min()) <= int(heads.draft_ids.max()) < base.vocab_size
+    ):
+        raise UserError(
+            f"{folder / WEIGHTS}: draft_ids names tokens outside of the vocabulary. Use another checkpoint."
+        )
     return heads.eval().requires_grad_(False)
 
 

@@ -12,11 +12,13 @@ chose) and, for kind `hydra`, the k tokens of the path below the root. It predic
 
 The last matrix of every body starts at zero, so an untrained head is the base. Token embeddings are the base's
 own, frozen, scaled to unit root-mean-square because bases differ by two orders of magnitude in theirs.
-The result goes through the base's frozen output matrix (`shared`) or one of the head's own (`own`).
+The result goes through the base's frozen output matrix (`shared`) or one of the head's own (`own`). With
+`vocab_share` below 1 only the most frequent tokens are drafted: fewer rows to read, and rare tokens are never guessed.
 
 Letters: M positions, J known tokens, D width, F inner width, V vocabulary, K heads.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +42,7 @@ class HeadsConfig:
     width: float = 4.0
     output: str = "shared"
     root_token: bool = True
+    vocab_share: float = 1.0
 
     def check(self) -> None:
         """Raises UserError for a value or combination that cannot be built."""
@@ -56,6 +59,8 @@ class HeadsConfig:
             raise UserError(f"heads.num_layers={self.num_layers}: a number from 1 to 8 is needed (1 is usual).")
         if self.width <= 0:
             raise UserError(f"heads.width={self.width}: a positive multiple of the hidden size is needed.")
+        if not 0.0 < self.vocab_share <= 1.0:
+            raise UserError(f"heads.vocab_share={self.vocab_share}: a share above 0 and at most 1 is needed.")
         if self.kind == "hydra" and not self.root_token:
             raise UserError(
                 "heads.kind=hydra reads the whole path, so heads.root_token=false cannot be. Use kind=medusa."
@@ -123,6 +128,9 @@ class Heads(nn.Module):
         self.outputs = nn.ModuleList(
             nn.Linear(hidden_size, vocab_size, bias=False) for _ in range(config.num_heads) if config.output == "own"
         )
+        num_draft = math.ceil(vocab_size * config.vocab_share)
+        self.draft_ids: Tensor | None
+        self.register_buffer("draft_ids", torch.arange(num_draft) if num_draft < vocab_size else None)
 
     def num_known_tokens(self, k: int) -> int:
         """How many tokens after position t head k reads (see HeadsConfig)."""
@@ -158,6 +166,25 @@ class Heads(nn.Module):
         output = self.outputs[k]
         assert isinstance(output, nn.Linear)
         return output.weight
+
+    @property
+    def num_candidates(self) -> int:
+        """How many tokens can be drafted: the vocabulary, or the draft vocabulary where there is one."""
+        return self.vocab_size if self.draft_ids is None else len(self.draft_ids)
+
+    def choose_draft_ids(self, counts_V: Tensor) -> None:
+        """Makes the most frequent tokens the draft vocabulary (Zhao et al. 2025, FR-Spec). Ids stay in order.
+
+        Heads learn over the whole vocabulary; only drafting is restricted, and verification never is.
+        """
+        if self.draft_ids is not None:
+            best = counts_V.argsort(descending=True, stable=True)[: len(self.draft_ids)]
+            self.draft_ids.copy_(best.sort().values)
+
+    def draft_weight(self, k: int, lm_head_weight_VD: Tensor) -> Tensor:
+        """The rows of head k's output matrix that drafting reads: row i stands for token draft_ids[i]."""
+        weight_VD = self.output_weight(k, lm_head_weight_VD)
+        return weight_VD if self.draft_ids is None else weight_VD[self.draft_ids]
 
     def num_parameters(self) -> int:
         """Trainable numbers in all heads."""

@@ -128,6 +128,10 @@ def rank_vectors(base: Base, heads: Heads, text: Text, temperature: float, max_r
     positions_1T = torch.arange(len(ids_T), device=base.device)[None]
     hidden_TD = base.forward_packed(ids_T[None], positions_1T, torch.zeros_like(positions_1T))[0]
     embedded_TD = normalise(base.embed(ids_T))
+    # Token -> row of the draft vocabulary; a token outside of it is nobody's candidate.
+    place_V = torch.full((base.vocab_size,), -1, device=base.device)
+    draft_ids = torch.arange(base.vocab_size, device=base.device) if heads.draft_ids is None else heads.draft_ids
+    place_V[draft_ids] = torch.arange(len(draft_ids), device=base.device)
     ranks_MK = torch.empty(M, K, dtype=torch.long)
     for start in range(0, M, _CHUNK):
         here = torch.arange(first + start, first + min(start + _CHUNK, M), device=base.device)
@@ -136,15 +140,16 @@ def rank_vectors(base: Base, heads: Heads, text: Text, temperature: float, max_r
             scores_MV = _head_scores(base, heads, k, hidden_TD[here], known)
             if temperature > 0:
                 noise = gumbel(text.seed, int(here[0]) + 2 + k, len(here), base.vocab_size, base.device)
-                scores_MV = scores_MV / temperature + noise
-            truth_M1 = scores_MV.gather(1, ids_T[here + 2 + k, None])
-            ranks_MK[start : start + len(here), k] = (scores_MV > truth_M1).sum(1).clamp(max=max_rank).cpu()
+                scores_MV = scores_MV / temperature + noise[:, draft_ids]
+            place_M1 = place_V[ids_T[here + 2 + k, None]]
+            rank_M = (scores_MV > scores_MV.gather(1, place_M1.clamp(min=0))).sum(1).clamp(max=max_rank)
+            ranks_MK[start : start + len(here), k] = rank_M.masked_fill(place_M1[:, 0] < 0, max_rank).cpu()
     return ranks_MK
 
 
 def _head_scores(base: Base, heads: Heads, k: int, hidden_MD: Tensor, known_MKD: Tensor) -> Tensor:
     head_hidden = heads.head_hidden(k, hidden_MD, known_MKD)
-    return torch.nn.functional.linear(head_hidden, heads.output_weight(k, base.lm_head_weight)).float()
+    return torch.nn.functional.linear(head_hidden, heads.draft_weight(k, base.lm_head_weight)).float()
 
 
 def frequent_paths(ranks_MK: Tensor, max_rank: int, num_paths: int) -> tuple[list[list[int]], list[float]]:
