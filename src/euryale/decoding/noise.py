@@ -65,14 +65,14 @@ class KeyedNoise:
 
     def at(self, first_positions: list[int], num_positions: int) -> Tensor:
         """[B, num_positions, V]: row b's noise at its first position and those after it. A view; do not write."""
-        W = max(_WINDOW, num_positions)
+        W = max(_WINDOW, num_positions, self._window.shape[1])
         if self._window.shape[1] < W:
             self._window = torch.empty(len(self.seeds), W, self.vocab_size, device=self.device)
             self._starts = [-1] * len(self.seeds)
         for row, first in enumerate(first_positions):
             start = self._starts[row]
             if start < 0 or first < start or first + num_positions > start + W:
-                self._window[row, :W] = gumbel(self.seeds[row], first, W, self.vocab_size, self.device)
+                self._window[row] = gumbel(self.seeds[row], first, W, self.vocab_size, self.device)
                 self._starts[row] = first
         offsets = [first - start for first, start in zip(first_positions, self._starts, strict=True)]
         if len(set(offsets)) == 1:

@@ -112,6 +112,10 @@ class Decoder:
             positions_BN = (self._depths_N + self.arena.lengths[0]).expand(len(tokens_BN), -1)
         else:
             positions_BN = torch.tensor(self.arena.lengths, device=self.base.device)[:, None] + self._depths_N
+        if max(self.arena.lengths) + self._num_depths > self.base.max_length:
+            # What lies beyond the context is never kept; but a learned position table ends there, and dynamic rope
+            # would change its frequencies for everybody.
+            positions_BN = positions_BN.clamp(max=self.base.max_length - 1)
         hidden_BND = self._forward(tokens_BN, positions_BN, self._mask)
         noise_BNV = noise_BPV[:, self._depths_N] if noise_BPV is not None else None
         return hidden_BND, find_targets(self.base.logits(hidden_BND), self.sampling, noise_BNV)

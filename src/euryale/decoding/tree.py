@@ -39,6 +39,8 @@ class Tree:
     def __post_init__(self) -> None:
         assert len(self.parents) == len(self.ranks) and self.parents[0] == -1 and self.ranks[0] == 0
         assert all(-1 < parent < node for node, parent in enumerate(self.parents[1:], start=1)), self.parents
+        # Equal siblings would carry equal tokens, and both would be accepted.
+        assert len(set(zip(self.parents, self.ranks, strict=True))) == self.num_nodes, self.ranks
 
     @staticmethod
     def from_paths(paths: Sequence[Sequence[int]]) -> "Tree":

@@ -1,0 +1,169 @@
+"""Does every decode, whatever the model, heads, tree and batch, equal plain decoding?
+
+`random_decodes(num, seed)` draws random two-layer models, heads, trees, batches, prompts and settings, and compares
+each answer with a loop that recomputes the whole text for every token (plain_decoding.py). Some greedy answers are
+also compared with transformers' `generate`, some answers with the engine without a drafter.
+`python tests/random_decodes.py 10000 [seed] [float32|float64]` runs many and prints JSON.
+
+Models are float64 unless told otherwise: two tokens are then never so close that the order of additions decides,
+and a difference is an error. In float32 a mismatch whose two best scores lie within NEAR_TIE is counted apart.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from plain_decoding import Answer, Request, answer_slowly, answer_with_generate, gap_at_divergence
+from random_models import FAMILIES, HEAD_DESIGNS, random_base, random_heads, random_prompts, random_tree, twin
+from transformers import PreTrainedModel
+
+from euryale.decoding.engine import Engine
+from euryale.decoding.tree import ROOT_ONLY, Tree, chain, medusa63
+from euryale.model.base import Base
+from euryale.model.heads import Heads
+
+NEAR_TIE = 1e-5
+DECODES_PER_MODEL = 25
+
+
+class Mismatch(NamedTuple):
+    """An answer that is not the reference's; `gap` lies between the two best scores where they part."""
+
+    where: str
+    request: Request
+    expected: Answer
+    found: Answer
+    gap: float
+
+
+@dataclass
+class Report:
+    """What was run and what came out."""
+
+    num_decodes: int = 0
+    num_tokens: int = 0
+    num_with_generate: int = 0
+    num_with_ar: int = 0
+    mismatches: list[Mismatch] = field(default_factory=list)
+    near_ties: list[Mismatch] = field(default_factory=list)
+    gained: Counter[int] = field(default_factory=Counter)  # steps by tokens gained
+    finish_reasons: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)  # decodes by family, greedy or sampled
+    seconds: float = 0.0
+
+
+def random_model(rng: random.Random, dtype: torch.dtype) -> tuple[str, Base, Heads]:
+    family = rng.choice(list(FAMILIES))
+    vocab_size = rng.choice([5, rng.randint(5, 12), rng.randint(5, 40)])
+    eos = rng.choice([None, None, rng.randrange(vocab_size), rng.sample(range(vocab_size), rng.randint(1, 3))])
+    seed = rng.randrange(2**31)
+    base = random_base(
+        family, vocab_size, seed, dtype, max_length=rng.randint(24, 64), eos=eos,
+        tie_word_embeddings=rng.random() < 0.3,
+    )  # fmt: skip
+    design = replace(rng.choice(HEAD_DESIGNS), num_heads=rng.randint(1, 6))
+    name = f"{family} V={vocab_size} eos={eos} seed={seed} max_length={base.max_length} {design}"
+    return name, base, random_heads(design, base, seed)
+
+
+def any_tree(rng: random.Random, vocab_size: int, num_heads: int) -> Tree:
+    kind = rng.choice(["medusa63", "chain", "random", "random", "full", "root"])
+    if kind == "random":
+        num_ranks = rng.randint(1, min(vocab_size, 8))
+        return random_tree(rng, rng.randint(1, num_heads), num_ranks, rng.randint(2, 32))
+    if kind == "full":  # every path of few ranks: with five tokens nothing can be rejected
+        num_ranks, depth = rng.choice([(5, 2), (5, 3), (2, 6), (3, 4)])
+        paths = [path for d in range(depth) for path in itertools.product(range(num_ranks), repeat=d + 1)]
+        return Tree.from_paths(paths).pruned(num_heads, num_ranks)
+    return {"medusa63": medusa63().pruned(num_heads, 10), "chain": chain(num_heads), "root": ROOT_ONLY}[kind]
+
+
+def random_batch(rng: random.Random, base: Base) -> list[Request]:
+    """One to five rows that share all settings but the prompt and the seed."""
+    temperature = rng.choice([0.0, 0.0, 0.7, 1.3])
+    top_p = rng.choice([1.0, 1.0, 0.9, 0.5])
+    max_new_tokens = rng.randint(1, 25)
+    prompts = random_prompts(rng, rng.randint(1, 5), base.vocab_size, longest=23)
+    return [Request(p, max_new_tokens, temperature, top_p, rng.randrange(2**63)) for p in prompts]
+
+
+def generate(engine: Engine, batch: list[Request], report: Report | None = None) -> list[Answer]:
+    first = batch[0]
+    generations = engine.generate(
+        [request.prompt for request in batch],
+        first.max_new_tokens,
+        first.temperature,
+        first.top_p,
+        [request.seed for request in batch],
+    )
+    for generation in generations if report else []:
+        assert sum(generation.accepted) == len(generation.ids) and generation.num_steps == len(generation.accepted)
+        report.gained.update(generation.accepted)  # type: ignore[union-attr]
+        report.finish_reasons[generation.finish_reason] += 1  # type: ignore[union-attr]
+    return [Answer(generation.ids, generation.finish_reason) for generation in generations]
+
+
+def random_decodes(num: int, seed: int, dtype: torch.dtype = torch.float64) -> Report:
+    """At least `num` decodes. Every number is drawn from `seed`."""
+    rng = random.Random(seed)
+    report = Report()
+    start = time.perf_counter()
+    while report.num_decodes < num:
+        name, base, heads = random_model(rng, dtype)
+        model = twin(base)
+        plain = Engine(base, drafter="none")
+        target = min(num, report.num_decodes + DECODES_PER_MODEL)
+        while report.num_decodes < target:
+            tree, batch = any_tree(rng, base.vocab_size, heads.num_heads), random_batch(rng, base)
+            where = f"{name} tree={tree.paths} batch of {len(batch)}"
+            found = generate(Engine(base, heads, "heads", tree), batch, report)
+            expected = [answer_slowly(model, base, request) for request in batch]
+            compare(report, model, where, batch, expected, found)
+            if rng.random() < 0.2:
+                compare(report, model, f"{where}, without a drafter", batch, expected, generate(plain, batch))
+                report.num_with_ar += len(batch)
+            if batch[0].temperature == 0.0 and rng.random() < 0.5:
+                theirs = Answer(answer_with_generate(model, base, batch[0]), expected[0].finish_reason)
+                compare(report, model, f"{where}, transformers' generate", batch[:1], expected[:1], [theirs])
+                report.num_with_generate += 1
+            report.num_decodes += len(batch)
+            report.num_tokens += sum(len(answer.ids) for answer in expected)
+            report.kinds[f"{name.split()[0]} {'sampled' if batch[0].temperature else 'greedy'}"] += len(batch)
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def compare(
+    report: Report,
+    model: PreTrainedModel,
+    where: str,
+    batch: list[Request],
+    expected: list[Answer],
+    found: list[Answer],
+) -> None:
+    for request, right, answer in zip(batch, expected, found, strict=True):
+        if answer != right:
+            gap = gap_at_divergence(model, request, right.ids, answer.ids)
+            is_tie = model.dtype != torch.float64 and gap < NEAR_TIE
+            (report.near_ties if is_tie else report.mismatches).append(Mismatch(where, request, right, answer, gap))
+
+
+def main() -> None:
+    num, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    report = random_decodes(num, seed, getattr(torch, sys.argv[3] if len(sys.argv) > 3 else "float64"))
+    for mismatch in report.mismatches + report.near_ties:
+        print(mismatch)
+    summary = {key: len(value) if isinstance(value, list) else value for key, value in vars(report).items()}
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()

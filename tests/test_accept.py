@@ -1,0 +1,118 @@
+"""Does the walk accept what a person would accept by hand, and is top-p the set everybody else means by it?"""
+
+import random
+
+import pytest
+import torch
+from random_models import random_tree
+from transformers import TopPLogitsWarper
+
+from euryale.decoding.accept import Sampling, accept_exact, find_targets, keep_top_p
+from euryale.decoding.tree import ROOT_ONLY, Tree, chain
+from euryale.errors import UserError
+
+
+def walk(tree: Tree, tokens: list[int], targets: list[int]) -> list[int]:
+    """The rule in its own words: go to the child that carries the token the base wants, while there is one."""
+    path = [0]
+    while True:
+        wanted = targets[path[-1]]
+        children = [n for n in range(1, tree.num_nodes) if tree.parents[n] == path[-1] and tokens[n] == wanted]
+        if not children:
+            return path
+        assert len(children) == 1, "siblings carry different tokens"
+        path += children
+
+
+def random_tokens(rng: random.Random, tree: Tree, vocab_size: int) -> list[int]:
+    """Any tokens, but different ones on siblings, as candidates of different rank are."""
+    tokens = [rng.randrange(vocab_size)]
+    for node in range(1, tree.num_nodes):
+        taken = {tokens[n] for n in range(1, node) if tree.parents[n] == tree.parents[node]}
+        tokens.append(rng.choice([t for t in range(vocab_size) if t not in taken]))
+    return tokens
+
+
+def accepted_paths(tree: Tree, tokens: list[list[int]], targets: list[list[int]]) -> list[list[int]]:
+    parents_N = torch.tensor([max(parent, 0) for parent in tree.parents])
+    accepted = accept_exact(torch.tensor(tokens), torch.tensor(targets), parents_N, tree.ancestors().float())
+    assert torch.equal(accepted.targets_BN, torch.tensor(targets))
+    return [[node for node, is_on in enumerate(row) if is_on] for row in accepted.is_accepted_BN.tolist()]
+
+
+@pytest.mark.parametrize("vocab_size", [2, 3, 5, 9])
+def test_the_walk_equals_a_walk_by_hand_where_every_id_is_an_ordinary_token(vocab_size: int) -> None:
+    rng = random.Random(vocab_size)
+    lengths = set()
+    for _ in range(150):
+        tree = random_tree(rng, 6, vocab_size, rng.randint(1, 40))
+        tokens = [random_tokens(rng, tree, vocab_size) for _ in range(3)]
+        targets = [[rng.randrange(vocab_size) for _ in range(tree.num_nodes)] for _ in range(3)]
+        paths = accepted_paths(tree, tokens, targets)
+        assert paths == [walk(tree, *row) for row in zip(tokens, targets, strict=True)]
+        lengths |= {len(path) for path in paths}
+    assert len(lengths) >= 3, "the sample has short and long paths"
+
+
+def test_a_path_may_be_all_zeros_and_ends_at_its_leaf() -> None:
+    assert accepted_paths(chain(4), [[0] * 5], [[0] * 5]) == [[0, 1, 2, 3, 4]]
+    assert accepted_paths(chain(4), [[0] * 5], [[0, 0, 1, 0, 0]]) == [[0, 1, 2]]
+    assert accepted_paths(ROOT_ONLY, [[3]], [[1]]) == [[0]]
+
+
+def test_a_match_below_a_miss_does_not_count() -> None:
+    tree = Tree.from_paths([(0,), (1,), (0, 0), (1, 0)])
+    # Node 4 (below node 3) carries what node 3 wants, but the root wants node 1.
+    assert tree.parents == (-1, 0, 1, 0, 3)
+    assert accepted_paths(tree, [[9, 5, 6, 7, 8]], [[5, 1, 1, 8, 8]]) == [[0, 1]]
+
+
+def test_greedy_takes_the_lowest_of_equal_logits() -> None:
+    assert find_targets(torch.tensor([[[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]]]), Sampling(), None).tolist() == [[1, 0]]
+
+
+def test_sampling_is_the_argmax_of_scaled_logits_and_noise() -> None:
+    logits, noise = torch.randn(2, 3, 7), torch.randn(2, 3, 7)
+    targets = find_targets(logits, Sampling(temperature=0.5), noise)
+    for b in range(2):
+        for n in range(3):
+            scores = [x / 0.5 + y for x, y in zip(logits[b, n].tolist(), noise[b, n].tolist(), strict=True)]
+            assert targets[b, n] == scores.index(max(scores))
+    assert torch.equal(find_targets(logits.bfloat16(), Sampling(1.0), noise * 0), logits.bfloat16().argmax(-1))
+
+
+@pytest.mark.parametrize("top_p", [1e-6, 0.1, 0.5, 0.9, 0.99])
+def test_top_p_keeps_the_set_that_transformers_keeps(top_p: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for scale in (0.1, 1.0, 5.0):
+        scores = torch.randn(40, 50, generator=generator, dtype=torch.float64) * scale
+        theirs = TopPLogitsWarper(top_p)(torch.zeros(40, 1, dtype=torch.long), scores)
+        ours = keep_top_p(scores, top_p)
+        assert torch.equal(ours, theirs)
+        assert (ours.isfinite().sum(-1) >= 1).all()
+
+
+def test_top_p_is_the_smallest_set_that_reaches_the_share() -> None:
+    scores = torch.tensor([0.5, 0.125, 0.25, 0.125], dtype=torch.float64).log()
+    for top_p, kept in ((0.4, [0]), (0.5, [0]), (0.6, [0, 2]), (0.75, [0, 2]), (0.8, [0, 1, 2]), (0.99, [0, 1, 2, 3])):
+        assert keep_top_p(scores, top_p - 1e-9).isfinite().nonzero().flatten().tolist() == kept, top_p
+
+
+def test_tokens_outside_of_top_p_are_never_drawn() -> None:
+    logits = torch.tensor([[[2.0, 1.9, -1.0, -1.0]]]).expand(1, 2000, 4)
+    noise = -(-torch.rand(1, 2000, 4, generator=torch.Generator().manual_seed(0)).log()).log()
+    drawn = find_targets(logits, Sampling(1.0, top_p=0.8), noise)
+    assert set(drawn.flatten().tolist()) == {0, 1}
+    assert set(find_targets(logits, Sampling(1.0), noise).flatten().tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("temperature", [-0.1, float("inf"), float("nan")])
+def test_a_temperature_that_cannot_be_is_refused(temperature: float) -> None:
+    with pytest.raises(UserError, match="temperature"):
+        Sampling(temperature=temperature)
+
+
+@pytest.mark.parametrize("top_p", [0.0, -1.0, 1.01, float("nan")])
+def test_a_top_p_that_cannot_be_is_refused(top_p: float) -> None:
+    with pytest.raises(UserError, match="top_p"):
+        Sampling(temperature=1.0, top_p=top_p)

@@ -1,0 +1,135 @@
+"""Does the fast drafter propose what the heads say, one node at a time?"""
+
+import random
+
+import pytest
+import torch
+from random_models import HEAD_DESIGNS, random_base, random_heads, random_tree
+from torch import Tensor
+
+from euryale.decoding.drafters import HeadsDrafter, Known, NoDrafter, build_drafter
+from euryale.decoding.tree import ROOT_ONLY, Tree, chain, medusa63
+from euryale.errors import UserError
+from euryale.model.base import Base
+from euryale.model.heads import Heads, HeadsConfig, build_heads, normalise
+
+V = 23
+
+
+def propose_slowly(base: Base, heads: Heads, tree: Tree, known: Known) -> list[list[int]]:
+    """Node by node from `Heads.head_hidden`: the definition that the fast drafter is measured against."""
+    rows = []
+    for row in range(len(known.root_B)):
+        tokens = [int(known.root_B[row])]
+        for node in range(1, tree.num_nodes):
+            k = tree.depths[node] - 1
+            path: list[int] = []  # tokens from the root to this node's parent
+            parent = tree.parents[node]
+            while parent >= 0:
+                path.insert(0, tokens[parent])
+                parent = tree.parents[parent]
+            embeddings_1JD = normalise(base.embed(torch.tensor(path)))[None]
+            hidden_1D = heads.head_hidden(k, known.hidden_BD[row : row + 1], embeddings_1JD)
+            scores_V = (hidden_1D @ heads.output_weight(k, base.lm_head_weight).T)[0]
+            if known.noise_BPV is not None:
+                scores_V = scores_V.float() / known.temperature + known.noise_BPV[row, k]
+            order = scores_V.sort(descending=True).indices
+            tokens.append(int(order[tree.ranks[node]]))
+        rows.append(tokens)
+    return rows
+
+
+def random_known(base: Base, num_rows: int, num_depths: int, temperature: float, seed: int) -> Known:
+    generator = torch.Generator().manual_seed(seed)
+    noise: Tensor | None = None
+    if temperature > 0:
+        noise = -(-torch.rand(num_rows, num_depths + 1, V, generator=generator).log()).log()
+    return Known(
+        torch.randn(num_rows, base.hidden_size, generator=generator, dtype=base.dtype),
+        torch.randint(V, (num_rows,), generator=generator),
+        noise,
+        temperature,
+    )
+
+
+def design_name(design: HeadsConfig) -> str:
+    root = "" if design.root_token else "-no-root"
+    return f"{design.kind}{root}-{design.body}-{design.output}-{design.num_layers}"
+
+
+@pytest.mark.parametrize("design", HEAD_DESIGNS, ids=design_name)
+def test_the_fast_drafter_equals_its_slow_twin(design: HeadsConfig) -> None:
+    # float64: random scores are then never so close that the order of additions decides.
+    rng = random.Random(design_name(design))
+    base = random_base(rng.choice(["llama", "qwen3"]), V, seed=3, dtype=torch.float64)
+    heads = random_heads(design, base, seed=rng.randrange(1000))
+    trees = [medusa63(), chain(4), chain(1)] + [
+        random_tree(rng, rng.randint(2, 4), 6, rng.randint(2, 20)) for _ in range(3)
+    ]
+    for number, tree in enumerate(trees):  # the 63 nodes once are enough
+        drafter = HeadsDrafter(base, heads, tree)
+        for temperature in (0.0, 0.8) if number else (0.0,):
+            known = random_known(base, rng.randint(1, 3), tree.max_depth, temperature, seed=number)
+            assert drafter.propose(known).tolist() == propose_slowly(base, heads, tree, known)
+
+
+def test_siblings_carry_different_tokens_and_hydra_children_depend_on_their_parent() -> None:
+    base = random_base("llama", V, dtype=torch.float64)
+    tree = Tree.from_paths([(a,) for a in range(5)] + [(a, 0) for a in range(5)])
+    known = random_known(base, 4, 2, 0.0, seed=1)
+    below = {}
+    for design in (HeadsConfig("hydra"), HeadsConfig("medusa")):
+        tokens = HeadsDrafter(base, random_heads(design, base), tree).propose(known)
+        first = [n for n in range(1, 11) if tree.depths[n] == 1]
+        assert all(len(set(row)) == 5 for row in tokens[:, first].tolist())
+        second = [n for n in range(1, 11) if tree.depths[n] == 2]
+        below[design.kind] = [len(set(row)) for row in tokens[:, second].tolist()]
+    assert below["medusa"] == [1, 1, 1, 1] and max(below["hydra"]) > 1
+
+
+def test_the_first_chain_may_be_any_rank_order_of_the_tree() -> None:
+    """The drafter works in levels, the tree puts its first chain in front: tokens land on the right nodes."""
+    base = random_base("llama", V, dtype=torch.float64)
+    heads = random_heads(HeadsConfig("hydra"), base)
+    chain_first, known = Tree.from_paths([(0,), (0, 0), (0, 0, 0), (1,), (1, 1)]), random_known(base, 1, 3, 0.0, 5)
+    assert chain_first.depths == (0, 1, 2, 3, 1, 2)
+    tokens = HeadsDrafter(base, heads, chain_first).propose(known)[0].tolist()
+    assert tokens[:4] == HeadsDrafter(base, heads, chain(3)).propose(known)[0].tolist()
+
+
+@pytest.mark.parametrize("tree", [ROOT_ONLY, chain(2)], ids=["root", "chain"])
+def test_the_same_row_drafts_the_same_in_any_batch(tree: Tree) -> None:
+    base = random_base("qwen2", V, dtype=torch.float64)
+    drafter = HeadsDrafter(base, random_heads(HeadsConfig("hydra"), base), tree)
+    known = random_known(base, 5, 2, 1.0, seed=2)
+    together = drafter.propose(known)
+    for row in range(5):
+        part = slice(row, row + 1)
+        alone = Known(known.hidden_BD[part], known.root_B[part], known.noise_BPV[part], 1.0)  # type: ignore[index]
+        assert torch.equal(drafter.propose(alone), together[part])
+
+
+def test_untrained_heads_propose_what_the_base_would_say() -> None:
+    base = random_base("llama", V)
+    for design in (HeadsConfig("hydra"), HeadsConfig("medusa", output="own"), HeadsConfig("medusa", body="resblock")):
+        heads = build_heads(design, base.lm_head_weight)
+        known = random_known(base, 3, 4, 0.0, seed=0)
+        expected = base.logits(known.hidden_BD).argmax(-1)
+        assert torch.equal(HeadsDrafter(base, heads, chain(4)).propose(known)[:, 1:], expected[:, None].expand(3, 4))
+
+
+def test_no_drafter_repeats_the_root() -> None:
+    base = random_base()
+    drafter = build_drafter("none", base, None, ROOT_ONLY)
+    assert isinstance(drafter, NoDrafter)
+    assert drafter.propose(random_known(base, 2, 0, 0.0, seed=0)).shape == (2, 1)
+    with pytest.raises(AssertionError):
+        NoDrafter(chain(1))
+
+
+def test_a_drafter_that_cannot_be_is_refused() -> None:
+    base = random_base()
+    with pytest.raises(UserError, match="drafter=eagle is not known. Choose one of: none, heads"):
+        build_drafter("eagle", base, None, ROOT_ONLY)
+    with pytest.raises(UserError, match="drafter=heads needs a heads checkpoint"):
+        build_drafter("heads", base, None, ROOT_ONLY)

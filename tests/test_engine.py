@@ -1,0 +1,271 @@
+"""Is every request answered alike in any batch, and is every wrong one refused?"""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from plain_decoding import slow_ids
+from random_models import FULL, engine_of, five_tokens, letter_tokenizer, random_base, random_heads, random_prompts
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from euryale.decoding.calibrated import Calibration
+from euryale.decoding.engine import Engine
+from euryale.decoding.tree import ROOT_ONLY, Tree, chain, medusa63
+from euryale.errors import UserError
+from euryale.model.attention import use_tree_attention
+from euryale.model.base import Base
+from euryale.model.checkpoint import save_heads
+from euryale.model.heads import HeadsConfig
+
+PROMPT = [0, 3, 1]
+
+
+@pytest.mark.parametrize("length", [24, 25, 300])
+def test_a_prompt_that_fills_the_context_is_refused(length: int) -> None:
+    engine = engine_of(five_tokens(max_length=24))
+    with pytest.raises(UserError, match=f"the prompt has {length} tokens and the context .* ends at 24. Shorten"):
+        engine.generate([[1], [0] * length])
+
+
+def test_nodes_beyond_the_context_do_not_change_a_rope_that_depends_on_length() -> None:
+    """Dynamic rope rescales all positions when one exceeds the context; AR never goes there, a tree would."""
+    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    base = random_base("llama", 5, seed=1, dtype=torch.float64, max_length=24, rope_parameters=dynamic)
+    rng = random.Random(0)
+    for _ in range(5):
+        prompts = random_prompts(rng, 3, 5, longest=15)
+        for prompt, generation in zip(prompts, engine_of(base).generate(prompts), strict=True):
+            assert generation.ids == slow_ids(base, prompt, 100)
+
+
+def test_nodes_beyond_a_learned_position_table_do_no_harm() -> None:
+    config = GPT2Config(
+        vocab_size=5, n_embd=16, n_layer=2, n_head=4, n_positions=20, eos_token_id=None, bos_token_id=None
+    )
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(config).double().eval().requires_grad_(False)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    use_tree_attention(model)
+    base = Base(model, letter_tokenizer(5), "random-gpt2", "gpt2")
+    prompts = [[1, 2, 3], [4] * 12]
+    for prompt, generation in zip(prompts, engine_of(base).generate(prompts), strict=True):
+        assert generation.finish_reason == "context" and generation.ids == slow_ids(base, prompt, 100)
+
+
+def test_an_empty_prompt_begins_with_the_begin_of_text_token() -> None:
+    base = five_tokens(bos_id=2)
+    engine = engine_of(base)
+    with_bos = engine.generate([[2]], max_new_tokens=8)[0].ids
+    assert with_bos == slow_ids(base, [2], 8)
+    empties: list[str | list[int]] = [[], ""]
+    for empty in empties:
+        assert engine.generate([empty], max_new_tokens=8)[0].ids == with_bos
+    with pytest.raises(UserError, match="the prompt is empty and this base has no begin-of-text token"):
+        engine_of(five_tokens()).generate([[]])
+    assert engine.generate([]) == []
+
+
+def test_texts_and_ids_are_the_same_prompt() -> None:
+    engine = engine_of(five_tokens())
+    answers = [engine.generate(p, max_new_tokens=9)[0] for p in ("adb", ["adb"], PROMPT, [PROMPT], tuple(PROMPT))]
+    assert all(a.ids == answers[0].ids and a.text == answers[0].text for a in answers)
+    prompts: list[str | list[int]] = ["adb", PROMPT]
+    mixed = engine.generate(prompts, max_new_tokens=9)
+    assert [a.ids for a in mixed] == [answers[0].ids] * 2
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("tree", [FULL, medusa63(), chain(3), ROOT_ONLY], ids=["full", "medusa63", "chain", "root"])
+def test_a_row_answers_the_same_in_any_batch(tree: Tree, temperature: float) -> None:
+    base = random_base("llama", 5, seed=197, dtype=torch.float64, max_length=40, eos=[1])
+    engine = engine_of(base, tree)
+    rng = random.Random(4)
+    prompts = [[0, 2], [3], *random_prompts(rng, 3, 5, longest=39)]
+    seeds = [5, 5, 7, 2**62, 0]
+    alone = [engine.generate([p], 20, temperature, seed=s)[0] for p, s in zip(prompts, seeds, strict=True)]
+    together = engine.generate(prompts, 20, temperature, seed=seeds)
+    backwards = engine.generate(prompts[::-1], 20, temperature, seed=seeds[::-1])[::-1]
+    assert len({len(g.ids) for g in alone}) > 2, "rows end at different times"
+    for other in (together, backwards):
+        assert [(g.ids, g.text, g.accepted, g.finish_reason) for g in other] == [
+            (g.ids, g.text, g.accepted, g.finish_reason) for g in alone
+        ]
+
+
+def test_the_longest_row_may_end_inside_a_path_while_others_go_on() -> None:
+    """Its last path is kept whole, behind where the answer ends: the arena has room for that."""
+    base = five_tokens()
+    engine = engine_of(base, Tree.from_paths([*FULL.paths[1:], (0, 0, 0), (0, 0, 0, 0)]))
+    rng = random.Random(0)
+    for num in range(1, 12):
+        prompts = [[rng.randrange(5) for _ in range(length)] for length in (20, 1, 2)]
+        found = engine.generate(prompts, max_new_tokens=num)
+        assert [g.ids for g in found] == [slow_ids(base, p, num) for p in prompts]
+
+
+def test_the_seed_alone_decides_what_is_sampled() -> None:
+    base = five_tokens()
+    with_tree, without = engine_of(base), Engine(base, drafter="none")
+    drawn = [without.generate([PROMPT], 20, 1.0, seed=seed)[0].ids for seed in range(4)]
+    assert len({tuple(ids) for ids in drawn}) == 4
+    assert [g.ids for g in with_tree.generate([PROMPT] * 4, 20, 1.0, seed=[0, 1, 2, 3])] == drawn
+    assert [g.ids for g in with_tree.generate([PROMPT] * 2, 20, 1.0, seed=3)] == [drawn[3]] * 2
+    assert with_tree.generate([PROMPT], 20, seed=1)[0].ids == with_tree.generate([PROMPT], 20, seed=2)[0].ids
+
+
+@pytest.mark.parametrize("stop", [None, "ab", ["ba", "cc"]])
+@pytest.mark.parametrize("eos", [None, 4])
+def test_a_stream_adds_up_to_the_text_of_generate(eos: int | None, stop: str | list[str] | None) -> None:
+    base = five_tokens(max_length=32, eos=eos)
+    for tree in (FULL, ROOT_ONLY):
+        engine = engine_of(base, tree)
+        for seed in range(6):
+            whole = engine.generate([PROMPT], 40, 1.0, seed=seed, stop=stop)[0]
+            pieces = list(engine.stream(PROMPT, 40, 1.0, seed=seed, stop=stop))
+            assert "".join(pieces) == whole.text and all(pieces)
+            assert len(pieces) <= whole.num_steps + 1
+            last = engine.last
+            assert last is not None and (last.ids, last.text, last.finish_reason) == (
+                whole.ids,
+                whole.text,
+                whole.finish_reason,
+            )
+
+
+def test_time_is_accounted_to_the_parts_of_a_step() -> None:
+    engine = engine_of(five_tokens())
+    generation = engine.generate([PROMPT], max_new_tokens=20)[0]
+    assert set(engine.seconds) == {"prefill", "draft", "verify", "accept", "commit"}
+    assert all(value > 0 for value in engine.seconds.values())
+    assert sum(engine.seconds.values()) <= generation.seconds
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"prompts": [[5]]}, "token ids from 5 to 5, and random-qwen2 knows 0 to 4"),
+        ({"prompts": [[1, -1]]}, "token ids from -1 to 1"),
+        ({"prompts": [PROMPT], "max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"prompts": [PROMPT], "temperature": -1.0}, "temperature=-1.0"),
+        ({"prompts": [PROMPT], "top_p": 0.0}, "top_p=0.0"),
+        ({"prompts": [PROMPT], "stop": ""}, "stop="),
+        ({"prompts": [PROMPT], "seed": [1, 2]}, "2 seeds were given for 1 prompts"),
+        ({"prompts": [PROMPT], "temperature": 1.0, "seed": -1}, "seed=-1 is out of range"),
+    ],
+)
+def test_a_request_that_cannot_be_is_refused(request_: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        engine_of(five_tokens()).generate(**request_)
+
+
+def test_a_text_beyond_the_vocabulary_is_refused() -> None:
+    base = five_tokens()
+    base.tokenizer = letter_tokenizer(26)
+    with pytest.raises(UserError, match="token ids from 25 to 25"):
+        Engine(base, drafter="none").generate(["z"])
+
+
+def calibration(temperature: float, paths: list[list[int]], num_nodes: int) -> Calibration:
+    return Calibration(temperature, num_nodes, paths, [0.5] * len(paths), num_positions=10)
+
+
+def test_the_tree_is_the_one_given_or_calibrated_nearest_or_a_chain() -> None:
+    base = five_tokens()
+    heads = random_heads(HeadsConfig("hydra", num_heads=3), base)
+    assert Engine(base, heads).tree() == chain(3)
+    assert Engine(base, heads, tree=chain(2)).tree() == chain(2)
+    assert Engine(base, heads, drafter="none", tree=chain(2)).tree() == ROOT_ONLY
+    found = [calibration(0.0, [[0], [0, 0]], 3), calibration(1.0, [[0], [1], [2], [3]], 4)]
+    engine = Engine(base, heads, calibrations=found)
+    assert engine.tree(0.0) == engine.tree(0.4) == chain(2)
+    assert engine.tree(0.7).paths == ((), (0,), (1,), (2,))
+    wide = Engine(base, heads, tree=Tree.from_paths([(0,), (7,), (7, 0)])).tree()
+    assert wide == chain(1), "ranks beyond the vocabulary are cut off"
+
+
+def test_an_engine_that_cannot_be_is_refused() -> None:
+    base = five_tokens()
+    heads = random_heads(HeadsConfig("hydra", num_heads=3), base)
+    with pytest.raises(UserError, match="drafter=eagle is not known. Choose one of: none, heads"):
+        Engine(base, heads, drafter="eagle")
+    with pytest.raises(UserError, match="drafter=heads needs a heads checkpoint"):
+        Engine(base)
+    with pytest.raises(UserError, match="tree=given is 4 deep, but the checkpoint has 3 heads"):
+        Engine(base, heads, tree=medusa63())
+    with pytest.raises(UserError, match="tree=calibrated is 4 deep, but the checkpoint has 3 heads"):
+        Engine(base, heads, calibrations=[calibration(0.0, [[0], [0, 0], [0, 0, 0], [0, 0, 0, 0]], 5)])
+
+
+def test_calibrated_trees_can_have_another_size() -> None:
+    base = five_tokens()
+    heads = random_heads(HeadsConfig("hydra", num_heads=3), base)
+    engine = Engine(base, heads, calibrations=[calibration(0.0, [[0], [0, 0], [1]], 2)])
+    assert [engine.with_num_nodes(n).tree().num_nodes for n in (1, 2, 4)] == [1, 2, 4]
+    for num_nodes in (0, 5):
+        with pytest.raises(
+            UserError, match=f"num_nodes={num_nodes} was asked for, and the calibrated trees have 1 to 4"
+        ):
+            engine.with_num_nodes(num_nodes)
+    with pytest.raises(UserError, match="there is no calibrated tree"):
+        Engine(base, heads).with_num_nodes(2)
+
+
+TREE_JSON = (
+    '{"format_version": 1, "calibrations": [{"temperature": 0.0, "num_nodes": 3, "paths": [[0], [0, 0], [1]], '
+    '"probabilities": [0.5, 0.3, 0.1], "num_positions": 100}]}'
+)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, tiny_base: Base) -> Path:
+    folder = tmp_path / "run"
+    heads = random_heads(HeadsConfig("hydra", num_heads=3), tiny_base)
+    save_heads(folder, heads, tiny_base, {}, extra_files={"tree.json": TREE_JSON})
+    return folder
+
+
+def test_a_loaded_engine_answers_as_the_one_that_was_saved(checkpoint: Path, tiny_base: Base) -> None:
+    expected = Engine(tiny_base, drafter="none").generate(["def f(x):", "a"], max_new_tokens=12)
+    for tree, num_nodes in (("calibrated", 3), ("chain", 4)):
+        engine = Engine.load(checkpoint, tree=tree, device="cpu", dtype="float32")
+        assert engine.tree().num_nodes == num_nodes
+        assert [g.ids for g in engine.generate(["def f(x):", "a"], max_new_tokens=12)] == [g.ids for g in expected]
+    heads = random_heads(HeadsConfig("hydra", num_heads=3), tiny_base)
+    assert engine.heads is not None
+    for name, tensor in heads.state_dict().items():
+        assert torch.equal(engine.heads.state_dict()[name], tensor)
+    for base in (tiny_base, tiny_base.path):
+        assert Engine.load(checkpoint, base=base, drafter="none").tree() == ROOT_ONLY
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_refused(checkpoint: Path, tiny_base: Base) -> None:
+    with pytest.raises(UserError, match="is no checkpoint"):
+        Engine.load(checkpoint.parent)
+    with pytest.raises(UserError, match="tree=bush is not known. Choose one of: chain, medusa63, calibrated"):
+        Engine.load(checkpoint, base=tiny_base, tree="bush")
+    with pytest.raises(UserError, match="drafter=eagle is not known. Choose one of: none, heads"):
+        Engine.load(checkpoint, base=tiny_base, drafter="eagle")
+    with pytest.raises(UserError, match="tree=medusa63 is 4 deep, but the checkpoint has 3 heads"):
+        Engine.load(checkpoint, base=tiny_base, tree="medusa63")
+    with pytest.raises(UserError, match="trained for"):
+        Engine.load(checkpoint, base=random_base("llama", 99))
+    (checkpoint / "tree.json").write_text(
+        TREE_JSON.replace("[0, 0]", "[0, 0], [0, 0, 0], [0, 0, 0, 0]").replace("3,", "5,", 1)
+    )
+    with pytest.raises(UserError, match="tree=calibrated is 4 deep"):
+        Engine.load(checkpoint, base=tiny_base)
+    (checkpoint / "tree.json").unlink()
+    with pytest.raises(UserError, match="tree=calibrated: .* has no tree.json"):
+        Engine.load(checkpoint, base=tiny_base)
+    (checkpoint / "heads.json").write_text('{"format_version": 1}')
+    with pytest.raises(UserError, match="does not say which base"):
+        Engine.load(checkpoint)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"format_version": 2}', '{"format_version": 1, "calibrations": []}'])
+def test_a_damaged_tree_file_is_refused(checkpoint: Path, tiny_base: Base, content: str) -> None:
+    (checkpoint / "tree.json").write_text(content)
+    with pytest.raises(UserError, match="tree.json"):
+        Engine.load(checkpoint, base=tiny_base)
