@@ -11,6 +11,7 @@ from conftest import save_tiny_llama
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from euryale.data.batches import Batch
 from euryale.errors import UserError
 from euryale.model.base import Base, BaseConfig, load_base
 from euryale.model.heads import Heads, HeadsConfig, build_heads, normalise
@@ -293,3 +294,36 @@ def test_pretraining_equals_the_models_own_loss_and_gradient(tmp_path: Path, tie
 def test_an_unknown_objective_is_refused_with_the_options(config: ObjectiveConfig) -> None:
     with pytest.raises(UserError, match=r"objective\.(kind|loss|chunk_tokens)="):
         config.check()
+
+
+def test_a_draft_vocabulary_restricts_heads_and_teacher_and_drops_other_labels(tiny_base: Base) -> None:
+    """The slow twin: full logits, columns of the draft vocabulary, labels outside of it skipped one by one."""
+    torch.manual_seed(5)
+    heads = build_heads(HeadsConfig(num_heads=2, width=1.0, vocab_share=0.4), tiny_base.lm_head_weight)
+    counts = torch.rand(tiny_base.vocab_size).mul(1000).long()
+    heads.choose_draft_ids(counts)
+    with torch.no_grad():
+        for parameter in heads.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    ids_BT = torch.randint(0, tiny_base.vocab_size, (1, 24))
+    zeros = torch.zeros_like(ids_BT)
+    batch = Batch(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool), torch.arange(24)[None], zeros)
+    assert heads.draft_ids is not None
+    chosen = heads.draft_ids.tolist()
+    for loss in ("kl", "ce"):
+        sums = medusa1_loss(tiny_base, heads, batch, ObjectiveConfig(loss=loss, chunk_tokens=7))
+        hidden_TD = tiny_base.forward_packed(ids_BT, batch.positions_BT, zeros)[0]
+        embedded_TD = normalise(tiny_base.embed(ids_BT[0]))
+        expected, counted = torch.zeros(()), [0, 0]
+        for k in range(2):
+            for t in range(24 - 2 - k):
+                label = int(ids_BT[0, t + 2 + k])
+                if label not in chosen:
+                    continue
+                head = heads.head_hidden(k, hidden_TD[t][None], embedded_TD[t + 1 : t + 2 + k][None])[0]
+                log_q = (tiny_base.lm_head_weight @ head)[chosen].log_softmax(0)
+                p = (tiny_base.lm_head_weight @ hidden_TD[t + 1 + k])[chosen].softmax(0)
+                one = -log_q[chosen.index(label)] if loss == "ce" else (p * (p.log() - log_q)).sum()
+                expected, counted[k] = expected + one, counted[k] + 1
+        assert sums.count_K.tolist() == counted and 0 < counted[0] < 22
+        torch.testing.assert_close(sums.loss, expected, rtol=1e-4, atol=1e-4)

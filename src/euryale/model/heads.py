@@ -175,7 +175,7 @@ class Heads(nn.Module):
     def choose_draft_ids(self, counts_V: Tensor) -> None:
         """Makes the most frequent tokens the draft vocabulary (Zhao et al. 2025, FR-Spec). Ids stay in order.
 
-        Heads learn over the whole vocabulary; only drafting is restricted, and verification never is.
+        Training and drafting are restricted to it; verification never is.
         """
         if self.draft_ids is not None:
             best = counts_V.argsort(descending=True, stable=True)[: len(self.draft_ids)]

@@ -78,23 +78,29 @@ class Selection(NamedTuple):
     members_KM: list[Tensor]  # per head: ascending indices into positions_U
 
 
-def select_labels(batch: PackedBatch, gaps: Iterable[int]) -> Selection:
-    """The labels that count for heads looking `gaps` tokens ahead."""
+def select_labels(batch: PackedBatch, gaps: Iterable[int], is_allowed_BT: Tensor | None = None) -> Selection:
+    """The labels that count for heads looking `gaps` tokens ahead; `is_allowed_BT` can rule out some tokens."""
     documents_BT = batch.documents_BT
     counted = []
     for gap in gaps:
         counts_BT = torch.zeros_like(batch.is_target_BT)
         same_BT = (documents_BT[:, gap:] == documents_BT[:, :-gap]) & (documents_BT[:, gap:] >= 0)
         counts_BT[:, gap:] = batch.is_target_BT[:, gap:] & same_BT
+        if is_allowed_BT is not None:
+            counts_BT &= is_allowed_BT
         counted.append(counts_BT.flatten())
     positions_U = torch.stack(counted).any(dim=0).nonzero()[:, 0]
     return Selection(positions_U, [counts[positions_U].nonzero()[:, 0] for counts in counted])
 
 
 def medusa1_loss(base: Base, heads: Heads | None, batch: PackedBatch, config: ObjectiveConfig) -> LossSums:
-    """Loss of the heads on a batch; the base is run once, without gradients."""
+    """Loss of the heads on a batch; the base is run once, without gradients.
+
+    With a draft vocabulary, heads and teacher are distributions over it, and labels outside of it do not count: what
+    is never drafted need not be learned. Held-out measures are over the whole vocabulary.
+    """
     assert heads is not None
-    return _sums(*_head_problem(base, heads, batch, config))
+    return _sums(*_head_problem(base, heads, batch, config, heads.draft_ids))
 
 
 def pretrain_loss(base: Base, heads: Heads | None, batch: PackedBatch, config: ObjectiveConfig) -> LossSums:
@@ -144,9 +150,18 @@ class _Means(NamedTuple):
     count_K: list[int]
 
 
-def _head_problem(base: Base, heads: Heads, batch: PackedBatch, config: ObjectiveConfig) -> _Problem:
-    selection = select_labels(batch, [FIRST_GAP + k for k in range(heads.num_heads)])
+def _head_problem(
+    base: Base, heads: Heads, batch: PackedBatch, config: ObjectiveConfig, draft_ids: Tensor | None = None
+) -> _Problem:
+    """With `draft_ids`, a problem over these tokens alone: a label is then its place among them."""
     ids_BT = batch.ids_BT.to(base.device)
+    label_BT, allowed = ids_BT, None
+    if draft_ids is not None:
+        is_drafted_V = torch.zeros(base.vocab_size, dtype=torch.bool, device=base.device)
+        is_drafted_V[draft_ids] = True
+        allowed = is_drafted_V[ids_BT].to(batch.is_target_BT.device)
+        label_BT = torch.searchsorted(draft_ids, ids_BT)  # ascending ids; only read where allowed
+    selection = select_labels(batch, [FIRST_GAP + k for k in range(heads.num_heads)], allowed)
     with torch.no_grad():
         base_hidden_PD = base.forward_packed(
             ids_BT, batch.positions_BT.to(base.device), batch.documents_BT.to(base.device)
@@ -161,11 +176,17 @@ def _head_problem(base: Base, heads: Heads, batch: PackedBatch, config: Objectiv
         embeddings_MJD = embeddings_PD[sources_M[:, None] + known_J].to(dtype)
         hidden_KMD.append(heads.head_hidden(k, base_hidden_PD[sources_M].to(dtype), embeddings_MJD))
 
-    def teacher_logits(start: int, stop: int) -> Tensor:
-        return base.logits(base_hidden_PD[positions_U[start:stop] - 1])
+    teacher_weight_VD = base.lm_head_weight if draft_ids is None else base.lm_head_weight[draft_ids]
 
-    labels = _labels(ids_BT, selection, config.chunk_tokens, teacher_logits if config.loss == "kl" else None)
-    return _Problem(hidden_KMD, [heads.output_weight(k, base.lm_head_weight) for k in range(heads.num_heads)], labels)
+    def teacher_logits(start: int, stop: int) -> Tensor:
+        return torch.nn.functional.linear(base_hidden_PD[positions_U[start:stop] - 1], teacher_weight_VD)
+
+    labels = _labels(label_BT, selection, config.chunk_tokens, teacher_logits if config.loss == "kl" else None)
+    outputs = [heads.output_weight(k, base.lm_head_weight) for k in range(heads.num_heads)]
+    if draft_ids is not None:
+        drawn = {id(weight): weight[draft_ids] for weight in outputs}  # heads that share a matrix share its rows
+        outputs = [drawn[id(weight)] for weight in outputs]
+    return _Problem(hidden_KMD, outputs, labels)
 
 
 def _base_problem(base: Base, batch: PackedBatch, config: ObjectiveConfig) -> _Problem:
