@@ -225,12 +225,13 @@ def test_the_ceiling_counts_what_a_step_reads(monkeypatch: pytest.MonkeyPatch) -
         assert found.step_flops == 2 * expected
         assert found.bytes_per_s == 2**20 / 0.001
         assert found.ar_tokens_per_s == found.bytes_per_s / found.base_bytes
-    for kind, evaluations in (("medusa", [1, 1]), ("hydra", [1, 2])):
-        heads = random_heads(HeadsConfig(kind, num_heads=3, width=1.0), tied)
+    for kind, share, evaluations in (("medusa", 1.0, [1, 1]), ("hydra", 1.0, [1, 2]), ("hydra", 0.5, [1, 2])):
+        heads = random_heads(HeadsConfig(kind, num_heads=3, width=1.0, vocab_share=share), tied)
         # Below the root two parents: the tree asks head 0 once, and head 1 once or (hydra) once for each of them.
         tree = Tree.from_paths([(0,), (1,), (0, 0), (1, 0)])
         found = ceiling.measure_ceiling(Engine(tied, heads, tree=tree))
-        sizes = [sum(p.numel() for p in heads.bodies[k].parameters()) + 13 * 16 for k in range(2)]
+        rows = 13 if share == 1.0 else 7
+        sizes = [sum(p.numel() for p in heads.bodies[k].parameters()) + rows * 16 for k in range(2)]
         assert found.step_bytes == 4 * (expected + sum(sizes))
         asked = sum(2 * size * times for size, times in zip(sizes, evaluations, strict=True))
         assert found.step_flops == 2 * expected * 5 + asked

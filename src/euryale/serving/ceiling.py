@@ -57,8 +57,8 @@ def measure_ceiling(engine: Engine, temperature: float = 0.0) -> Ceiling:
     head_bytes = head_flops = 0
     if engine.heads is not None:
         for k in range(tree.max_depth):
-            matrices = [*engine.heads.bodies[k].parameters(), engine.heads.output_weight(k, base.lm_head_weight)]
-            numbers = sum(matrix.numel() for matrix in matrices)
+            output = engine.heads.num_candidates * base.hidden_size  # the rows of its output matrix that drafting reads
+            numbers = output + sum(weight.numel() for weight in engine.heads.bodies[k].parameters())
             head_bytes += numbers * base.dtype.itemsize
             # Kind medusa asks a head once; kind hydra once for every parent of its level.
             is_parent = set(tree.parents)

@@ -8,7 +8,8 @@ Each format is a folder that its reader takes as it is:
     tgi      Text Generation Inference 3 (layers/medusa.py there)
 
 The three peers know one design of head, x + SiLU(W x + b) on the hidden state alone (Cai et al. 2024, section 3.1).
-Their shift is ours: head k at position t guesses the token at t + 2 + k.
+Their shift is ours: head k at position t guesses the token at t + 2 + k. A draft vocabulary is written where the
+reader knows one (vllm, shared output); heads know all tokens, so elsewhere they draft from the whole vocabulary.
 
 Letters: D width, V vocabulary.
 """
@@ -85,7 +86,7 @@ def _for_peer(layout: Callable[[Trained], Layout]) -> Callable[[Path, Path, Call
     def write(folder: Path, staged: Path, load_base: Callable[[], Base]) -> None:
         config, tensors = _read_all(folder)
         _check_exportable(folder, config)
-        dtype = next(iter(tensors.values())).dtype
+        dtype = tensors["bodies.0.0.hidden_in.weight"].dtype
 
         def lm_head() -> Tensor:
             base = load_base()
@@ -128,21 +129,28 @@ def _check_exportable(folder: Path, config: HeadsConfig) -> None:
 
 
 def _vllm(trained: Trained) -> Layout:
-    """Native names. Shared output: `original_lm_head`, and the matrix once; the loader wants it in the file."""
-    K, L = trained.config.num_heads, trained.config.num_layers
+    """Native names. Shared output: `original_lm_head`, and the matrix once; the loader wants it in the file.
+
+    With a shared output the draft vocabulary goes along: its rows alone, and `token_map`, their token ids.
+    """
+    K, L, V = trained.config.num_heads, trained.config.num_layers, trained.description["vocab_size"]
+    num_rows = V
     tensors = _bodies(trained, "blocks.{k}.layers.{layer}.{part}")
     is_shared = trained.config.output == "shared"
-    if is_shared:
-        tensors["lm_head.weight"] = trained.lm_head()
-    else:
+    if not is_shared:
         tensors |= {f"lm_heads.{k}.weight": trained.tensors[f"outputs.{k}.weight"] for k in range(K)}
-    V = trained.description["vocab_size"]
+    elif "draft_ids" in trained.tensors:
+        tensors["token_map"] = trained.tensors["draft_ids"]
+        tensors["lm_head.weight"] = trained.lm_head()[tensors["token_map"]]
+        num_rows = len(tensors["token_map"])
+    else:
+        tensors["lm_head.weight"] = trained.lm_head()
     config: dict[str, object] = {
         "architectures": ["MedusaModel"],
         "model_type": "medusa",
         "hidden_size": trained.description["hidden_size"],
         "vocab_size": V,
-        "truncated_vocab_size": V,
+        "truncated_vocab_size": num_rows,
         # vLLM takes any other key with "num" and "heads", or "num" and "layers", in it for one of these two.
         "num_heads": K,
         "num_hidden_layers": L,
