@@ -62,14 +62,15 @@ class Report:
 
 def random_model(rng: random.Random, dtype: torch.dtype) -> tuple[str, Base, Heads]:
     family = rng.choice(list(FAMILIES))
-    vocab_size = rng.choice([5, rng.randint(5, 12), rng.randint(5, 40)])
+    vocab_size = rng.choice([5, 5, rng.randint(5, 12), rng.randint(5, 40)])
     eos = rng.choice([None, None, rng.randrange(vocab_size), rng.sample(range(vocab_size), rng.randint(1, 3))])
     seed = rng.randrange(2**31)
     base = random_base(
         family, vocab_size, seed, dtype, max_length=rng.randint(24, 64), eos=eos,
         tie_word_embeddings=rng.random() < 0.3,
     )  # fmt: skip
-    design = replace(rng.choice(HEAD_DESIGNS), num_heads=rng.randint(1, 6))
+    vocab_share = rng.choice([1.0, 1.0, 1.0, 0.6])
+    design = replace(rng.choice(HEAD_DESIGNS), num_heads=rng.randint(1, 6), vocab_share=vocab_share)
     name = f"{family} V={vocab_size} eos={eos} seed={seed} max_length={base.max_length} {design}"
     return name, base, random_heads(design, base, seed)
 
@@ -80,7 +81,7 @@ def any_tree(rng: random.Random, vocab_size: int, num_heads: int) -> Tree:
         num_ranks = rng.randint(1, min(vocab_size, 8))
         return random_tree(rng, rng.randint(1, num_heads), num_ranks, rng.randint(2, 32))
     if kind == "full":  # every path of few ranks: with five tokens nothing can be rejected
-        num_ranks, depth = rng.choice([(5, 2), (5, 3), (2, 6), (3, 4)])
+        num_ranks, depth = rng.choice([(5, 2), (5, 3), (2, 6), (3, 5), (4, 4)])
         paths = [path for d in range(depth) for path in itertools.product(range(num_ranks), repeat=d + 1)]
         return Tree.from_paths(paths).pruned(num_heads, num_ranks)
     return {"medusa63": medusa63().pruned(num_heads, 10), "chain": chain(num_heads), "root": ROOT_ONLY}[kind]

@@ -46,7 +46,7 @@ HEAD_DESIGNS = tuple(
     for body in ("mlp", "resblock")
     for output in ("shared", "own")
     for num_layers in (1, 2)
-)
+) + (HeadsConfig("hydra", vocab_share=0.5), HeadsConfig("medusa", output="own", vocab_share=0.3))
 
 
 def random_base(
@@ -104,9 +104,11 @@ def letter_tokenizer(vocab_size: int, bos_id: int | None = None) -> PreTrainedTo
 
 
 def random_heads(design: HeadsConfig, base: Base, seed: int = 0) -> Heads:
-    """Heads whose every weight is random, the ones that training starts at zero included."""
+    """Heads whose every weight is random, the ones that training starts at zero included, and the draft vocabulary."""
     heads = build_heads(design, base.lm_head_weight.float(), seed)
     generator = torch.Generator().manual_seed(seed)
+    if heads.draft_ids is not None:
+        heads.choose_draft_ids(torch.rand(base.vocab_size, generator=generator))
     with torch.no_grad():
         for parameter in heads.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)

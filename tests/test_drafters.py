@@ -33,6 +33,9 @@ def propose_slowly(base: Base, heads: Heads, tree: Tree, known: Known) -> list[l
             scores_V = (hidden_1D @ heads.output_weight(k, base.lm_head_weight).T)[0]
             if known.noise_BPV is not None:
                 scores_V = scores_V.float() / known.temperature + known.noise_BPV[row, k]
+            if heads.draft_ids is not None:
+                is_draft_V = torch.isin(torch.arange(base.vocab_size), heads.draft_ids)
+                scores_V = scores_V.masked_fill(~is_draft_V, float("-inf"))
             order = scores_V.sort(descending=True).indices
             tokens.append(int(order[tree.ranks[node]]))
         rows.append(tokens)
@@ -54,7 +57,7 @@ def random_known(base: Base, num_rows: int, num_depths: int, temperature: float,
 
 def design_name(design: HeadsConfig) -> str:
     root = "" if design.root_token else "-no-root"
-    return f"{design.kind}{root}-{design.body}-{design.output}-{design.num_layers}"
+    return f"{design.kind}{root}-{design.body}-{design.output}-{design.num_layers}-{design.vocab_share}"
 
 
 @pytest.mark.parametrize("design", HEAD_DESIGNS, ids=design_name)
@@ -63,7 +66,7 @@ def test_the_fast_drafter_equals_its_slow_twin(design: HeadsConfig) -> None:
     rng = random.Random(design_name(design))
     base = random_base(rng.choice(["llama", "qwen3"]), V, seed=3, dtype=torch.float64)
     heads = random_heads(design, base, seed=rng.randrange(1000))
-    trees = [medusa63(), chain(4), chain(1)] + [
+    trees = [medusa63().pruned(4, heads.num_candidates), chain(4), chain(1)] + [
         random_tree(rng, rng.randint(2, 4), 6, rng.randint(2, 20)) for _ in range(3)
     ]
     for number, tree in enumerate(trees):  # the 63 nodes once are enough

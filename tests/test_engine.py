@@ -1,7 +1,6 @@
 """Is every request answered alike in any batch, and is every wrong one refused?"""
 
 import random
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,13 +8,11 @@ from plain_decoding import slow_ids
 from random_models import FULL, engine_of, five_tokens, letter_tokenizer, random_base, random_heads, random_prompts
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from euryale.decoding.calibrated import Calibration
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree import ROOT_ONLY, Tree, chain, medusa63
 from euryale.errors import UserError
 from euryale.model.attention import use_tree_attention
 from euryale.model.base import Base
-from euryale.model.checkpoint import save_heads
 from euryale.model.heads import HeadsConfig
 
 PROMPT = [0, 3, 1]
@@ -167,24 +164,6 @@ def test_a_text_beyond_the_vocabulary_is_refused() -> None:
         Engine(base, drafter="none").generate(["z"])
 
 
-def calibration(temperature: float, paths: list[list[int]], num_nodes: int) -> Calibration:
-    return Calibration(temperature, num_nodes, paths, [0.5] * len(paths), num_positions=10)
-
-
-def test_the_tree_is_the_one_given_or_calibrated_nearest_or_a_chain() -> None:
-    base = five_tokens()
-    heads = random_heads(HeadsConfig("hydra", num_heads=3), base)
-    assert Engine(base, heads).tree() == chain(3)
-    assert Engine(base, heads, tree=chain(2)).tree() == chain(2)
-    assert Engine(base, heads, drafter="none", tree=chain(2)).tree() == ROOT_ONLY
-    found = [calibration(0.0, [[0], [0, 0]], 3), calibration(1.0, [[0], [1], [2], [3]], 4)]
-    engine = Engine(base, heads, calibrations=found)
-    assert engine.tree(0.0) == engine.tree(0.4) == chain(2)
-    assert engine.tree(0.7).paths == ((), (0,), (1,), (2,))
-    wide = Engine(base, heads, tree=Tree.from_paths([(0,), (7,), (7, 0)])).tree()
-    assert wide == chain(1), "ranks beyond the vocabulary are cut off"
-
-
 def test_an_engine_that_cannot_be_is_refused() -> None:
     base = five_tokens()
     heads = random_heads(HeadsConfig("hydra", num_heads=3), base)
@@ -194,78 +173,3 @@ def test_an_engine_that_cannot_be_is_refused() -> None:
         Engine(base)
     with pytest.raises(UserError, match="tree=given is 4 deep, but the checkpoint has 3 heads"):
         Engine(base, heads, tree=medusa63())
-    with pytest.raises(UserError, match="tree=calibrated is 4 deep, but the checkpoint has 3 heads"):
-        Engine(base, heads, calibrations=[calibration(0.0, [[0], [0, 0], [0, 0, 0], [0, 0, 0, 0]], 5)])
-
-
-def test_calibrated_trees_can_have_another_size() -> None:
-    base = five_tokens()
-    heads = random_heads(HeadsConfig("hydra", num_heads=3), base)
-    engine = Engine(base, heads, calibrations=[calibration(0.0, [[0], [0, 0], [1]], 2)])
-    assert [engine.with_num_nodes(n).tree().num_nodes for n in (1, 2, 4)] == [1, 2, 4]
-    for num_nodes in (0, 5):
-        with pytest.raises(
-            UserError, match=f"num_nodes={num_nodes} was asked for, and the calibrated trees have 1 to 4"
-        ):
-            engine.with_num_nodes(num_nodes)
-    with pytest.raises(UserError, match="there is no calibrated tree"):
-        Engine(base, heads).with_num_nodes(2)
-
-
-TREE_JSON = (
-    '{"format_version": 1, "calibrations": [{"temperature": 0.0, "num_nodes": 3, "paths": [[0], [0, 0], [1]], '
-    '"probabilities": [0.5, 0.3, 0.1], "num_positions": 100}]}'
-)
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path, tiny_base: Base) -> Path:
-    folder = tmp_path / "run"
-    heads = random_heads(HeadsConfig("hydra", num_heads=3), tiny_base)
-    save_heads(folder, heads, tiny_base, {}, extra_files={"tree.json": TREE_JSON})
-    return folder
-
-
-def test_a_loaded_engine_answers_as_the_one_that_was_saved(checkpoint: Path, tiny_base: Base) -> None:
-    expected = Engine(tiny_base, drafter="none").generate(["def f(x):", "a"], max_new_tokens=12)
-    for tree, num_nodes in (("calibrated", 3), ("chain", 4)):
-        engine = Engine.load(checkpoint, tree=tree, device="cpu", dtype="float32")
-        assert engine.tree().num_nodes == num_nodes
-        assert [g.ids for g in engine.generate(["def f(x):", "a"], max_new_tokens=12)] == [g.ids for g in expected]
-    heads = random_heads(HeadsConfig("hydra", num_heads=3), tiny_base)
-    assert engine.heads is not None
-    for name, tensor in heads.state_dict().items():
-        assert torch.equal(engine.heads.state_dict()[name], tensor)
-    for base in (tiny_base, tiny_base.path):
-        assert Engine.load(checkpoint, base=base, drafter="none").tree() == ROOT_ONLY
-
-
-def test_a_checkpoint_that_cannot_be_loaded_is_refused(checkpoint: Path, tiny_base: Base) -> None:
-    with pytest.raises(UserError, match="is no checkpoint"):
-        Engine.load(checkpoint.parent)
-    with pytest.raises(UserError, match="tree=bush is not known. Choose one of: chain, medusa63, calibrated"):
-        Engine.load(checkpoint, base=tiny_base, tree="bush")
-    with pytest.raises(UserError, match="drafter=eagle is not known. Choose one of: none, heads"):
-        Engine.load(checkpoint, base=tiny_base, drafter="eagle")
-    with pytest.raises(UserError, match="tree=medusa63 is 4 deep, but the checkpoint has 3 heads"):
-        Engine.load(checkpoint, base=tiny_base, tree="medusa63")
-    with pytest.raises(UserError, match="trained for"):
-        Engine.load(checkpoint, base=random_base("llama", 99))
-    (checkpoint / "tree.json").write_text(
-        TREE_JSON.replace("[0, 0]", "[0, 0], [0, 0, 0], [0, 0, 0, 0]").replace("3,", "5,", 1)
-    )
-    with pytest.raises(UserError, match="tree=calibrated is 4 deep"):
-        Engine.load(checkpoint, base=tiny_base)
-    (checkpoint / "tree.json").unlink()
-    with pytest.raises(UserError, match="tree=calibrated: .* has no tree.json"):
-        Engine.load(checkpoint, base=tiny_base)
-    (checkpoint / "heads.json").write_text('{"format_version": 1}')
-    with pytest.raises(UserError, match="does not say which base"):
-        Engine.load(checkpoint)
-
-
-@pytest.mark.parametrize("content", ["", "[]", '{"format_version": 2}', '{"format_version": 1, "calibrations": []}'])
-def test_a_damaged_tree_file_is_refused(checkpoint: Path, tiny_base: Base, content: str) -> None:
-    (checkpoint / "tree.json").write_text(content)
-    with pytest.raises(UserError, match="tree.json"):
-        Engine.load(checkpoint, base=tiny_base)

@@ -11,7 +11,7 @@ def assert_exact(report: Report) -> None:
 
 
 def test_random_decodes_equal_plain_decoding() -> None:
-    report = random_decodes(400, seed=0)
+    report = random_decodes(400, seed=1)
     assert_exact(report)
     assert not report.near_ties, "float64 has none"
     # The sample reaches what can go wrong: every family both ways, every ending, short and long paths.
@@ -22,7 +22,7 @@ def test_random_decodes_equal_plain_decoding() -> None:
 
 
 def test_random_decodes_in_float32_differ_at_near_ties_alone() -> None:
-    report = random_decodes(150, seed=1, dtype=torch.float32)
+    report = random_decodes(150, seed=0, dtype=torch.float32)
     assert_exact(report)
     # Two of 5 to 40 random scores lie within 1e-5 about once in 100,000 tokens; here are some 1,500.
     assert len(report.near_ties) <= 1

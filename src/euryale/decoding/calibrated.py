@@ -45,12 +45,15 @@ def read_calibrations(folder: Path) -> list[Calibration]:
         )
     try:
         content = json.loads(file.read_text())
-        if content["format_version"] != TREE_FORMAT:
-            raise UserError(f"{file} has format {content['format_version']}; this version reads {TREE_FORMAT}.")
+        version = content["format_version"]
+        if version != TREE_FORMAT:
+            raise ValueError(f"it has format {version}; this version reads {TREE_FORMAT}")
         found = [Calibration(**entry) for entry in content["calibrations"]]
         for calibration in found:
+            if not 1 <= calibration.num_nodes <= len(calibration.paths) + 1:
+                raise ValueError(f"num_nodes={calibration.num_nodes} with {len(calibration.paths)} paths")
             calibration.tree()
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError) as error:  # broken JSON, or paths that are no tree
         raise UserError(f"{file} cannot be read ({error!r}). Make it again with infer/calibrate.py.") from error
     if not found:
         raise UserError(f"{file} holds no calibration. Make it again with infer/calibrate.py.")

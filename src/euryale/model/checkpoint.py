@@ -95,13 +95,13 @@ def load_heads(folder: Path, base: Base) -> Heads:
         for name, tensor in tensors.items()
     }
     heads.load_state_dict(placed, assign=True)
-    if (
-        heads.draft_ids is not None
-        and not 0 <= int(heads.draft_ids.min()) <= int(heads.draft_ids.max()) < base.vocab_size
-    ):
-        raise UserError(
-            f"{folder / WEIGHTS}: draft_ids names tokens outside of the vocabulary. Use another checkpoint."
-        )
+    if heads.draft_ids is not None:
+        ids = heads.draft_ids.tolist()
+        # A token named twice would be drafted twice below one parent, and both would be accepted.
+        if ids != sorted(set(ids)) or not 0 <= ids[0] <= ids[-1] < base.vocab_size:
+            raise UserError(
+                f"{folder / WEIGHTS}: draft_ids are not increasing ids of the vocabulary. Use another checkpoint."
+            )
     return heads.eval().requires_grad_(False)
 
 

@@ -57,7 +57,7 @@ class HeadsConfig:
             raise UserError(f"heads.num_heads={self.num_heads}: a number from 1 to 16 is needed (3 to 5 pay).")
         if not 1 <= self.num_layers <= 8:
             raise UserError(f"heads.num_layers={self.num_layers}: a number from 1 to 8 is needed (1 is usual).")
-        if self.width <= 0:
+        if not 0.0 < self.width < math.inf:
             raise UserError(f"heads.width={self.width}: a positive multiple of the hidden size is needed.")
         if not 0.0 < self.vocab_share <= 1.0:
             raise UserError(f"heads.vocab_share={self.vocab_share}: a share above 0 and at most 1 is needed.")
