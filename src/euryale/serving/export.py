@@ -8,8 +8,8 @@ Each format is a folder that its reader takes as it is:
     tgi      Text Generation Inference 3 (layers/medusa.py there)
 
 The three peers know one design of head, x + SiLU(W x + b) on the hidden state alone (Cai et al. 2024, section 3.1).
-Their shift is ours: head k at position t guesses the token at t + 2 + k. A draft vocabulary is written where the
-reader knows one (vllm, shared output); heads know all tokens, so elsewhere they draft from the whole vocabulary.
+Their shift is ours: head k at position t guesses the token at t + 2 + k. A draft vocabulary is not written: heads
+know all tokens, and vLLM 0.32, the only reader with such a thing (`token_map`), refuses to load a file that has it.
 
 Letters: D width, V vocabulary.
 """
@@ -129,28 +129,20 @@ def _check_exportable(folder: Path, config: HeadsConfig) -> None:
 
 
 def _vllm(trained: Trained) -> Layout:
-    """Native names. Shared output: `original_lm_head`, and the matrix once; the loader wants it in the file.
-
-    With a shared output the draft vocabulary goes along: its rows alone, and `token_map`, their token ids.
-    """
+    """Native names. Shared output: `original_lm_head`, and the matrix once; the loader wants it in the file."""
     K, L, V = trained.config.num_heads, trained.config.num_layers, trained.description["vocab_size"]
-    num_rows = V
     tensors = _bodies(trained, "blocks.{k}.layers.{layer}.{part}")
     is_shared = trained.config.output == "shared"
-    if not is_shared:
-        tensors |= {f"lm_heads.{k}.weight": trained.tensors[f"outputs.{k}.weight"] for k in range(K)}
-    elif "draft_ids" in trained.tensors:
-        tensors["token_map"] = trained.tensors["draft_ids"]
-        tensors["lm_head.weight"] = trained.lm_head()[tensors["token_map"]]
-        num_rows = len(tensors["token_map"])
-    else:
+    if is_shared:
         tensors["lm_head.weight"] = trained.lm_head()
+    else:
+        tensors |= {f"lm_heads.{k}.weight": trained.tensors[f"outputs.{k}.weight"] for k in range(K)}
     config: dict[str, object] = {
         "architectures": ["MedusaModel"],
         "model_type": "medusa",
         "hidden_size": trained.description["hidden_size"],
         "vocab_size": V,
-        "truncated_vocab_size": num_rows,
+        "truncated_vocab_size": V,
         # vLLM takes any other key with "num" and "heads", or "num" and "layers", in it for one of these two.
         "num_heads": K,
         "num_hidden_layers": L,
