@@ -26,6 +26,7 @@ FLOORS = {
     "model": 1,
     "kernels": 0,
     "errors": 0,
+    "progress": 0,
 }
 SIDEWAYS = {("config", "serving")}  # the schemas nest the dataclasses of what the scripts call
 

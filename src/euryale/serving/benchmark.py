@@ -20,8 +20,8 @@ from euryale.decoding.accept import Sampling
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
 from euryale.model.files import write_json
+from euryale.progress import Progress
 from euryale.serving.contenders import CONTENDERS, Turn
-from euryale.serving.progress import Progress
 from euryale.serving.textstats import repeated_ngram_share
 
 PARTS = ("draft", "verify", "accept", "commit")

@@ -29,8 +29,8 @@ from euryale.decoding.tree import Path
 from euryale.errors import UserError
 from euryale.model.base import Base
 from euryale.model.heads import Heads, normalise
+from euryale.progress import Progress
 from euryale.serving.hardware import hardware
-from euryale.serving.progress import Progress
 from euryale.serving.settings import CalibrateConfig
 from euryale.serving.textstats import repeated_ngram_share
 

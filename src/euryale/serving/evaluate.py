@@ -17,9 +17,9 @@ from euryale.decoding.accept import Sampling
 from euryale.decoding.engine import Engine
 from euryale.decoding.rows import Generation
 from euryale.errors import UserError
+from euryale.progress import Progress
 from euryale.serving.baselines import count_new, generate_ids, generation_settings, transformers_attention
 from euryale.serving.losslessness import Places, first_divergence, judge, summarise
-from euryale.serving.progress import Progress
 from euryale.serving.textstats import repeated_ngram_share
 from euryale.training.objective import RANKS, PackedBatch, evaluate_heads
 

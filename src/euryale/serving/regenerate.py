@@ -24,7 +24,7 @@ from euryale.decoding.engine import Engine
 from euryale.errors import UserError
 from euryale.model.base import Base
 from euryale.model.files import read_json, write_atomically, write_json
-from euryale.serving.progress import Progress
+from euryale.progress import Progress
 from euryale.serving.settings import RegenerateConfig
 
 MANIFEST = "manifest.json"

@@ -1,4 +1,4 @@
-"""Where do a run's numbers go: metrics.jsonl always, the progress display, wandb on request.
+"""Where do a run's numbers go: metrics.jsonl always, wandb on request.
 
 One line per step that has something to say, few numbers, the unit in the key. The file is the record; the rest is
 for watching.
@@ -7,19 +7,14 @@ for watching.
 import json
 import logging
 import os
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
-
-from tqdm import tqdm
 
 from euryale.errors import UserError
 from euryale.model.files import write_atomically
 
 WANDB_MODES = ("off", "auto", "offline", "online")
-PLAIN_LINE_SECONDS = 10.0  # without a terminal: at most one progress line in this time
 log = logging.getLogger(__name__)
 
 
@@ -62,48 +57,6 @@ def truncate_metrics(path: Path, last_step: int) -> None:
             kept.append(line + "\n")
     with write_atomically(path) as staged:
         staged.write_text("".join(kept), encoding="utf-8")
-
-
-class Progress:
-    """A bar on a terminal, else a line now and then: loss, tokens/s, time left."""
-
-    def __init__(self, num_steps: int, step: int, is_shown: bool) -> None:
-        self._num_steps = num_steps
-        self._first_step = step
-        self._started = time.monotonic()
-        self._last_line = -PLAIN_LINE_SECONDS
-        self._is_shown = is_shown
-        self._bar = (
-            tqdm(total=num_steps, initial=step, unit="step", dynamic_ncols=True)
-            if is_shown and sys.stderr.isatty()
-            else None
-        )
-
-    def step(self) -> None:
-        """One more step is done."""
-        if self._bar is not None:
-            self._bar.update()
-
-    def show(self, step: int, loss_nats: float, tokens_per_s: float) -> None:
-        """Says how it goes; called at log points."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss_nats:.3f} nats, {tokens_per_s:,.0f} tokens/s", refresh=False)
-            return
-        now = time.monotonic()
-        if not self._is_shown or (now - self._last_line < PLAIN_LINE_SECONDS and step < self._num_steps):
-            return
-        self._last_line = now
-        done = max(1, step - self._first_step)
-        minutes = (now - self._started) / done * (self._num_steps - step) / 60
-        log.info(
-            "step %d/%d: loss %.3f nats, %s tokens/s, %.1f min left",
-            step, self._num_steps, loss_nats, f"{tokens_per_s:,.0f}", minutes,
-        )  # fmt: skip
-
-    def close(self) -> None:
-        """Leaves the terminal tidy."""
-        if self._bar is not None:
-            self._bar.close()
 
 
 def wandb_mode(asked: str) -> Literal["offline", "online"] | None:

@@ -19,8 +19,9 @@ from euryale.errors import UserError
 from euryale.model.base import Base
 from euryale.model.checkpoint import provenance, save_base, save_heads
 from euryale.model.heads import Heads
+from euryale.progress import Progress
 from euryale.training.interrupt import Interrupted, SignalGuard
-from euryale.training.metrics import MetricsLog, Progress, truncate_metrics
+from euryale.training.metrics import MetricsLog, truncate_metrics
 from euryale.training.objective import NO_LABELS, OBJECTIVES, LossSums, ObjectiveConfig, PackedBatch, select_labels
 from euryale.training.optim import OptimConfig, autocast, build_optimizer, learning_rate, trained_parameters
 from euryale.training.resume import (
@@ -98,7 +99,7 @@ class Trainer:
 
         Raises Interrupted after Ctrl-C or SIGTERM, when the run is saved; UserError when the loss is not finite.
         """
-        progress = Progress(self.optim.num_steps, self.step, self.accelerator.is_main_process)
+        progress = Progress("training", self.optim.num_steps, "steps", self.step, self.accelerator.is_main_process)
         try:
             with SignalGuard() as guard:
                 if self._pending is not None:
@@ -198,10 +199,10 @@ class Trainer:
 
     def _training_record(self, progress: Progress) -> dict[str, object]:
         """The numbers of the steps since the last log point; empty between log points."""
-        progress.step()
         if not self._is_due(self.optim.log_every):
+            progress.advance()
             return {}
-        progress.show(self.step, self._window.loss_nats, self._window.tokens_per_s)
+        progress.advance(facts=f"loss {self._window.loss_nats:.3f} nats, {self._window.tokens_per_s:,.0f} tokens/s")
         record = self._window.record() | {"lr": self.optimizer.param_groups[0]["lr"], "tokens": self.tokens}
         self.seconds += self._window.seconds
         self._window = Window()
