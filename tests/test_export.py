@@ -35,10 +35,18 @@ def no_base() -> Base:
     raise AssertionError("this format does not need the base")
 
 
-def checkpoint(folder: Path, base: Base, output: str = "shared", num_layers: int = 1, **changes: object) -> Heads:
+def checkpoint(
+    folder: Path,
+    base: Base,
+    output: str = "shared",
+    num_layers: int = 1,
+    draft_ids: tuple[int, ...] = (),
+    **changes: object,
+) -> Heads:
     """Random heads of the form that peers know, saved in `folder`."""
     config = {"kind": "medusa", "num_heads": K, "body": "resblock", "width": 1.0, "root_token": False} | changes
     heads = random_heads(HeadsConfig(num_layers=num_layers, output=output, **config), base)  # type: ignore[arg-type]
+    heads.choose_draft_ids(torch.tensor([float(i in draft_ids) for i in range(V)]))
     save_heads(folder, heads, base, {"argv": ["test"]})
     return heads
 
@@ -119,14 +127,20 @@ def test_a_peer_computes_what_our_heads_compute(
         assert len({t.numpy().tobytes() for t in layers}) == len(layers) == 2 * K
 
 
+@pytest.mark.parametrize("output", ["shared", "own"])
 @pytest.mark.parametrize("peer", PEERS)
-def test_heads_with_a_draft_vocabulary_know_all_tokens_elsewhere(tmp_path: Path, base: Base, peer: str) -> None:
-    heads = checkpoint(tmp_path / "run", base, vocab_share=0.35)
-    assert heads.num_candidates < V
+def test_a_peer_guesses_from_the_draft_vocabulary_alone(tmp_path: Path, base: Base, peer: str, output: str) -> None:
+    heads = checkpoint(tmp_path / "run", base, output, vocab_share=0.35, draft_ids=(1, 3, 7, 8, 11))
     config, tensors = exported(tmp_path, peer, lambda: base)
-    hidden_MD = torch.randn(5, D, generator=torch.Generator().manual_seed(0))
+    hidden_MD = torch.randn(200, D, generator=torch.Generator().manual_seed(0))
     for k, logits_MV in enumerate(PEER_LOGITS[peer](config, tensors, hidden_MD, base)):
-        assert torch.equal(logits_MV, linear(heads.head_hidden(k, hidden_MD, None), base.lm_head_weight))
+        hidden = heads.head_hidden(k, hidden_MD, None)
+        drafted = linear(hidden, heads.draft_weight(k, base.lm_head_weight))
+        assert heads.draft_ids is not None
+        torch.testing.assert_close(logits_MV[:, heads.draft_ids], drafted)
+        assert torch.equal(logits_MV.argmax(-1), heads.draft_ids[drafted.argmax(-1)])
+        whole = linear(hidden, heads.output_weight(k, base.lm_head_weight))
+        assert not torch.equal(whole.argmax(-1), logits_MV.argmax(-1)), "else this shows nothing"
 
 
 def test_the_keys_of_each_configuration_are_those_its_reader_wants(tmp_path: Path, base: Base) -> None:

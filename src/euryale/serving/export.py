@@ -8,8 +8,9 @@ Each format is a folder that its reader takes as it is:
     tgi      Text Generation Inference 3 (layers/medusa.py there)
 
 The three peers know one design of head, x + SiLU(W x + b) on the hidden state alone (Cai et al. 2024, section 3.1).
-Their shift is ours: head k at position t guesses the token at t + 2 + k. A draft vocabulary is not written: heads
-know all tokens, and vLLM 0.32, the only reader with such a thing (`token_map`), refuses to load a file that has it.
+Their shift is ours: head k at position t guesses the token at t + 2 + k. They guess from the whole vocabulary, heads
+with a draft vocabulary know a part of it: the rows of other tokens are then replaced by the mean of the known ones,
+whose logit is never the largest. (vLLM's `token_map` would be shorter, but 0.32 refuses to load a file that has it.)
 
 Letters: D width, V vocabulary.
 """
@@ -17,6 +18,7 @@ Letters: D width, V vocabulary.
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +45,8 @@ class Trained(NamedTuple):
     config: HeadsConfig
     description: dict[str, Any]
     tensors: dict[str, Tensor]  # as in heads.safetensors
-    lm_head: Callable[[], Tensor]  # the base's own output matrix [V, D], in the dtype of the tensors
+    output: Callable[[int], Tensor]  # the output matrix [V, D] of a head, as its reader needs it
+    is_base_output: bool  # all heads read the base's own output matrix as it is
 
 
 class Layout(NamedTuple):
@@ -65,13 +68,12 @@ def export(folder: Path, format_name: str, output: Path, load_base: Callable[[],
         raise UserError(f"format={format_name} is not known. Choose one of: {', '.join(FORMATS)}.")
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise UserError(f"output={output} already holds something. Give a folder that is empty or not there yet.")
-    write = FORMATS[format_name]
     read_description(folder)
     if output.is_dir():
         output.rmdir()  # empty: the new folder appears whole in its place
     with write_atomically(output) as staged:
         staged.mkdir()
-        write(folder, staged, load_base)
+        FORMATS[format_name](folder, staged, load_base)
     return sorted(path for path in output.rglob("*") if path.is_file())
 
 
@@ -86,20 +88,35 @@ def _for_peer(layout: Callable[[Trained], Layout]) -> Callable[[Path, Path, Call
     def write(folder: Path, staged: Path, load_base: Callable[[], Base]) -> None:
         config, tensors = _read_all(folder)
         _check_exportable(folder, config)
-        dtype = tensors["bodies.0.0.hidden_in.weight"].dtype
+        draft_ids = tensors.get("draft_ids")
 
-        def lm_head() -> Tensor:
+        @lru_cache(maxsize=1)
+        def shared() -> Tensor:
             base = load_base()
             load_heads(folder, base)  # refuses a base that these heads were not trained for
-            return base.lm_head_weight.detach().to("cpu", dtype)
+            matrix_VD = base.lm_head_weight.detach().to("cpu", tensors["bodies.0.0.hidden_in.weight"].dtype)
+            return keep_rows(matrix_VD, draft_ids)
 
-        made = layout(Trained(config, read_description(folder), tensors, lm_head))
+        def output(k: int) -> Tensor:
+            return shared() if config.output == "shared" else keep_rows(tensors[f"outputs.{k}.weight"], draft_ids)
+
+        is_base_output = config.output == "shared" and draft_ids is None
+        made = layout(Trained(config, read_description(folder), tensors, output, is_base_output))
         # Copies: safetensors refuses tensors that share memory, and several heads may share one matrix.
         save_file({name: t.clone().contiguous() for name, t in made.tensors.items()}, staged / made.weights_file)
         (staged / "config.json").write_text(json_text(made.config))
         (staged / "README.md").write_text(made.readme)
 
     return write
+
+
+def keep_rows(matrix_VD: Tensor, ids: Tensor | None) -> Tensor:
+    """The matrix with every row that is not named by `ids` replaced by the mean of those that are; None names all."""
+    if ids is None:
+        return matrix_VD
+    kept_VD = matrix_VD[ids].float().mean(0).to(matrix_VD.dtype).repeat(len(matrix_VD), 1)
+    kept_VD[ids] = matrix_VD[ids]
+    return kept_VD
 
 
 def _read_all(folder: Path) -> tuple[HeadsConfig, dict[str, Tensor]]:
@@ -132,11 +149,10 @@ def _vllm(trained: Trained) -> Layout:
     """Native names. Shared output: `original_lm_head`, and the matrix once; the loader wants it in the file."""
     K, L, V = trained.config.num_heads, trained.config.num_layers, trained.description["vocab_size"]
     tensors = _bodies(trained, "blocks.{k}.layers.{layer}.{part}")
-    is_shared = trained.config.output == "shared"
-    if is_shared:
-        tensors["lm_head.weight"] = trained.lm_head()
+    if trained.config.output == "shared":
+        tensors["lm_head.weight"] = trained.output(0)
     else:
-        tensors |= {f"lm_heads.{k}.weight": trained.tensors[f"outputs.{k}.weight"] for k in range(K)}
+        tensors |= {f"lm_heads.{k}.weight": trained.output(k) for k in range(K)}
     config: dict[str, object] = {
         "architectures": ["MedusaModel"],
         "model_type": "medusa",
@@ -147,7 +163,7 @@ def _vllm(trained: Trained) -> Layout:
         "num_heads": K,
         "num_hidden_layers": L,
         "medusa_fc_bias": True,  # without it the biases are dropped in silence
-        "original_lm_head": is_shared,
+        "original_lm_head": trained.config.output == "shared",
     }
     usage = (
         f"vllm serve {_base_path(trained)} --speculative-config "
@@ -177,9 +193,9 @@ def _medusa(trained: Trained) -> Layout:
 
 
 def _tgi(trained: Trained) -> Layout:
-    """Bodies alone when the output is shared; but that form has one layer, so with more every head gets a matrix."""
+    """Bodies alone where the base's output matrix serves; but that form has one layer, so with more all get theirs."""
     tensors = _bodies(trained, "{k}.{layer}.linear.{part}")
-    if trained.config.output == "own" or trained.config.num_layers > 1:
+    if not trained.is_base_output or trained.config.num_layers > 1:
         tensors |= _own_outputs(trained)
     usage = f"text-generation-launcher --model-id THIS_FOLDER --speculate {trained.config.num_heads}"
     readme = _readme(trained, "Text Generation Inference 3", usage)
@@ -209,11 +225,7 @@ def _bodies(trained: Trained, name: str) -> dict[str, Tensor]:
 
 def _own_outputs(trained: Trained) -> dict[str, Tensor]:
     """`{head}.{number of layers}.weight` [V, D], as Medusa and TGI name a head's output matrix."""
-    K, L = trained.config.num_heads, trained.config.num_layers
-    if trained.config.output == "shared":
-        shared = trained.lm_head()
-        return {f"{k}.{L}.weight": shared for k in range(K)}
-    return {f"{k}.{L}.weight": trained.tensors[f"outputs.{k}.weight"] for k in range(K)}
+    return {f"{k}.{trained.config.num_layers}.weight": trained.output(k) for k in range(trained.config.num_heads)}
 
 
 def _base_path(trained: Trained) -> str:
