@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from euryale.config import BenchConfig, script, use_threads
+from euryale.config import script, use_threads
 from euryale.model.checkpoint import find_checkpoint, provenance, read_description
 from euryale.model.locate import PROJECT
+from euryale.schemas import BenchConfig
 from euryale.serving.benchmark import BenchSettings, bench, write_result
 from euryale.serving.ceiling import measure_ceiling
 from euryale.serving.hardware import hardware

@@ -1,7 +1,8 @@
 """Finds the fastest tree for a checkpoint on this machine: python infer/calibrate.py checkpoint=DIR"""
 
-from euryale.config import CalibrateScriptConfig, script, use_threads
+from euryale.config import script, use_threads
 from euryale.pipeline import recalibrate
+from euryale.schemas import CalibrateScriptConfig
 from euryale.serving.tables import calibration_table
 
 

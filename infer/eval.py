@@ -1,8 +1,9 @@
 """Measures the heads and checks the text: python infer/eval.py checkpoint=DIR [prompts=FILE] [data=...]"""
 
-from euryale.config import EvalConfig, script, use_threads
+from euryale.config import script, use_threads
 from euryale.model.checkpoint import find_checkpoint, provenance, read_description
 from euryale.model.locate import PROJECT
+from euryale.schemas import EvalConfig
 from euryale.serving.evaluate import evaluate_text, held_out_accuracy
 from euryale.serving.hardware import hardware
 from euryale.serving.open import open_engine

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from euryale.config import ExportConfig, script
+from euryale.config import script
 from euryale.model.checkpoint import find_checkpoint, read_description
 from euryale.model.locate import PROJECT
+from euryale.schemas import ExportConfig
 from euryale.serving.export import export
 from euryale.serving.open import open_base
 

@@ -7,8 +7,9 @@ import logging
 import sys
 import time
 
-from euryale.config import InferConfig, script, use_threads
-from euryale.serving.chat import chat, stream_answer
+from euryale.config import script, use_threads
+from euryale.schemas import InferConfig
+from euryale.serving.chat import chat, read_all, stream_answer
 from euryale.serving.open import open_engine
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ def main(config: InferConfig) -> dict[str, object]:
     engine = open_engine(config)
     if config.prompt is None:
         return chat(engine, config, sys.stdin, sys.stdout)
-    prompt = sys.stdin.read() if config.prompt == "-" else config.prompt
+    prompt = read_all(sys.stdin) if config.prompt == "-" else config.prompt
     start = time.perf_counter()
     answer = stream_answer(engine, prompt, config, sys.stdout)
     print(flush=True)

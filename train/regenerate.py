@@ -3,16 +3,19 @@
 train/run.py does this itself; alone it makes a set ahead of time, and goes on with one that was interrupted.
 """
 
-from euryale.config import RegenerateScriptConfig, script, use_threads
+from euryale.config import script, use_threads
 from euryale.model.base import load_base
 from euryale.model.files import read_json
 from euryale.pipeline import write_text
+from euryale.preflight import check_rows
+from euryale.schemas import RegenerateScriptConfig
 from euryale.serving.regenerate import MANIFEST
 
 
 @script("regenerate")
 def main(config: RegenerateScriptConfig) -> dict[str, object]:
     use_threads(config.threads)
+    check_rows(config.data, needs_held_out=False)
     folder = write_text(load_base(config.base), config.data, config.regenerate)
     manifest = read_json(folder / MANIFEST)
     print(f"{manifest['num_rows']} rows, {manifest['num_tokens']} tokens in {folder}")

@@ -5,9 +5,10 @@ Without arguments: the bundled base, its own text, a few minutes on two cores. T
 
 import logging
 
-from euryale import pipeline
-from euryale.config import TrainConfig, script, settle_run, use_threads
+from euryale import pipeline, preflight
+from euryale.config import script, settle_run, use_threads, whole_or_nothing
 from euryale.model.base import load_base
+from euryale.schemas import TrainConfig
 from euryale.serving.tables import training_summary
 
 log = logging.getLogger(__name__)
@@ -17,15 +18,18 @@ log = logging.getLogger(__name__)
 def main(config: TrainConfig) -> dict[str, object]:
     config, folder = settle_run(config)
     use_threads(config.threads)
-    pipeline.check(config)
+    preflight.check_settings(config)
     log.info("run folder %s", folder)
-    if config.objective.kind == "pretrain":
-        return pipeline.pretrain(config, folder)
-    base = load_base(config.base)
-    data = pipeline.prepare_text(base, config)
-    heads = pipeline.make_heads(base, data, config)
-    trained = pipeline.train(base, heads, data, config, folder)
-    report = pipeline.measure(base, trained, config, folder)
+    with whole_or_nothing(folder):
+        if config.objective.kind == "pretrain":
+            return pipeline.pretrain(config, folder)
+        base = load_base(config.base)
+        preflight.check_base(base, config)
+        openings, prompts = pipeline.draw_prompts(base, config)
+        data = pipeline.prepare_text(base, config)
+        heads = pipeline.make_heads(base, data, config)
+        trained = pipeline.train(base, heads, data, config, folder)
+        report = pipeline.measure(base, trained, openings, prompts, config, folder)
     print(training_summary(report))
     return pipeline.headline(report, folder, config.metric)
 

@@ -1,16 +1,16 @@
-"""Which settings does each script take, of which types, and what happens when one is wrong?
+"""How does a command line become the settings of a run, and what happens when something is wrong with it?
 
-Every component keeps its settings in a dataclass of its own; here they nest into one schema per script. The values
-stand in conf/*.yaml. Hydra composes both, so an unknown key, a wrong type or an unknown option is refused before
-anything runs, and it names what exists.
+Hydra composes the schema (schemas.py), the values in conf/*.yaml and the command line, so an unknown key, a wrong
+type or an unknown option is refused before anything runs, and what exists is named.
 """
 
 import json
 import logging
 import os
+import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,123 +20,22 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]  # comes with omegaconf
 
-from euryale.data.sources import DataConfig
+from euryale.commandline import check_keys, quote_text
 from euryale.errors import UserError
-from euryale.model.base import BaseConfig
 from euryale.model.files import write_atomically
-from euryale.model.heads import HeadsConfig
 from euryale.model.locate import PROJECT
-from euryale.serving.scratch import ScratchConfig
-from euryale.serving.settings import CalibrateConfig, DecodeConfig, RegenerateConfig
+from euryale.schemas import SCHEMAS, TrainConfig
 from euryale.training.interrupt import Interrupted
-from euryale.training.objective import ObjectiveConfig
-from euryale.training.optim import OptimConfig
 from euryale.training.resume import find_run
 
 USER_ERROR_STATUS = 2
+CTRL_C_STATUS = 130  # what a shell reports
+CONF = PROJECT / "conf"
+FREE_TEXT = {"prompt"}  # settings whose value is taken letter by letter
 CONFIG_FILE = "config.yaml"  # the settings of a run, in its folder
-
-
-@dataclass
-class EvaluateConfig:
-    """How much the run's own evaluation looks at."""
-
-    num_prompts: int = 24
-    max_new_tokens: int = 128
-    temperature: float | None = None
-    repeats: int = 3
-
-
-@dataclass
-class TrainConfig:
-    """train/run.py"""
-
-    base: BaseConfig = field(default_factory=BaseConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    regenerate: RegenerateConfig = field(default_factory=RegenerateConfig)
-    heads: HeadsConfig = field(default_factory=HeadsConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    scratch: ScratchConfig = field(default_factory=ScratchConfig)
-    output: str = "checkpoints"
-    name: str | None = None
-    resume: str | None = None
-    metric: str = "tau"
-    seed: int = 0
-    threads: int = 0
-    wandb: str = "off"
-
-
-@dataclass
-class RegenerateScriptConfig:
-    """train/regenerate.py"""
-
-    base: BaseConfig = field(default_factory=BaseConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    regenerate: RegenerateConfig = field(default_factory=RegenerateConfig)
-    threads: int = 0
-
-
-@dataclass
-class InferConfig(DecodeConfig):
-    """infer/run.py"""
-
-    prompt: str | None = None
-    stop: list[str] = field(default_factory=list)
-
-
-@dataclass
-class BenchConfig(DecodeConfig):
-    """infer/bench.py"""
-
-    prompts: str | None = None
-    limit: int = 20
-    repeats: int = 3
-    contenders: list[str] = field(default_factory=list)
-    output: str | None = None
-
-
-@dataclass
-class EvalConfig(DecodeConfig):
-    """infer/eval.py"""
-
-    data: DataConfig = field(default_factory=DataConfig)
-    prompts: str | None = None
-    limit: int = 32
-    batch_size: int = 8
-
-
-@dataclass
-class CalibrateScriptConfig(DecodeConfig):
-    """infer/calibrate.py"""
-
-    data: DataConfig = field(default_factory=DataConfig)
-    calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
-    prompts: str | None = None
-
-
-@dataclass
-class ExportConfig:
-    """infer/export.py"""
-
-    checkpoint: str = "last"
-    base: BaseConfig = field(default_factory=BaseConfig)
-    format: str = "euryale"
-    output: str | None = None
-
-
-SCHEMAS: dict[str, type] = {
-    "train": TrainConfig,
-    "regenerate": RegenerateScriptConfig,
-    "infer": InferConfig,
-    "bench": BenchConfig,
-    "eval": EvalConfig,
-    "calibrate": CalibrateScriptConfig,
-    "export": ExportConfig,
-}
 
 
 def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable[[], None]]:
@@ -148,29 +47,38 @@ def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable
 
     def decorate(main: Callable[[Any], dict[str, object]]) -> Callable[[], None]:
         ConfigStore.instance().store(name=f"{name}_schema", node=SCHEMAS[name])
-        has_started = False
+        is_composed = False
 
         def task(composed: DictConfig) -> object:
-            nonlocal has_started
-            has_started = True
+            nonlocal is_composed
+            is_composed = True
             logging.captureWarnings(True)
             try:
-                result = main(OmegaConf.to_object(composed))
+                result = main(_to_dataclass(composed))
             except UserError as error:
                 sys.exit(_refuse(str(error)))
             except Interrupted as interruption:
                 print(interruption, file=sys.stderr)
                 sys.exit(interruption.exit_status)
+            except KeyboardInterrupt:
+                print("interrupted; what was saved before is kept", file=sys.stderr)
+                sys.exit(CTRL_C_STATUS)
             print(json.dumps(result), flush=True)
+            is_composed = False  # a sweep composes the next job
             return result.get("metric")
 
         def run() -> None:
-            wrapped = hydra.main(version_base="1.3", config_path=str(PROJECT / "conf"), config_name=name)(task)
+            groups = {path.name for path in CONF.iterdir() if path.is_dir()}
             try:
-                wrapped()
+                check_keys(sys.argv[1:], SCHEMAS[name], groups)
+            except UserError as error:
+                sys.exit(_refuse(str(error)))
+            sys.argv[1:] = quote_text(sys.argv[1:], FREE_TEXT)
+            try:
+                hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
             except SystemExit as ending:
                 # Hydra has printed what is wrong with the command line and ends with 1; for us that is a user's error.
-                if ending.code == 1 and not has_started:
+                if ending.code == 1 and not is_composed:
                     sys.exit(USER_ERROR_STATUS)
                 raise
 
@@ -179,30 +87,64 @@ def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable
     return decorate
 
 
-def settle_run(config: TrainConfig) -> tuple[TrainConfig, Path]:
-    """The settings of this run and its folder: a new folder, or with `resume` an old one and the settings it has.
+def _to_dataclass(composed: DictConfig) -> object:
+    """The schema's own classes. UserError for what only shows when values are read, as an interpolation does."""
+    try:
+        return OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the settings cannot be read: {error}") from error
 
-    Raises UserError: nothing to go on with, other settings beside resume=, a folder that holds a run already.
+
+def settle_run(config: TrainConfig) -> tuple[TrainConfig, Path]:
+    """The settings of this run and its folder: one that is not there yet, or with `resume` an old one and what it has.
+
+    Nothing is written: a command that is refused later leaves nothing behind. Raises UserError: nothing to go on
+    with, other settings beside resume=, a folder that is in use.
     """
     if config.resume is not None:
-        extra = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
+        # output= only says where to look
+        extra = [o for o in HydraConfig.get().overrides.task if not o.startswith(("resume=", "output="))]
         if extra:
             raise UserError(
                 f"resume={config.resume} goes on with the settings of that run. Leave out: {' '.join(extra)}."
             )
         folder = find_run(config.resume, output_root(config.output))
-        saved = OmegaConf.load(folder / CONFIG_FILE)
-        settled = OmegaConf.to_object(
-            OmegaConf.merge(OmegaConf.structured(TrainConfig), saved, {"resume": str(folder)})
-        )
-        assert isinstance(settled, TrainConfig)
-        return settled, folder
+        return _read_settings(folder), folder
     folder = _new_folder(config)
-    if (folder / CONFIG_FILE).exists():
-        raise UserError(f"{folder} holds a run already. Go on with resume={folder}, or give another name=.")
-    with write_atomically(folder / CONFIG_FILE) as staged:
-        staged.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already. Go on with resume={folder}, or give another name=.")
     return config, folder
+
+
+@contextmanager
+def whole_or_nothing(folder: Path) -> Iterator[None]:
+    """Removes a new run folder again when the run ends, refused or interrupted, before its settings were saved."""
+    try:
+        yield
+    except BaseException:
+        if not (folder / CONFIG_FILE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def save_settings(config: TrainConfig, folder: Path) -> None:
+    """Writes what `resume` will read: from here on there is a run."""
+    if config.resume is None:
+        with write_atomically(folder / CONFIG_FILE) as staged:
+            staged.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def _read_settings(folder: Path) -> TrainConfig:
+    try:
+        saved = OmegaConf.load(folder / CONFIG_FILE)
+        merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), saved, {"resume": str(folder)})
+        settled = OmegaConf.to_object(merged)
+    except (OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(
+            f"resume={folder}: its {CONFIG_FILE} cannot be read ({error}). Restore the file, or start anew."
+        ) from error
+    assert isinstance(settled, TrainConfig)
+    return settled
 
 
 def _new_folder(config: TrainConfig) -> Path:
@@ -215,7 +157,7 @@ def _new_folder(config: TrainConfig) -> Path:
 
 def output_root(output: str) -> Path:
     """`output`, below the project unless it is an absolute path: `last` finds runs from any working folder."""
-    return PROJECT / output
+    return PROJECT / Path(output).expanduser()
 
 
 def settings_of(config: object) -> dict[str, Any]:

@@ -9,12 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from euryale.config import CalibrateScriptConfig, TrainConfig, settings_of
+from euryale.config import output_root, save_settings, settings_of
 from euryale.data.batches import build_batches
 from euryale.data.frequencies import count_tokens
 from euryale.data.openings import Opening
 from euryale.data.sources import DataConfig, build_source
-from euryale.data.sources import check as check_data
 from euryale.decoding.calibrated import TREE_FILE, read_calibrations
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
@@ -23,38 +22,45 @@ from euryale.model.checkpoint import find_checkpoint, load_heads, provenance, re
 from euryale.model.files import write_json
 from euryale.model.heads import Heads, build_heads
 from euryale.model.locate import PROJECT
+from euryale.preflight import check_base
+from euryale.schemas import CalibrateScriptConfig, TrainConfig
 from euryale.serving.benchmark import BenchSettings, bench
 from euryale.serving.calibrate import calibrate
 from euryale.serving.calibrate import check as check_calibration
 from euryale.serving.evaluate import evaluate_text
 from euryale.serving.hardware import hardware
 from euryale.serving.open import open_base
-from euryale.serving.prompts import choose_data, held_out_openings, load_prompts
+from euryale.serving.prompts import choose_data, fit_prompts, held_out_openings, load_prompts
 from euryale.serving.regenerate import regenerate
 from euryale.serving.report import save_report
 from euryale.serving.scratch import make_base
 from euryale.serving.settings import RegenerateConfig
 from euryale.serving.textstats import LOOPING_SHARE
-from euryale.training.metrics import wandb_mode
 from euryale.training.trainer import Trainer
 
-METRICS = ("tau", "speedup", "speedup_vs_hf", "tokens_per_s", "held_out_loss_nats")
 log = logging.getLogger(__name__)
 
 
-def check(config: TrainConfig) -> None:
-    """Raises UserError for any setting that a later stage would refuse: minutes of work must not end at one."""
-    check_data(config.data)
-    config.heads.check()
-    config.objective.check()
-    config.optim.check()
-    check_calibration(config.calibrate)
-    wandb_mode(config.wandb)
-    if config.metric not in METRICS:
-        raise UserError(f"metric={config.metric} is not known. Choose one of: {', '.join(METRICS)}.")
-    for name in ("num_prompts", "max_new_tokens", "repeats"):
-        if getattr(config.evaluate, name) < 1:
-            raise UserError(f"evaluate.{name}={getattr(config.evaluate, name)} cannot be. Give a number of at least 1.")
+def draw_prompts(base: Base, config: TrainConfig) -> tuple[list[Opening], list[list[int]]]:
+    """Held-out openings to calibrate on, and other prompts to measure on. Drawn before anything is trained.
+
+    Raises UserError when there are too few, or none that leaves room for an answer.
+    """
+    wanted = max(config.calibrate.num_prompts, config.evaluate.num_prompts)
+    to_calibrate, to_measure = held_out_openings(base, config.data, wanted, config.calibrate.prompt_tokens)
+    if not to_measure:
+        raise UserError(
+            "the held-out rows give a single prompt, and two are the least: one to calibrate on, another to measure "
+            f"on. Give more rows, or a smaller data.held_out_one_in than {config.data.held_out_one_in}."
+        )
+    prompts = fit_prompts(
+        base,
+        (opening.ids for opening in to_measure),
+        config.evaluate.num_prompts,
+        config.evaluate.max_new_tokens,
+        "the held-out rows",
+    )
+    return to_calibrate[: config.calibrate.num_prompts], prompts
 
 
 def prepare_text(base: Base, config: TrainConfig) -> DataConfig:
@@ -73,14 +79,16 @@ def write_text(base: Base, data: DataConfig, config: RegenerateConfig) -> Path:
     rows = build_source(replace(data, held_out_one_in=0), "train")
     batching = ("batch_size", "block_size", "regenerate", "held_out_one_in")
     which_rows = {name: value for name, value in settings_of(data).items() if name not in batching}
-    return regenerate(base, rows, which_rows, config, PROJECT / config.output)
+    which_rows["cursor"] = rows.state_dict()  # knows the sizes of files and the commit of a hub's data set
+    return regenerate(base, rows, which_rows, config, output_root(config.output), data.on_error)
 
 
 def make_heads(base: Base, data: DataConfig, config: TrainConfig) -> Heads:
     """Fresh heads; their draft vocabulary is what is frequent in the first part of the training text."""
     heads = build_heads(config.heads, base.lm_head_weight, config.seed)
     if heads.draft_ids is not None:
-        heads.choose_draft_ids(count_tokens(build_source(data, "train"), base.tokenizer, base.vocab_size))
+        rows = build_source(data, "train")
+        heads.choose_draft_ids(count_tokens(rows, base.tokenizer, base.vocab_size, data.on_error))
     return heads
 
 
@@ -92,9 +100,10 @@ def pretrain(config: TrainConfig, folder: Path) -> dict[str, object]:
         made = make_base(config.scratch, rows, folder / "initial", config.seed)
         base_config = replace(base_config, path=str(made))
     base = load_base(base_config)
+    check_base(base, config)
     trained = train(base, None, config.data, config, folder)
-    loss = trained["held_out_loss_nats"]
-    print(f"held-out loss {loss:.3f} nats a token; the base is in {folder / 'base'}")
+    loss = trained.get("held_out_loss_nats")  # optim.eval_batches=0 measures none
+    print(f"the base is in {folder / 'base'}" + (f"; held-out loss {loss:.3f} nats a token" if loss else ""))
     return {"checkpoint": str(folder / "base"), "held_out_loss_nats": loss, "metric": loss}
 
 
@@ -114,19 +123,24 @@ def train(base: Base, heads: Heads | None, data: DataConfig, config: TrainConfig
         resume=config.resume is not None,
         wandb=config.wandb,
     )
+    save_settings(config, folder)
     return trainer.fit()
 
 
-def measure(base: Base, trained: dict[str, Any], config: TrainConfig, folder: Path) -> dict[str, Any]:
-    """Calibrates a tree, decodes and times held-out prompts, writes tree.json, report, card and plots; the report."""
-    wanted = max(config.calibrate.num_prompts, config.evaluate.num_prompts)
-    to_calibrate, to_measure = held_out_openings(base, config.data, wanted, config.calibrate.prompt_tokens)
+def measure(
+    base: Base,
+    trained: dict[str, Any],
+    openings: list[Opening],
+    prompts: list[list[int]],
+    config: TrainConfig,
+    folder: Path,
+) -> dict[str, Any]:
+    """Calibrates a tree on the openings, decodes and times the prompts; writes tree.json, report, card and plots."""
     heads = load_heads(folder, base)  # what was saved, in the base's dtype: what a user of the folder gets
-    content = calibrate(base, heads, to_calibrate[: config.calibrate.num_prompts], config.calibrate)
+    content = calibrate(base, heads, openings, config.calibrate)
     write_json(folder / TREE_FILE, content)
     engine = Engine(base, heads, calibrations=read_calibrations(folder))
     temperature = headline_temperature(content, config.evaluate.temperature)
-    prompts = [opening.ids for opening in to_measure[: config.evaluate.num_prompts]]
     settings = BenchSettings(
         max_new_tokens=config.evaluate.max_new_tokens,
         temperature=temperature,
@@ -155,6 +169,7 @@ def measure(base: Base, trained: dict[str, Any], config: TrainConfig, folder: Pa
 
 def recalibrate(config: CalibrateScriptConfig) -> tuple[Path, dict[str, Any]]:
     """Counts and times anew for a checkpoint, and writes its tree.json; the folder and the new content."""
+    check_calibration(config.calibrate)
     folder = find_checkpoint(config.checkpoint, PROJECT / "checkpoints")
     description = read_description(folder)
     base = open_base(config.base, description)

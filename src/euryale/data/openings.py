@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from euryale.data.bad_rows import BadRows
 from euryale.data.rows import Message, Row
 from euryale.data.tokens import bos_ids, prompt_ids
 from euryale.errors import UserError
@@ -28,17 +29,25 @@ class Opening(NamedTuple):
 
 
 def draw_openings(
-    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, count: int, num_tokens: int, seed: int
+    rows: Iterable[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    num_tokens: int,
+    seed: int,
+    on_error: str = "stop",
 ) -> list[Opening]:
-    """`count` openings (fewer when the rows hold no more), drawn by seed; those of texts have `num_tokens` tokens.
+    """`count` openings (fewer when the rows hold no more), drawn by seed; of a text, at most `num_tokens` tokens.
 
-    Raises UserError when the rows hold none at all.
+    Raises UserError when the rows hold none at all, or for a conversation that the chat template refuses, unless
+    on_error is skip.
     """
     pool: list[Opening] = []
-    for opening in _openings(rows, tokenizer, num_tokens):
+    refused = BadRows(on_error)
+    for opening in _openings(rows, tokenizer, num_tokens, refused):
         pool.append(opening)
         if len(pool) >= _POOL * count:
             break
+    refused.report()
     if not pool:
         raise UserError(
             f"no prompt of {num_tokens} tokens could be cut from the data. Give longer texts, or fewer tokens."
@@ -57,21 +66,28 @@ def split_openings(openings: list[Opening], count: int) -> tuple[list[Opening], 
     return sides[0][:count], sides[1][:count]
 
 
-def _openings(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> Iterator[Opening]:
+def _openings(
+    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, num_tokens: int, refused: BadRows
+) -> Iterator[Opening]:
     begin = bos_ids(tokenizer)
     length = max(1, num_tokens - len(begin))
     for row in rows:
-        if row.text is not None:
+        if row.ids is not None:  # what a base wrote, which may carry its text as well: the same prompt again
+            if row.num_prompt:
+                yield Opening(list(row.ids[: row.num_prompt]), row.key, row.origin)
+        elif row.text is not None:
             ids = tokenizer(row.text, add_special_tokens=False, verbose=False)["input_ids"]
             # The last window is used when at least half of it is there.
             for start in range(0, max(1, len(ids) - length * _STRIDE // 2), length * _STRIDE):
                 if window := ids[start : start + length]:
                     yield Opening([*begin, *window], row.key, row.origin)
-        elif row.messages is not None:
-            if question := _until_answer(row.messages):
-                yield Opening(prompt_ids(None, question, tokenizer, row.origin), row.key, row.origin)
-        elif row.ids is not None and row.num_prompt:
-            yield Opening(list(row.ids[: row.num_prompt]), row.key, row.origin)
+        elif row.messages is not None and (question := _until_answer(row.messages)):
+            try:
+                ids = prompt_ids(None, question, tokenizer, row.origin)
+            except UserError as problem:
+                refused.meet(problem)
+            else:
+                yield Opening(ids, row.key, row.origin)
 
 
 def _until_answer(messages: tuple[Message, ...]) -> tuple[Message, ...]:

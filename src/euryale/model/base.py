@@ -112,11 +112,15 @@ class Base:
 def load_base(config: BaseConfig) -> Base:
     """Loads the base, in eval mode, with tree attention in place.
 
-    Raises UserError: no such folder or hub id; a folder without config, weights or tokenizer; an unreadable or
-    cut-off file, or one that lacks tensors; a family that computes more than trees and heads can follow; a missing GPU.
+    Raises UserError: no path, no such folder or hub id; a folder without config, weights or tokenizer; an unreadable
+    or cut-off file, or one that lacks tensors; a family that computes more than trees and heads can follow; a missing
+    GPU.
     """
     transformers.utils.logging.disable_progress_bar()
-    assert config.path is not None, "the caller knows which base a checkpoint names"
+    if not config.path:
+        raise UserError(
+            "base.path is not set. Give base=hf base.path=FOLDER_OR_HUB_ID, or a ready-made base such as base=tiny."
+        )
     path = find_model(config.path)
     is_local = Path(path).is_dir()
     if is_local:

@@ -52,13 +52,15 @@ def calibrate(base: Base, heads: Heads, openings: list[Opening], config: Calibra
     Raises UserError for settings that cannot be, or when the base's answers are too short to count anything.
     """
     check(config)
+    if not openings:
+        raise UserError("calibration was given no prompts. Give prompts=FILE, or data with held-out rows.")
     entries = []
     for temperature in config.temperatures:
         texts = _write(base, openings, temperature, config)
         ranks = torch.cat([rank_vectors(base, heads, text, temperature, config.max_rank) for text in texts])
         if not len(ranks):
             raise UserError(
-                f"calibration needs answers of more than {heads.num_heads + 1} tokens, and the base ended all "
+                f"calibration needs answers of at least {heads.num_heads} tokens, and the base ended all "
                 f"{len(texts)} sooner. Give other prompts, or a higher calibrate.new_tokens."
             )
         paths, probabilities = frequent_paths(ranks, config.max_rank, max(config.node_counts) - 1)
@@ -91,11 +93,13 @@ def check(config: CalibrateConfig) -> None:
     """Raises UserError for settings that cannot be."""
     if not config.node_counts or min(config.node_counts) < 1 or 1 not in config.node_counts:
         raise UserError(f"calibrate.node_counts={config.node_counts}: give positive numbers, 1 (no tree) among them.")
-    for name in ("num_prompts", "new_tokens", "max_rank", "repeats", "batch_size"):
+    for name in ("num_prompts", "prompt_tokens", "new_tokens", "max_rank", "repeats", "context_tokens", "batch_size"):
         if getattr(config, name) < 1:
             raise UserError(f"calibrate.{name}={getattr(config, name)} cannot be. Give a number of at least 1.")
     if not config.temperatures:
         raise UserError("calibrate.temperatures is empty. Give at least one, for example [0.0].")
+    for temperature in config.temperatures:
+        Sampling(temperature)
 
 
 def _write(base: Base, openings: list[Opening], temperature: float, config: CalibrateConfig) -> list[Text]:

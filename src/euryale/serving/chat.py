@@ -1,5 +1,6 @@
 """How does a person talk to the engine in a terminal?"""
 
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from euryale.data.rows import Message
@@ -11,7 +12,21 @@ from euryale.serving.settings import DecodeConfig
 HELP = "Type a message and press Enter. An empty line or Ctrl-D ends the chat; /new forgets what was said."
 
 
-def stream_answer(engine: Engine, prompt: Prompt, config: Any, out: TextIO) -> dict[str, object]:
+def read_all(source: TextIO) -> str:
+    """The prompt on stdin. Raises UserError when it is no text."""
+    return _as_text(source.read)
+
+
+def _as_text(read: Callable[[], str]) -> str:
+    try:
+        text = read()
+        text.encode()  # a terminal in the C locale gives half characters
+    except UnicodeError as error:
+        raise UserError(f"what came on stdin is not UTF-8 text ({error}). Convert it first.") from error
+    return text
+
+
+def stream_answer(engine: Engine, prompt: Prompt, config: Any, out: TextIO) -> dict[str, Any]:
     """Writes the answer piece by piece; returns its text, tokens, steps and tau."""
     answer = engine.stream(
         prompt, config.max_new_tokens, config.temperature, config.top_p, config.seed, stop=config.stop or None
@@ -41,7 +56,7 @@ def chat(engine: Engine, config: DecodeConfig, source: TextIO, out: TextIO) -> d
     while True:
         out.write("> ")
         out.flush()
-        line = source.readline()
+        line = _as_text(source.readline)
         if not line.strip():
             break
         if line.strip() == "/new":
@@ -58,6 +73,6 @@ def chat(engine: Engine, config: DecodeConfig, source: TextIO, out: TextIO) -> d
         turns.append(Message("assistant", str(answer["text"])))
         out.write(f"\n[{answer['num_tokens']} tokens, tau {answer['tau']}]\n")
         num_answers += 1
-        num_tokens += len(engine.last.ids) if engine.last else 0
-        num_steps += engine.last.num_steps if engine.last else 0
+        num_tokens += answer["num_tokens"]
+        num_steps += answer["num_steps"]
     return {"num_answers": num_answers, "num_tokens": num_tokens, "tau": num_tokens / num_steps if num_steps else None}

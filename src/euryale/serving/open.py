@@ -26,7 +26,9 @@ def open_engine(config: DecodeConfig) -> Engine:
 
 def open_base(config: BaseConfig, description: dict) -> Base:
     """The base that a checkpoint's description names, or the one that the settings name instead."""
-    trained_on = description["base"]
+    trained_on = description.get("base")
+    if not isinstance(trained_on, dict) or "path" not in trained_on:
+        raise UserError("the checkpoint's heads.json does not say which base it belongs to. Use another checkpoint.")
     if config.quantization == "auto":
         config = replace(config, quantization=trained_on.get("quantization", "none"))
     if config.path is None:

@@ -53,7 +53,7 @@ def load_prompts(
 def held_out_openings(base: Base, data: DataConfig, count: int, num_tokens: int) -> tuple[list[Opening], list[Opening]]:
     """Prompts that the heads never saw: one list to calibrate on, another to measure on."""
     rows = build_source(data, "held_out")
-    openings = draw_openings(rows, base.tokenizer, 4 * count, num_tokens, data.seed)
+    openings = draw_openings(rows, base.tokenizer, 4 * count, num_tokens, data.seed, data.on_error)
     room = base.max_length // 2
     return split_openings([o for o in openings if len(o.ids) <= room], count)
 

@@ -49,12 +49,17 @@ def check_settings(config: RegenerateConfig, base: Base) -> None:
 
 
 def regenerate(
-    base: Base, rows: Iterable[Row], data_settings: dict[str, Any], config: RegenerateConfig, root: Path
+    base: Base,
+    rows: Iterable[Row],
+    data_settings: dict[str, Any],
+    config: RegenerateConfig,
+    root: Path,
+    on_error: str = "stop",
 ) -> Path:
     """Writes the set, or what is missing of it; returns its folder below `root`.
 
     The folder's name is a hash of base, data settings and generation settings, so another setting is another set.
-    Raises UserError for impossible settings, or rows without any text.
+    Raises UserError for impossible settings, or rows without a prompt that fits the base.
     """
     check_settings(config, base)
     identity = {
@@ -71,8 +76,13 @@ def regenerate(
             "on-policy text: reusing %s (%d rows, %d tokens)", folder, manifest["num_rows"], manifest["num_tokens"]
         )
         return folder
-    openings = draw_openings(rows, base.tokenizer, config.num_prompts, config.prompt_tokens, config.seed)
+    openings = draw_openings(rows, base.tokenizer, config.num_prompts, config.prompt_tokens, config.seed, on_error)
     openings = [o for o in openings if len(o.ids) + 2 <= base.max_length]
+    if not openings:
+        raise UserError(
+            f"none of the prompts leaves room for an answer in the context of {base.path}, which ends at "
+            f"{base.max_length}. Give data with shorter prompts."
+        )
     first = len(manifest["shards"]) * config.shard_rows
     progress = Progress("base writes text", len(openings), "rows", start=first)
     engine = Engine(base, drafter="none")
@@ -120,13 +130,29 @@ def _read_manifest(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
     }
     if not (folder / MANIFEST).is_file():
         return fresh
-    manifest = read_json(folder / MANIFEST)
-    missing = [name for name in manifest.get("shards", []) if not (folder / name).is_file()]
-    if missing or manifest.get("format_version") != FORMAT_VERSION:
-        log.warning("on-policy text: %s is not whole (%s): writing it anew", folder, ", ".join(missing) or "old format")
+    try:
+        manifest = read_json(folder / MANIFEST)
+        problem = _find_damage(folder, manifest, list(fresh))
+    except UserError as error:
+        manifest, problem = fresh, str(error)
+    if problem:
+        log.warning("on-policy text: %s is not whole (%s): writing it anew", folder, problem)
         shutil.rmtree(folder)
         return fresh
     return manifest
+
+
+def _find_damage(folder: Path, manifest: dict[str, Any], keys: list[str]) -> str:
+    """What is wrong with a set that was written earlier; "" when it is whole. Reads the end of every shard."""
+    if manifest.get("format_version") != FORMAT_VERSION or set(manifest) != set(keys):
+        return f"{MANIFEST} is of another format"
+    num_rows = 0
+    for name in manifest["shards"]:
+        try:
+            num_rows += pyarrow.parquet.read_metadata(folder / name).num_rows
+        except (OSError, pyarrow.ArrowException) as error:
+            return f"{name}: {error}"
+    return "" if num_rows == manifest["num_rows"] else f"{num_rows} rows, and {MANIFEST} counts {manifest['num_rows']}"
 
 
 def _batches(start: int, end: int, num_greedy: int, size: int) -> list[range]:
@@ -148,7 +174,7 @@ def _answer(
     progress: Progress,
 ) -> list[dict[str, Any]]:
     temperature = 0.0 if batch.start < num_greedy else config.temperature
-    seeds = [config.seed * 1_000_003 + i for i in batch]
+    seeds = [(config.seed * 1_000_003 + i) % 2**63 for i in batch]  # 2**63: what the noise takes
     generations = engine.generate([openings[i].ids for i in batch], config.new_tokens, temperature, seed=seeds)
     progress.advance(len(batch), tokens=sum(len(g.ids) for g in generations))
     return [

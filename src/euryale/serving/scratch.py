@@ -35,13 +35,28 @@ class ScratchConfig:
     num_kv_heads: int = 4
     max_length: int = 1024
 
+    def check(self) -> None:
+        """Raises UserError for a shape that cannot be built."""
+        smallest = len(SPECIAL) + len(pre_tokenizers.ByteLevel.alphabet())
+        if self.vocab_size < smallest:
+            raise UserError(f"scratch.vocab_size={self.vocab_size}: bytes and special tokens alone are {smallest}.")
+        for name in ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "max_length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"scratch.{name}={getattr(self, name)} cannot be. Give a number of at least 1.")
+        if self.hidden_size % (2 * self.num_heads) or self.num_heads % self.num_kv_heads:
+            raise UserError(
+                f"scratch.hidden_size={self.hidden_size} must be an even multiple of num_heads={self.num_heads} "
+                f"(positions turn pairs), and that a multiple of num_kv_heads={self.num_kv_heads}."
+            )
+
 
 def make_base(config: ScratchConfig, rows: Iterable[Row], folder: Path, seed: int) -> Path:
     """Writes a byte-level BPE tokenizer trained on the rows and an untrained Llama into `folder`; returns it.
 
     A folder that is there already is kept: a resumed run starts from the same weights. Raises UserError when the
-    rows hold too little text for the vocabulary.
+    rows hold too little text for the vocabulary, or for a shape that cannot be built.
     """
+    config.check()
     if (folder / "config.json").is_file():
         return folder
     tokenizer = _train_tokenizer(config, (row.text for row in islice(rows, _MAX_ROWS) if row.text))

@@ -67,8 +67,8 @@ class CalibrateConfig:
     new_tokens: int = 128
     temperatures: list[float] = field(default_factory=lambda: [0.0, 0.8])
     max_rank: int = 10
-    node_counts: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64])
-    repeats: int = 20
+    node_counts: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64])
+    repeats: int = 15
     context_tokens: int = 128
     batch_size: int = 16
     seed: int = 1

@@ -1,0 +1,65 @@
+"""What did a person type behind a script's name, before Hydra reads it?
+
+Hydra says that a key is unknown but not which keys there are, and it reads commas, brackets and `${` of a prompt as
+its own grammar. Both are put right here.
+"""
+
+import re
+from collections.abc import Container, Sequence
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from typing import get_type_hints
+
+from euryale.errors import UserError
+
+_SETTING = re.compile(r"(?P<mark>\+\+|[+~]?)(?P<key>[A-Za-z_][\w.]*)(=|$)")
+
+
+def check_keys(arguments: Sequence[str], schema: type, groups: Container[str]) -> None:
+    """Raises UserError for the first `a.b=value` that is no setting of the schema (nested dataclasses) and no group."""
+    for argument in arguments:
+        found = _SETTING.match(argument)
+        if found is None or (not found["mark"] and "=" not in argument):  # a flag of Hydra's, or the value behind one
+            continue
+        key = found["key"]
+        if key not in groups and not key.startswith("hydra."):
+            _check_key(key, schema)
+
+
+def _check_key(key: str, schema: type) -> None:
+    path: list[str] = []
+    for part in key.split("."):
+        known = [field.name for field in fields(schema)]
+        if part not in known:
+            close = get_close_matches(part, known, n=1)
+            guess = f" Did you mean {'.'.join([*path, close[0]])}?" if close else ""
+            where = f" of {'.'.join(path)}" if path else ""
+            raise UserError(f"{key} is no setting.{guess} The settings{where} are: {', '.join(known)}.")
+        path.append(part)
+        schema = get_type_hints(schema)[part]
+        if not is_dataclass(schema):  # what is below a list or a mapping has no schema
+            return
+
+
+def quote_text(arguments: Sequence[str], keys: Container[str]) -> list[str]:
+    """The same arguments, those of `keys` quoted so that Hydra takes their text as it is.
+
+    Left alone: `null`, and what is quoted already, as Hydra's own manual asks for.
+    """
+    quoted = []
+    for argument in arguments:
+        key, is_setting, text = argument.partition("=")
+        if is_setting and key in keys and text != "null" and not _is_quoted(text):
+            argument = f"{key}={_quote(text)}"
+        quoted.append(argument)
+    return quoted
+
+
+def _is_quoted(text: str) -> bool:
+    return len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+
+
+def _quote(text: str) -> str:
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # else an interpolation
+    text = re.sub(r"(\\+)(?='|\Z)", r"\1\1", text)  # a backslash counts twice only where a quote follows
+    return "'" + text.replace("'", "\\'") + "'"

@@ -1,0 +1,72 @@
+"""What would a later stage of a training run refuse? Asked before the first one: minutes of work must not end at it."""
+
+from dataclasses import replace
+
+from euryale.data.sources import SPLITS, DataConfig, build_source
+from euryale.data.sources import check as check_data
+from euryale.decoding.accept import Sampling
+from euryale.errors import UserError
+from euryale.model.base import Base
+from euryale.schemas import TrainConfig
+from euryale.serving.calibrate import check as check_calibration
+from euryale.training.metrics import wandb_mode
+
+MAX_SEED = 2**62  # rows and prompts are numbered upwards from a seed, and noise takes 63 bits
+METRICS = ("tau", "speedup", "speedup_vs_hf", "tokens_per_s", "held_out_loss_nats")
+
+
+def check_settings(config: TrainConfig) -> None:
+    """Raises UserError for any setting that a stage would refuse.
+
+    The data is opened last, and before any base is: a missing file or an unreachable hub is said at once.
+    """
+    is_pretraining = config.objective.kind == "pretrain"
+    check_data(config.data)
+    config.heads.check()
+    config.objective.check()
+    config.optim.check()
+    check_calibration(config.calibrate)
+    wandb_mode(config.wandb)
+    if config.metric not in METRICS:
+        raise UserError(f"metric={config.metric} is not known. Choose one of: {', '.join(METRICS)}.")
+    for name in ("num_prompts", "max_new_tokens", "repeats"):
+        if getattr(config.evaluate, name) < 1:
+            raise UserError(f"evaluate.{name}={getattr(config.evaluate, name)} cannot be. Give a number of at least 1.")
+    Sampling(config.evaluate.temperature or 0.0)
+    for name, seed in (
+        ("seed", config.seed),
+        ("regenerate.seed", config.regenerate.seed),
+        ("calibrate.seed", config.calibrate.seed),
+    ):
+        if not 0 <= seed < MAX_SEED:
+            raise UserError(f"{name}={seed} is out of range. Give a whole number from 0 to 2**62 - 1.")
+    if config.scratch.enabled:
+        config.scratch.check()
+        if not is_pretraining:
+            raise UserError("scratch.enabled=true makes a base to be pretrained. Use recipe=pretrain_tiny, or false.")
+    if not is_pretraining and config.calibrate.new_tokens < config.heads.num_heads:
+        raise UserError(
+            f"calibrate.new_tokens={config.calibrate.new_tokens} is too short to see all heads.num_heads="
+            f"{config.heads.num_heads} heads at work. Give at least as many."
+        )
+    check_rows(config.data, needs_held_out=not is_pretraining or config.optim.eval_batches > 0)
+
+
+def check_rows(data: DataConfig, needs_held_out: bool) -> None:
+    """Reads one row of each split. Raises UserError when there is none, or it cannot be read."""
+    unshuffled = replace(data, shuffle_window=1)  # else a whole window is read for it
+    for split in SPLITS if needs_held_out else SPLITS[:1]:
+        if next(iter(build_source(unshuffled, split)), None) is None:
+            raise UserError(
+                f"the data has no row for the split {split}, with data.held_out_one_in={data.held_out_one_in} "
+                "(one row in so many, by a hash of the row; 0: none). Give more rows, or another number (20 is usual)."
+            )
+
+
+def check_base(base: Base, config: TrainConfig) -> None:
+    """Raises UserError for blocks that the base cannot read."""
+    if config.data.block_size > base.max_length:
+        raise UserError(
+            f"data.block_size={config.data.block_size} is longer than the context of {base.path}, which ends at "
+            f"{base.max_length}. Give data.block_size={base.max_length} or less."
+        )

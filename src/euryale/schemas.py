@@ -1,0 +1,116 @@
+"""Which settings does each script take, and of which types?
+
+Every component keeps its settings in a dataclass of its own; here they nest into one schema a script. The values
+stand in conf/*.yaml, a comment with each.
+"""
+
+from dataclasses import dataclass, field
+
+from euryale.data.sources import DataConfig
+from euryale.model.base import BaseConfig
+from euryale.model.heads import HeadsConfig
+from euryale.serving.scratch import ScratchConfig
+from euryale.serving.settings import CalibrateConfig, DecodeConfig, RegenerateConfig
+from euryale.training.objective import ObjectiveConfig
+from euryale.training.optim import OptimConfig
+
+
+@dataclass
+class EvaluateConfig:
+    """How much the run's own evaluation looks at."""
+
+    num_prompts: int = 24
+    max_new_tokens: int = 128
+    temperature: float | None = None
+    repeats: int = 3
+
+
+@dataclass
+class TrainConfig:
+    """train/run.py"""
+
+    base: BaseConfig = field(default_factory=BaseConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    regenerate: RegenerateConfig = field(default_factory=RegenerateConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    scratch: ScratchConfig = field(default_factory=ScratchConfig)
+    output: str = "checkpoints"
+    name: str | None = None
+    resume: str | None = None
+    metric: str = "tau"
+    seed: int = 0
+    threads: int = 0
+    wandb: str = "off"
+
+
+@dataclass
+class RegenerateScriptConfig:
+    """train/regenerate.py"""
+
+    base: BaseConfig = field(default_factory=BaseConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    regenerate: RegenerateConfig = field(default_factory=RegenerateConfig)
+    threads: int = 0
+
+
+@dataclass
+class InferConfig(DecodeConfig):
+    """infer/run.py"""
+
+    prompt: str | None = None
+    stop: list[str] = field(default_factory=list)
+
+
+@dataclass
+class BenchConfig(DecodeConfig):
+    """infer/bench.py"""
+
+    prompts: str | None = None
+    limit: int = 20
+    repeats: int = 3
+    contenders: list[str] = field(default_factory=lambda: ["euryale", "ar", "hf_generate", "hf_prompt_lookup"])
+    output: str | None = None
+
+
+@dataclass
+class EvalConfig(DecodeConfig):
+    """infer/eval.py"""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    prompts: str | None = None
+    limit: int = 32
+    batch_size: int = 8
+
+
+@dataclass
+class CalibrateScriptConfig(DecodeConfig):
+    """infer/calibrate.py"""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
+    prompts: str | None = None
+
+
+@dataclass
+class ExportConfig:
+    """infer/export.py"""
+
+    checkpoint: str = "last"
+    base: BaseConfig = field(default_factory=BaseConfig)
+    format: str = "euryale"
+    output: str | None = None
+
+
+SCHEMAS: dict[str, type] = {
+    "train": TrainConfig,
+    "regenerate": RegenerateScriptConfig,
+    "infer": InferConfig,
+    "bench": BenchConfig,
+    "eval": EvalConfig,
+    "calibrate": CalibrateScriptConfig,
+    "export": ExportConfig,
+}

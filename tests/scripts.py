@@ -1,0 +1,49 @@
+"""Runs a script of the project in this process, as its command line would: importing torch once is enough."""
+
+import io
+import json
+import logging
+import runpy
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Result(NamedTuple):
+    """How a script ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def last_line(self) -> dict:
+        """The JSON that ends stdout."""
+        return json.loads(self.out.splitlines()[-1])
+
+
+def run_script(script: str, *arguments: str, stdin: str = "") -> Result:
+    """`python SCRIPT ARGUMENTS`; what Hydra does to logging is undone."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    out, err = io.StringIO(), io.StringIO()
+    status: object = 0
+    try:
+        with (
+            patch.object(sys, "argv", [script, *arguments]),
+            patch.object(sys, "stdin", io.StringIO(stdin)),
+            redirect_stdout(out),
+            redirect_stderr(err),
+        ):
+            try:
+                runpy.run_path(str(ROOT / script), run_name="__main__")
+            except SystemExit as ending:
+                status = ending.code
+    finally:
+        root.handlers[:], root.level = handlers, level
+        logging.captureWarnings(False)
+    return Result(int(status or 0), out.getvalue(), err.getvalue())  # type: ignore[call-overload]
