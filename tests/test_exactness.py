@@ -3,7 +3,7 @@
 import pytest
 import torch
 from random_decodes import Report, random_decodes
-from random_models import FAMILIES
+from random_models import FAMILIES, FULL, engine_of, five_tokens, twin
 
 
 def assert_exact(report: Report) -> None:
@@ -26,6 +26,35 @@ def test_random_decodes_in_float32_differ_at_near_ties_alone() -> None:
     assert_exact(report)
     # Two of 5 to 40 random scores lie within 1e-5 about once in 100,000 tokens; here are some 1,500.
     assert len(report.near_ties) <= 1
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+def test_sampled_pairs_have_the_probabilities_of_the_base(temperature: float) -> None:
+    """Without shared noise: 5,000 seeds, two tokens each out of one tree pass, against softmax times softmax.
+
+    Chi-square of the pairs that are expected 5 times or more, the others as one: the threshold (Wilson and Hilferty)
+    is exceeded with probability 1e-4. A tree that favoured its first candidate by a tenth of its share would add
+    about 5,000 x 0.01 x 0.3 / 0.7 = 21 and be missed; by a fifth 86, and fail.
+    """
+    base, prompt, num = five_tokens(), [0, 3, 1], 5_000
+    prompts = torch.tensor([[*prompt, token] for token in range(5)])
+    logits_5TV = twin(base)(input_ids=prompts, use_cache=False).logits / temperature
+    expected_55 = logits_5TV[0, 2].softmax(-1)[:, None] * logits_5TV[:, 3].softmax(-1) * num
+    counts_55 = torch.zeros(5, 5, dtype=torch.float64)
+    engine = engine_of(base, FULL)
+    for start in range(0, num, 500):
+        seeds = list(range(start, start + 500))
+        for generation in engine.generate([prompt] * 500, 2, temperature, seed=seeds):
+            assert generation.num_steps == 1, "the second token was drafted and accepted"
+            counts_55[generation.ids[0], generation.ids[1]] += 1
+    is_frequent = expected_55 >= 5
+    cells = [(counts_55[is_frequent], expected_55[is_frequent])]
+    if not is_frequent.all():
+        cells.append((counts_55[~is_frequent].sum()[None], expected_55[~is_frequent].sum()[None]))
+    counts, expected = (torch.cat(parts) for parts in zip(*cells, strict=True))
+    df = len(counts) - 1
+    threshold = df * (1 - 2 / (9 * df) + 3.72 * (2 / (9 * df)) ** 0.5) ** 3
+    assert df >= 8 and ((counts - expected) ** 2 / expected).sum().item() < threshold
 
 
 @pytest.mark.slow
