@@ -5,6 +5,7 @@ import json
 import logging
 import runpy
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
@@ -27,23 +28,29 @@ class Result(NamedTuple):
 
 
 def run_script(script: str, *arguments: str, stdin: str = "") -> Result:
-    """`python SCRIPT ARGUMENTS`; what Hydra does to logging is undone."""
+    """`python SCRIPT ARGUMENTS`, SCRIPT being named from the root of the project."""
+    return run_main(lambda: runpy.run_path(str(ROOT / script), run_name="__main__"), script, *arguments, stdin=stdin)
+
+
+def run_main(main: Callable[[], object], *argv: str, stdin: str = "") -> Result:
+    """Calls a script's main; what Hydra does to logging is undone afterwards."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     out, err = io.StringIO(), io.StringIO()
     status: object = 0
     try:
         with (
-            patch.object(sys, "argv", [script, *arguments]),
+            patch.object(sys, "argv", list(argv)),
             patch.object(sys, "stdin", io.StringIO(stdin)),
             redirect_stdout(out),
             redirect_stderr(err),
         ):
             try:
-                runpy.run_path(str(ROOT / script), run_name="__main__")
+                main()
             except SystemExit as ending:
                 status = ending.code
     finally:
         root.handlers[:], root.level = handlers, level
         logging.captureWarnings(False)
-    return Result(int(status or 0), out.getvalue(), err.getvalue())  # type: ignore[call-overload]
+    assert status is None or isinstance(status, int), status
+    return Result(status or 0, out.getvalue(), err.getvalue())

@@ -5,25 +5,32 @@ its own grammar. Both are put right here.
 """
 
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from typing import get_type_hints
 
 from euryale.errors import UserError
 
-_SETTING = re.compile(r"(?P<mark>\+\+|[+~]?)(?P<key>[A-Za-z_][\w.]*)(=|$)")
+_SETTING = re.compile(r"(\+{0,2}[A-Za-z_][\w.]*=|~[A-Za-z_][\w.]*(=|$))")
 
 
-def check_keys(arguments: Sequence[str], schema: type, groups: Container[str]) -> None:
-    """Raises UserError for the first `a.b=value` that is no setting of the schema (nested dataclasses) and no group."""
-    for argument in arguments:
-        found = _SETTING.match(argument)
-        if found is None or (not found["mark"] and "=" not in argument):  # a flag of Hydra's, or the value behind one
-            continue
-        key = found["key"]
+def check_keys(arguments: Sequence[str], schema: type, groups: Mapping[str, Sequence[str]]) -> None:
+    """Raises UserError for the first `a.b=value` that is no setting of the schema (nested dataclasses).
+
+    `groups` are settings too, each with its options; null is none of them.
+    """
+    for argument in filter(is_setting, arguments):
+        key = argument.lstrip("+~").partition("=")[0]
+        if key in groups and argument.endswith("=null"):
+            raise UserError(f"{argument} chooses nothing. The options of {key} are: {', '.join(groups[key])}.")
         if key not in groups and not key.startswith("hydra."):
             _check_key(key, schema)
+
+
+def is_setting(argument: str) -> bool:
+    """Whether it sets (or ~ removes) something: no flag of Hydra's, nor the value behind one."""
+    return _SETTING.match(argument) is not None
 
 
 def _check_key(key: str, schema: type) -> None:

@@ -18,12 +18,14 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]  # comes with omegaconf
 
-from euryale.commandline import check_keys, quote_text
+from euryale.commandline import check_keys, is_setting, quote_text
 from euryale.errors import UserError
 from euryale.model.files import write_atomically
 from euryale.model.locate import PROJECT
@@ -68,12 +70,12 @@ def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable
             return result.get("metric")
 
         def run() -> None:
-            groups = {path.name for path in CONF.iterdir() if path.is_dir()}
             try:
-                check_keys(sys.argv[1:], SCHEMAS[name], groups)
+                check_keys(sys.argv[1:], SCHEMAS[name], _groups())
+                sys.argv[1:] = quote_text(sys.argv[1:], FREE_TEXT)
+                _check_grammar(sys.argv[1:])
             except UserError as error:
                 sys.exit(_refuse(str(error)))
-            sys.argv[1:] = quote_text(sys.argv[1:], FREE_TEXT)
             try:
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
             except SystemExit as ending:
@@ -85,6 +87,25 @@ def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable
         return run
 
     return decorate
+
+
+def _groups() -> dict[str, list[str]]:
+    """The folders of conf/ and the options in each."""
+    return {folder.name: sorted(p.stem for p in folder.glob("*.yaml")) for folder in CONF.iterdir() if folder.is_dir()}
+
+
+def _check_grammar(arguments: list[str]) -> None:
+    """Hydra says what it stumbles on, but not in which argument."""
+    parser = OverridesParser.create()
+    for argument in filter(is_setting, arguments):
+        try:
+            parser.parse_override(argument)
+        except HydraException as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{argument} cannot be read ({reason}). Put a value with special characters into two kinds of quotes: "
+                """key='"value"'."""
+            ) from error
 
 
 def _to_dataclass(composed: DictConfig) -> object:

@@ -1,0 +1,352 @@
+"""Does every file of conf/ fit its schema, and is a wrong command line one clear message and status 2?"""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from scripts import ROOT, Result, run_main, run_script
+
+from euryale.config import CONF, output_root, save_settings, script, settings_of, use_threads, whole_or_nothing
+from euryale.data.sources import DataConfig
+from euryale.errors import UserError
+from euryale.model.base import BaseConfig
+from euryale.model.heads import HeadsConfig
+from euryale.schemas import SCHEMAS, TrainConfig
+from euryale.serving.settings import AcceptConfig, CalibrateConfig, DrafterConfig, RegenerateConfig, TreeConfig
+from euryale.training.interrupt import Interrupted
+from euryale.training.objective import ObjectiveConfig
+from euryale.training.optim import OptimConfig
+
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def plain(path: Path) -> dict:
+    """A YAML file as it stands."""
+    content = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(content, dict)
+    return content
+
+
+def groups_of(name: str) -> list[str]:
+    """The groups that a script's defaults list names."""
+    entries = plain(CONF / f"{name}.yaml")["defaults"]
+    return [key for entry in entries if isinstance(entry, dict) for key in entry if not key.startswith("override")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schemas() -> None:
+    for name, schema in SCHEMAS.items():
+        ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+
+
+def composed(name: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, list(overrides))
+
+
+def test_every_script_has_a_schema_and_a_conf_file() -> None:
+    assert {path.stem for path in CONF.glob("*.yaml")} == set(SCHEMAS)
+    named = {
+        name
+        for path in [*ROOT.glob("train/*.py"), *ROOT.glob("infer/*.py")]
+        for name in re.findall(r'@script\("(\w+)"\)', path.read_text())
+    }
+    assert named == set(SCHEMAS)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_script_s_settings_compose_into_its_schema(name: str) -> None:
+    settings = OmegaConf.to_object(composed(name))
+    assert type(settings) is SCHEMAS[name]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_option_composes_wherever_it_can_be_chosen(group: str) -> None:
+    scripts = [name for name in SCHEMAS if group in groups_of(name)]
+    assert scripts, f"no script takes {group}"
+    # The options of one group share a schema, so beyond the first script only whether the group is wired matters.
+    for option in options(group):
+        settings = composed(scripts[0], f"{group}={option}")
+        assert isinstance(OmegaConf.to_object(settings), SCHEMAS[scripts[0]])
+    for name in scripts[1:]:
+        composed(name, f"{group}={options(group)[-1]}")
+
+
+@pytest.mark.parametrize(
+    "group, option, schema",
+    [
+        ("base", "tiny", BaseConfig),
+        ("data", "stdlib", DataConfig),
+        ("heads", "hydra", HeadsConfig),
+        ("objective", "medusa1", ObjectiveConfig),
+        ("optim", "adamw", OptimConfig),
+        ("regenerate", "default", RegenerateConfig),
+        ("calibrate", "default", CalibrateConfig),
+        ("drafter", "heads", DrafterConfig),
+        ("tree", "calibrated", TreeConfig),
+        ("accept", "exact", AcceptConfig),
+    ],
+)
+def test_the_first_option_of_a_group_is_its_dataclass(group: str, option: str, schema: type) -> None:
+    values = plain(CONF / group / f"{option}.yaml")
+    defaults = asdict(schema())
+    if group == "heads":  # which tokens are frequent is counted in a text, which a dataclass does not have
+        assert (defaults.pop("vocab_share"), values.pop("vocab_share")) == (1.0, 0.25)
+    values = {key: float(value) if isinstance(defaults.get(key), float) else value for key, value in values.items()}
+    assert values == defaults
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_script_s_own_values_are_its_schema_s(name: str) -> None:
+    values = plain(CONF / f"{name}.yaml")
+    own = {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
+    defaults = settings_of(SCHEMAS[name]())
+    assert own == {key: defaults[key] for key in own}
+    assert set(own) | set(groups_of(name)) - {"recipe"} == {item.name for item in fields(SCHEMAS[name])}
+
+
+def test_a_recipe_changes_what_it_says_and_the_command_line_wins() -> None:
+    settings = composed("train", "recipe=pretrain_tiny", "optim.num_steps=3")
+    assert (settings.objective.kind, settings.scratch.enabled, settings.data.regenerate) == ("pretrain", True, False)
+    assert (settings.optim.num_steps, settings.metric) == (3, "held_out_loss_nats")
+
+
+def test_a_base_or_data_that_must_be_named_has_no_default() -> None:
+    # `???` in a group would not do: it leaves the value that another file gave, and the tiny base would be trained.
+    settings = composed("train", "base=hf", "data=files")
+    assert settings.base.path is None and settings.data.files == ""
+    assert composed("train", "data=hub").data.repo == ""
+
+
+# What a person gets wrong
+
+
+def assert_refused(result: Result, *words: str) -> None:
+    assert result.status == 2, result.err
+    assert "Traceback" not in result.err and result.out == ""
+    for word in words:
+        assert word in result.err, result.err
+
+
+@pytest.fixture
+def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where runs would go. Whatever a test does, nothing is left there nor in the working folder."""
+    working = tmp_path / "working"
+    working.mkdir()
+    monkeypatch.chdir(working)
+    yield f"output={tmp_path / 'runs'}"
+    assert not (tmp_path / "runs").exists() and not list(working.iterdir())
+
+
+@pytest.mark.parametrize(
+    "argument, words",
+    [
+        ("optim.lrr=1", ["error: optim.lrr is no setting", "Did you mean optim.lr?", "warmup_steps"]),
+        ("+oops=1", ["error: oops is no setting", "wandb"]),
+        ("base=llama9", ["base/llama9", "Available options", "llama3_8b", "tiny"]),
+        ("recipe=cake", ["recipe/cake", "pretrain_tiny"]),
+        ("optim.lr=fast", ["optim.lr", "'fast'", "Float"]),
+        ("calibrate.node_counts=[1,two]", ["calibrate.node_counts", "two", "Integer"]),
+        ("base=null", ["base=null chooses nothing", "llama3_8b"]),
+        ("base=hf", ["base.path is not set", "base=hf base.path=FOLDER"]),
+        ("name=${oops}", ["settings cannot be read", "oops"]),
+        ("optim.lr=[", ["error: optim.lr=[ cannot be read", "quotes"]),
+        ("data.files=a,b", ["Ambiguous value for argument", "data.files"]),
+        ("data=files", ["data.files is empty"]),
+        ("data=checkpoint", ["data.kind='checkpoint' is not known", "stdlib, files, hub"]),
+        ("metric=speed", ["metric=speed is not known", "tau, speedup"]),
+        ("threads=-1", ["threads=-1"]),
+    ],
+)
+def test_a_wrong_setting_is_one_message_and_nothing_is_left(output: str, argument: str, words: list[str]) -> None:
+    base = [] if argument.startswith("base=") else ["base.path=no/such/base"]  # should it go further than it must
+    assert_refused(run_script("train/run.py", output, *base, argument), *words)
+
+
+@pytest.mark.parametrize(
+    "name, arguments, words",
+    [
+        ("infer/run.py", ["checkpoint=no/such/run"], ["checkpoint=no/such/run", "train one with train/run.py"]),
+        ("infer/run.py", ["max_tokens=3"], ["max_tokens is no setting", "Did you mean max_new_tokens?"]),
+        ("infer/calibrate.py", ["calibrate.repeats=0", "checkpoint=x"], ["calibrate.repeats=0"]),
+        ("infer/run.py", ["accept=typical"], ["accept/typical", "exact"]),
+        ("infer/run.py", ["drafter=eagle"], ["drafter/eagle", "heads", "none"]),
+        ("train/regenerate.py", ["optim.lr=1"], ["optim.lr is no setting"]),
+        ("train/regenerate.py", ["data=files", "data.files=gone.txt"], ["data.files=gone.txt", "no such file"]),
+        ("train/regenerate.py", ["base.path=no/such/base/x"], ["base.path=no/such/base/x", "no such folder"]),
+    ],
+)
+def test_the_other_scripts_refuse_as_clearly(output: str, name: str, arguments: list[str], words: list[str]) -> None:
+    assert_refused(run_script(name, *arguments), *words)
+
+
+def test_a_real_process_ends_with_status_2_and_leaves_no_file(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train/run.py"), f"output={tmp_path}/runs", "base.path=no/such/base", "threads=1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert "error: base.path=no/such/base: there is no such folder" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+# Going on with a run
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A run that `resume` finds; it names a base that is gone, so nothing can begin."""
+    folder = tmp_path / "runs" / "one"
+    (folder / "resume" / "step-00000001").mkdir(parents=True)
+    config = TrainConfig(base=BaseConfig(path="no/such/base"), seed=7, output=str(tmp_path / "runs"))
+    save_settings(config, folder)
+    return folder
+
+
+def test_resume_takes_the_settings_of_the_run(run_folder: Path) -> None:
+    for asked in (f"resume={run_folder}", "resume=last"):
+        result = run_script("train/run.py", asked, f"output={run_folder.parent}")
+        assert_refused(result, f"run folder {run_folder}", "base.path=no/such/base")
+
+
+def test_resume_with_other_settings_is_refused_by_name(run_folder: Path) -> None:
+    before = sorted(run_folder.rglob("*"))
+    result = run_script("train/run.py", f"resume={run_folder}", "optim.lr=1", "heads=medusa")
+    assert_refused(result, "Leave out: optim.lr=1 heads=medusa")
+    assert sorted(run_folder.rglob("*")) == before
+
+
+def test_resume_without_anything_to_go_on_with_lists_what_there_is(run_folder: Path) -> None:
+    result = run_script("train/run.py", "resume=two", f"output={run_folder.parent}")
+    assert_refused(result, "resume=two", str(run_folder))
+
+
+@pytest.mark.parametrize("content", [None, "a: [", "oops: 1", "seed: many"])
+def test_a_run_whose_settings_are_damaged_is_refused(run_folder: Path, content: str | None) -> None:
+    (run_folder / "config.yaml").unlink()
+    if content is not None:
+        (run_folder / "config.yaml").write_text(content)
+    assert_refused(run_script("train/run.py", f"resume={run_folder}"), "config.yaml cannot be read")
+
+
+def test_a_folder_that_is_in_use_is_not_trained_into(run_folder: Path) -> None:
+    (run_folder.parent / "notes").mkdir()
+    (run_folder.parent / "notes" / "diary.txt").write_text("mine")
+    for name in ("one", "notes"):
+        before = sorted(run_folder.parent.rglob("*"))
+        result = run_script("train/run.py", f"output={run_folder.parent}", f"name={name}", "base.path=no/such/base")
+        assert_refused(result, f"{run_folder.parent / name} is there already", "name=")
+        assert sorted(run_folder.parent.rglob("*")) == before
+
+
+def test_saved_settings_read_back_as_they_were(run_folder: Path) -> None:
+    saved = OmegaConf.load(run_folder / "config.yaml")
+    assert OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), saved)) == TrainConfig(
+        base=BaseConfig(path="no/such/base"), seed=7, output=str(run_folder.parent)
+    )
+    save_settings(TrainConfig(resume=str(run_folder), seed=8), run_folder)
+    assert OmegaConf.load(run_folder / "config.yaml") == saved, "a resumed run leaves them alone"
+
+
+def test_a_new_folder_goes_when_the_run_was_refused_and_stays_once_it_began(tmp_path: Path) -> None:
+    for is_begun in (False, True):
+        folder = tmp_path / str(is_begun)
+        with pytest.raises(UserError), whole_or_nothing(folder):
+            (folder / "initial").mkdir(parents=True)
+            if is_begun:
+                save_settings(TrainConfig(), folder)
+            raise UserError("no")
+        assert folder.exists() == is_begun
+
+
+def test_output_is_below_the_project_unless_it_is_absolute(tmp_path: Path) -> None:
+    assert output_root("checkpoints") == ROOT / "checkpoints"
+    assert output_root(str(tmp_path)) == tmp_path
+    assert output_root("~/runs") == Path.home() / "runs"
+
+
+# What a script's main may do
+
+
+def call(main: Callable[[object], dict[str, object]], *arguments: str) -> Result:
+    return run_main(script("export")(main), "export.py", *arguments)
+
+
+def test_what_main_returns_is_the_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def main(config: object) -> dict[str, object]:
+        print("a table")
+        return {"metric": 2.5, "format": config.format}  # type: ignore[attr-defined]
+
+    result = call(main, "format=vllm")
+    assert result.status == 0 and result.out.startswith("a table\n")
+    assert result.last_line == {"metric": 2.5, "format": "vllm"}
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "error, status, said",
+    [
+        (UserError("too bad"), 2, "error: too bad\n"),
+        (Interrupted("go on with resume=x", 2), 130, "go on with resume=x\n"),
+        (Interrupted("go on with resume=x", 15), 143, "go on with resume=x\n"),
+        (KeyboardInterrupt(), 130, "interrupted; what was saved before is kept\n"),
+    ],
+)
+def test_an_end_from_outside_is_a_line_and_a_status(error: BaseException, status: int, said: str) -> None:
+    def main(config: object) -> dict[str, object]:
+        raise error
+
+    assert call(main) == Result(status, "", said)
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    def main(config: object) -> dict[str, object]:
+        raise RuntimeError("a bug of ours")
+
+    result = call(main)
+    assert result.status == 1 and "Traceback" in result.err and "a bug of ours" in result.err
+
+
+def test_a_sweep_runs_every_job_and_refuses_a_wrong_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    formats: list[str] = []
+
+    def main(config: object) -> dict[str, object]:
+        formats.append(config.format)  # type: ignore[attr-defined]
+        return {"metric": len(formats)}
+
+    assert call(main, "-m", "format=vllm,tgi").status == 0 and formats == ["vllm", "tgi"]
+    result = call(main, "-m", "base=tiny,nobody")
+    assert result.status == 2 and "base/nobody" in result.err and "Traceback" not in result.err
+
+
+def test_threads_are_set_as_asked() -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        use_threads(0)
+        assert torch.get_num_threads() == before
+        use_threads(3)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    with pytest.raises(UserError, match="threads=-2"):
+        use_threads(-2)

@@ -1,0 +1,83 @@
+"""Is everything that a later stage would refuse refused before the first one?"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from euryale.data.sources import DataConfig
+from euryale.errors import UserError
+from euryale.model.base import Base
+from euryale.model.heads import HeadsConfig
+from euryale.preflight import check_base, check_rows, check_settings
+from euryale.schemas import EvaluateConfig, TrainConfig
+from euryale.serving.scratch import ScratchConfig
+from euryale.serving.settings import CalibrateConfig, RegenerateConfig
+from euryale.training.objective import ObjectiveConfig
+from euryale.training.optim import OptimConfig
+
+
+def test_the_default_run_is_fine() -> None:
+    check_settings(TrainConfig())
+
+
+PRETRAIN: dict[str, Any] = {"objective": ObjectiveConfig(kind="pretrain")}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"data": DataConfig(kind="web")}, "data.kind='web' is not known. Options: stdlib, files"),
+        ({"heads": HeadsConfig(kind="eagle")}, "heads.kind=eagle is not known. Choose one of: medusa, hydra"),
+        ({"objective": ObjectiveConfig(loss="mse")}, "objective.loss=mse is not known"),
+        ({"optim": OptimConfig(num_steps=0)}, "optim.num_steps=0"),
+        ({"wandb": "maybe"}, "wandb=maybe is not known"),
+        ({"metric": "speed"}, "metric=speed is not known. Choose one of: tau, speedup"),
+        ({"seed": -1}, "seed=-1 is out of range"),
+        ({"regenerate": RegenerateConfig(seed=2**62)}, "regenerate.seed="),
+        ({"calibrate": CalibrateConfig(seed=-1)}, "calibrate.seed=-1"),
+        ({"calibrate": CalibrateConfig(temperatures=[0.0, -1.0])}, "temperature=-1.0 cannot be"),
+        ({"calibrate": CalibrateConfig(temperatures=[])}, "calibrate.temperatures is empty"),
+        ({"calibrate": CalibrateConfig(node_counts=[2, 4])}, r"calibrate.node_counts=\[2, 4\]"),
+        ({"calibrate": CalibrateConfig(context_tokens=0)}, "calibrate.context_tokens=0"),
+        ({"calibrate": CalibrateConfig(new_tokens=3)}, "new_tokens=3 is too short to see all heads.num_heads=4"),
+        ({"evaluate": EvaluateConfig(temperature=-0.5)}, "temperature=-0.5 cannot be"),
+        ({"evaluate": EvaluateConfig(repeats=0)}, "evaluate.repeats=0 cannot be"),
+        ({"scratch": ScratchConfig(enabled=True)}, "scratch.enabled=true .* recipe=pretrain_tiny"),
+        ({"scratch": ScratchConfig(enabled=True, num_heads=7), **PRETRAIN}, "scratch.hidden_size=256"),
+        ({"data": DataConfig(kind="files", files="gone.txt")}, "data.files=gone.txt: there is no such file"),
+        ({"data": DataConfig(held_out_one_in=0)}, "no row for the split held_out, with data.held_out_one_in=0"),
+    ],
+)  # fmt: skip
+def test_an_impossible_setting_is_refused(changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_settings(TrainConfig(**changes))
+
+
+def test_pretraining_needs_held_out_rows_only_to_evaluate() -> None:
+    config = TrainConfig(data=DataConfig(held_out_one_in=0), **PRETRAIN)
+    with pytest.raises(UserError, match="no row for the split held_out"):
+        check_settings(config)
+    check_settings(replace(config, optim=OptimConfig(eval_batches=0)))
+
+
+def test_rows_are_looked_at_before_a_base_is_loaded(tmp_path: Path) -> None:
+    one, bad, empty = tmp_path / "one.jsonl", tmp_path / "bad.jsonl", tmp_path / "empty.txt"
+    one.write_text('{"text": "a single row"}\n')
+    bad.write_text("not json\n")
+    empty.write_text("")
+    data = DataConfig(kind="files", files=str(one), held_out_one_in=20)
+    check_rows(replace(data, held_out_one_in=0), needs_held_out=False)
+    with pytest.raises(UserError, match="no row for the split"):
+        check_rows(data, needs_held_out=True)
+    with pytest.raises(UserError, match="bad.jsonl:1: not valid JSON"):
+        check_rows(replace(data, files=str(bad)), needs_held_out=False)
+    with pytest.raises(UserError, match="empty.txt is empty"):
+        check_rows(replace(data, files=str(empty)), needs_held_out=False)
+
+
+def test_a_block_fits_the_context(tiny_base: Base) -> None:
+    check_base(tiny_base, TrainConfig(data=DataConfig(block_size=256)))
+    with pytest.raises(UserError, match="data.block_size=512 .* ends at 256. Give data.block_size=256 or less"):
+        check_base(tiny_base, TrainConfig())
