@@ -116,12 +116,15 @@ def openings_of(*keys: str) -> list[Opening]:
     return [Opening([number], key, "") for number, key in enumerate(keys)]
 
 
-def test_no_row_is_on_both_sides_of_the_split() -> None:
-    openings = openings_of(*"abcabcabcddd")
+def test_no_row_is_on_both_sides_of_the_split_however_many_are_drawn() -> None:
+    openings = openings_of(*(f"row {number % 30}" for number in range(90)))
     one, two = split_openings(openings, 100)
-    assert {opening.key for opening in one} == {"a", "c"} and {opening.key for opening in two} == {"b", "d"}
+    keys = [{opening.key for opening in side} for side in (one, two)]
+    assert not keys[0] & keys[1] and min(map(len, keys)) > 5
     assert sorted(one + two) == sorted(openings)
-    assert [len(side) for side in split_openings(openings, 2)] == [2, 2]
+    fewer = split_openings(openings[:40], 100)
+    assert [side[: len(part)] for side, part in zip((one, two), fewer, strict=True)] == list(fewer)
+    assert split_openings(openings, 4) == (one[:4], two[:4])
 
 
 def test_a_single_row_is_split_between_its_openings() -> None:

@@ -11,7 +11,6 @@ from unittest.mock import Mock
 
 import pyarrow.parquet
 import pytest
-import torch
 
 from euryale.data.openings import draw_openings
 from euryale.data.rows import Message, Row
@@ -35,14 +34,6 @@ NUM_GREEDY = 5
 SETTINGS = {"kind": "files"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def rows() -> list[Row]:
     return [Row(key=str(i), origin=f"t:{i}", text=f"{i:02d} the quick brown fox") for i in range(30)]
 
@@ -59,7 +50,6 @@ def records(folder: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def written(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole set; leave it as it is."""
-    torch.set_num_threads(1)
     return write(tiny_base, tmp_path_factory.mktemp("sets"))
 
 
