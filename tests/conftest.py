@@ -13,6 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from euryale.model.base import Base, BaseConfig, load_base
 
+# Tests are small and machines are shared: threads that wait for each other cost more than they bring.
+torch.set_num_threads(1)
+
 
 def character_tokenizer() -> PreTrainedTokenizerFast:
     """One token per printable ASCII character and newline; ids 0 to 2 are special."""

@@ -126,11 +126,12 @@ def test_the_zero_matrix_gets_a_gradient_so_that_training_can_start() -> None:
 
 
 def test_known_tokens_are_read_at_one_scale() -> None:
+    # The epsilon of 1e-6 beside a mean square of 1e-4 is a per cent, and more in a row of small numbers.
     embeddings = torch.randn(3, 2, D)
     for scale in (0.01, 1.0, 100.0):
         out = normalise(embeddings * scale)
-        torch.testing.assert_close(out.square().mean(-1), torch.ones(3, 2), rtol=2e-2, atol=0)
-        assert torch.allclose(out, normalise(embeddings), rtol=2e-2)
+        torch.testing.assert_close(out.square().mean(-1), torch.ones(3, 2), rtol=5e-2, atol=0)
+        assert torch.allclose(out, normalise(embeddings), rtol=5e-2)
     assert normalise(torch.zeros(1, D)).isfinite().all()
 
 

@@ -327,3 +327,21 @@ def test_a_draft_vocabulary_restricts_heads_and_teacher_and_drops_other_labels(t
                 expected, counted[k] = expected + one, counted[k] + 1
         assert sums.count_K.tolist() == counted and 0 < counted[0] < 22
         torch.testing.assert_close(sums.loss, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_token_that_cannot_be_drafted_counts_as_a_miss(tiny_base: Base) -> None:
+    """Accuracy over all labels, by hand: first choice among the draft vocabulary, label by label."""
+    torch.manual_seed(6)
+    heads = build_heads(HeadsConfig(num_heads=2, width=1.0, vocab_share=0.3), tiny_base.lm_head_weight)
+    ids_BT = torch.randint(0, tiny_base.vocab_size, (2, 40))
+    zeros = torch.zeros_like(ids_BT)
+    batch = Batch(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool), torch.arange(40).expand(2, 40), zeros)
+    found = evaluate_heads(tiny_base, heads, [batch], 1)
+    assert heads.draft_ids is not None and found["num_labels"] == [2 * 38, 2 * 37]
+    hidden_BTD = tiny_base.forward_packed(ids_BT, batch.positions_BT, zeros)
+    hits = 0  # untrained heads pass the hidden state through
+    for b in range(2):
+        for t in range(38):
+            choice = heads.draft_ids[(tiny_base.lm_head_weight[heads.draft_ids] @ hidden_BTD[b, t]).argmax()]
+            hits += int(choice == ids_BT[b, t + 2])
+    assert found["head_top1"][0] == pytest.approx(hits / 76)  # type: ignore[index]

@@ -155,7 +155,7 @@ def test_the_library_is_held_out_by_the_hash_of_the_path() -> None:
         for path in root.glob("*.py")
         if path.stat().st_size and int(hashlib.sha1(path.name.encode()).hexdigest(), 16) % 20 == 0
     ]
-    rows = list(build_source(DataConfig(), "held_out"))
+    rows = list(build_source(DataConfig(modules="top"), "held_out"))
     assert sorted(row.key for row in rows) == sorted(expected)
     by_key = {row.key: row for row in rows}
     assert all((root / name).read_text(encoding="utf-8") == by_key[name].text for name in expected)
@@ -434,7 +434,7 @@ def test_regenerated_rows_keep_ids_prompt_length_and_key(tmp_path: Path) -> None
     [
         ({"kind": "web"}, "data.kind='web' is not known. Options: stdlib"),
         ({"on_error": "ignore"}, "Options: stop, skip"),
-        ({"modules": "some"}, "Options: top, all"),
+        ({"modules": "some"}, "Options: small, top, all"),
         ({"block_size": 0}, "data.block_size=0 must be at least 8"),
         ({"held_out_one_in": 1}, "would hold every row out"),
         ({"kind": "files"}, "data.files is empty"),

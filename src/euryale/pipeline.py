@@ -36,6 +36,7 @@ from euryale.serving.report import save_report
 from euryale.serving.scratch import make_base
 from euryale.serving.settings import RegenerateConfig
 from euryale.serving.textstats import LOOPING_SHARE
+from euryale.serving.threads import use_fastest_threads
 from euryale.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -137,6 +138,8 @@ def measure(
 ) -> dict[str, Any]:
     """Calibrates a tree on the openings, decodes and times the prompts; writes tree.json, report, card and plots."""
     heads = load_heads(folder, base)  # what was saved, in the base's dtype: what a user of the folder gets
+    if config.threads == 0:
+        use_fastest_threads(base)
     content = calibrate(base, heads, openings, config.calibrate)
     write_json(folder / TREE_FILE, content)
     engine = Engine(base, heads, calibrations=read_calibrations(folder))
@@ -174,6 +177,8 @@ def recalibrate(config: CalibrateScriptConfig) -> tuple[Path, dict[str, Any]]:
     description = read_description(folder)
     base = open_base(config.base, description)
     heads = load_heads(folder, base)
+    if config.threads == 0:
+        use_fastest_threads(base)
     if config.prompts is not None:
         limit, new_tokens = config.calibrate.num_prompts, config.calibrate.new_tokens
         prompts = load_prompts(base, config.prompts, limit, new_tokens, description)

@@ -4,6 +4,7 @@ A text gives openings: windows at regular distances, of which the base sees the 
 conversation gives its first question, through the chat template. The draw depends on the rows and the seed alone.
 """
 
+import hashlib
 import itertools
 import random
 from collections.abc import Iterable, Iterator
@@ -57,12 +58,15 @@ def draw_openings(
 
 
 def split_openings(openings: list[Opening], count: int) -> tuple[list[Opening], list[Opening]]:
-    """Two lists of at most `count`: no row has openings in both, unless there is one row only."""
-    keys = sorted({opening.key for opening in openings})
-    side = {key: number % 2 for number, key in enumerate(keys)}
+    """Two lists of at most `count`, by a hash of the row: however many are drawn, a row stays on its side.
+
+    Rows that all fall on one side are divided opening by opening instead.
+    """
     sides: tuple[list[Opening], list[Opening]] = ([], [])
-    for number, opening in enumerate(openings):
-        sides[side[opening.key] if len(keys) > 1 else number % 2].append(opening)
+    for opening in openings:
+        sides[hashlib.sha1(f"side {opening.key}".encode()).digest()[0] % 2].append(opening)
+    if not sides[0] or not sides[1]:
+        sides = (openings[0::2], openings[1::2])
     return sides[0][:count], sides[1][:count]
 
 

@@ -31,7 +31,7 @@ class DataConfig:
 
     kind: str = "stdlib"
     # stdlib
-    modules: str = "top"
+    modules: str = "small"
     # files: one name or a list of them (the config library has no type for that)
     files: Any = ""
     text_separator: str = "auto"
@@ -55,7 +55,7 @@ class DataConfig:
     shuffle_window: int = 512
     seed: int = 0
     block_size: int = 512
-    batch_size: int = 8
+    batch_size: int = 2
     # the base continues these rows before heads are trained on them; read by train/run.py
     regenerate: bool = True
 
@@ -76,7 +76,7 @@ def check(config: DataConfig) -> None:
     """Values that no kind of source can work with."""
     _one_of("kind", config.kind, tuple(SOURCES))
     _one_of("on_error", config.on_error, ("stop", "skip"))
-    _one_of("modules", config.modules, ("top", "all"))
+    _one_of("modules", config.modules, ("small", "top", "all"))
     least = {"block_size": 8, "batch_size": 1, "shuffle_window": 1, "held_out_one_in": 0, "num_retries": 0}
     for name, minimum in least.items():
         if getattr(config, name) < minimum:

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from euryale.errors import UserError
 from euryale.model.attention import adopt_tree_attention
-from euryale.model.locate import check_folder, find_model, hub_answers
+from euryale.model.locate import PROJECT, check_folder, find_model, hub_answers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 log = logging.getLogger(__name__)
@@ -156,7 +156,9 @@ def load_base(config: BaseConfig) -> Base:
     _keep_4bit_weights_trainable(model)
     model.eval().requires_grad_(False)
     adopt_tree_attention(model, config.path)
-    base = Base(model, tokenizer, config.path, _fingerprint(path, model), name)
+    # A checkpoint remembers this name, and is opened from other working folders.
+    known_as = config.path if not is_local or (PROJECT / config.path).is_dir() else str(Path(path).resolve())
+    base = Base(model, tokenizer, known_as, _fingerprint(path, model), name)
     log.info("base %s: %s on %s in %s", config.path, type(model).__name__, base.device, base.dtype)
     return base
 

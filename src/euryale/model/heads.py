@@ -39,7 +39,7 @@ class HeadsConfig:
     num_heads: int = 4
     num_layers: int = 1
     body: str = "mlp"
-    width: float = 4.0
+    width: float = 2.0
     output: str = "shared"
     root_token: bool = True
     vocab_share: float = 1.0

@@ -8,6 +8,7 @@ from euryale.model.base import Base, BaseConfig, load_base
 from euryale.model.checkpoint import find_checkpoint, read_description
 from euryale.model.locate import PROJECT
 from euryale.serving.settings import DecodeConfig
+from euryale.serving.threads import use_calibrated_threads
 
 ACCEPT_RULES = ("exact",)
 
@@ -20,6 +21,8 @@ def open_engine(config: DecodeConfig) -> Engine:
         raise UserError(f"max_new_tokens={config.max_new_tokens} cannot be. Give a number of at least 1.")
     folder = find_checkpoint(config.checkpoint, PROJECT / "checkpoints")
     base = open_base(config.base, read_description(folder))
+    if config.threads == 0:
+        use_calibrated_threads(base, folder)
     engine = Engine.load(folder, base, drafter=config.drafter.name, tree=config.tree.name)
     return engine if config.tree.num_nodes is None else engine.with_num_nodes(config.tree.num_nodes)
 

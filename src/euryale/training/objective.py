@@ -97,7 +97,7 @@ def medusa1_loss(base: Base, heads: Heads | None, batch: PackedBatch, config: Ob
     """Loss of the heads on a batch; the base is run once, without gradients.
 
     With a draft vocabulary, heads and teacher are distributions over it, and labels outside of it do not count: what
-    is never drafted need not be learned. Held-out measures are over the whole vocabulary.
+    is never drafted need not be learned.
     """
     assert heads is not None
     return _sums(*_head_problem(base, heads, batch, config, heads.draft_ids))
@@ -111,9 +111,21 @@ def pretrain_loss(base: Base, heads: Heads | None, batch: PackedBatch, config: O
 def evaluate_heads(
     base: Base, heads: Heads, batches: Iterable[PackedBatch], max_batches: int, config: ObjectiveConfig | None = None
 ) -> dict[str, object]:
-    """Held-out quality: loss_nats (mean over labels of all heads) and, per head, loss and top-1/5/10 accuracy."""
+    """Held-out quality: loss_nats (mean over labels of all heads) and, per head, loss and top-1/5/10 accuracy.
+
+    With a draft vocabulary the loss is that of training; accuracies are shares of all labels, and a token that cannot
+    be drafted is a miss.
+    """
     config = config or ObjectiveConfig()
-    means = _evaluate(_head_problem(base, heads, batch, config) for batch in islice(batches, max_batches))
+    chosen = list(islice(batches, max_batches))
+    means = _evaluate(_head_problem(base, heads, batch, config, heads.draft_ids) for batch in chosen)
+    if heads.draft_ids is not None:
+        gaps = [FIRST_GAP + k for k in range(heads.num_heads)]
+        selections = [select_labels(batch, gaps) for batch in chosen]
+        all_K = [sum(len(selection.members_KM[k]) for selection in selections) for k in range(heads.num_heads)]
+        shares_K = [counted / total for counted, total in zip(means.count_K, all_K, strict=True)]
+        accuracy_RK = [[hit * share for hit, share in zip(row, shares_K, strict=True)] for row in means.accuracy_RK]
+        means = means._replace(accuracy_RK=accuracy_RK, count_K=all_K)
     return {
         "loss_nats": means.loss,
         "head_loss_nats": means.loss_K,

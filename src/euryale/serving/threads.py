@@ -1,0 +1,45 @@
+"""How many CPU threads decode fastest? Small matrices are often done sooner by one than by several that wait."""
+
+import json
+import logging
+import time
+from pathlib import Path
+
+import torch
+
+from euryale.decoding.calibrated import TREE_FILE
+from euryale.decoding.engine import Engine
+from euryale.model.base import Base
+
+_ROUNDS = 4
+_TOKENS = 12
+log = logging.getLogger(__name__)
+
+
+def use_fastest_threads(base: Base) -> None:
+    """Sets one thread or as many as torch uses now, whichever decodes a token sooner; on a GPU nothing."""
+    most = torch.get_num_threads()
+    if base.device.type != "cpu" or most == 1:
+        return
+    engine = Engine(base, drafter="none")
+    prompt = [base.bos_id or 0] * min(16, base.max_length // 2)
+    best: dict[int, float] = {}
+    for _ in range(_ROUNDS):  # in turns, so that a busy moment hits both; the best of each is what it can do
+        for threads in (1, most):
+            torch.set_num_threads(threads)
+            start = time.perf_counter()
+            num_tokens = len(engine.generate(prompt, _TOKENS)[0].ids)
+            best[threads] = min(best.get(threads, float("inf")), (time.perf_counter() - start) / num_tokens)
+    fastest = min(best, key=lambda threads: best[threads])
+    torch.set_num_threads(fastest)
+    timed = ", ".join(f"{threads}: {1e3 * seconds:.1f} ms a token" for threads, seconds in best.items())
+    log.info("decoding with %d CPU thread(s) (%s)", fastest, timed)
+
+
+def use_calibrated_threads(base: Base, folder: Path) -> None:
+    """Sets the number of threads that the checkpoint's tree was timed with, where this machine has them."""
+    if base.device.type != "cpu" or not (folder / TREE_FILE).is_file():
+        return
+    threads = json.loads((folder / TREE_FILE).read_text()).get("threads")
+    if isinstance(threads, int) and 1 <= threads <= torch.get_num_threads():
+        torch.set_num_threads(threads)
