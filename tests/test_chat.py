@@ -95,7 +95,7 @@ def test_a_conversation_is_remembered_until_new(talking: Engine) -> None:
     anew = answer_to(talking, ("user", "and?"))
     assert f", chat\n{HELP}" in out
     parts = [part.split("\n[")[0] for part in out.split("> ")[1:]]
-    assert parts == [first, second, "", anew, ""] and second != anew
+    assert parts == [first, second, "", anew, "\n"] and second != anew
 
 
 def test_the_end_of_the_input_or_an_empty_line_ends_the_chat(engine: Engine) -> None:

@@ -47,7 +47,7 @@ PRETRAIN: dict[str, Any] = {"objective": ObjectiveConfig(kind="pretrain")}
         ({"scratch": ScratchConfig(enabled=True)}, "scratch.enabled=true .* recipe=pretrain_tiny"),
         ({"scratch": ScratchConfig(enabled=True, num_heads=7), **PRETRAIN}, "scratch.hidden_size=256"),
         ({"data": DataConfig(kind="files", files="gone.txt")}, "data.files=gone.txt: there is no such file"),
-        ({"data": DataConfig(held_out_one_in=0)}, "no row for the split held_out, with data.held_out_one_in=0"),
+        ({"data": DataConfig(held_out_one_in=0)}, "data=stdlib gives no row for the split held_out"),
     ],
 )  # fmt: skip
 def test_an_impossible_setting_is_refused(changes: dict, message: str) -> None:
@@ -69,7 +69,7 @@ def test_rows_are_looked_at_before_a_base_is_loaded(tmp_path: Path) -> None:
     empty.write_text("")
     data = DataConfig(kind="files", files=str(one), held_out_one_in=20)
     check_rows(replace(data, held_out_one_in=0), needs_held_out=False)
-    with pytest.raises(UserError, match="no row for the split"):
+    with pytest.raises(UserError, match="one.jsonl gives no row for the split"):
         check_rows(data, needs_held_out=True)
     with pytest.raises(UserError, match="bad.jsonl:1: not valid JSON"):
         check_rows(replace(data, files=str(bad)), needs_held_out=False)

@@ -55,11 +55,12 @@ def check_settings(config: TrainConfig) -> None:
 def check_rows(data: DataConfig, needs_held_out: bool) -> None:
     """Reads one row of each split. Raises UserError when there is none, or it cannot be read."""
     unshuffled = replace(data, shuffle_window=1)  # else a whole window is read for it
+    where = data.files or data.repo or data.folder or f"data={data.kind}"
     for split in SPLITS if needs_held_out else SPLITS[:1]:
         if next(iter(build_source(unshuffled, split)), None) is None:
             raise UserError(
-                f"the data has no row for the split {split}, with data.held_out_one_in={data.held_out_one_in} "
-                "(one row in so many, by a hash of the row; 0: none). Give more rows, or another number (20 is usual)."
+                f"{where} gives no row for the split {split}, with data.held_out_one_in={data.held_out_one_in} (one "
+                "row in so many, by a hash of the row; 0: none). Give more rows, or another number (20 is usual)."
             )
 
 

@@ -58,6 +58,7 @@ def chat(engine: Engine, config: DecodeConfig, source: TextIO, out: TextIO) -> d
         out.flush()
         line = _as_text(source.readline)
         if not line.strip():
+            out.write("\n")  # what follows begins a line of its own
             break
         if line.strip() == "/new":
             turns = []

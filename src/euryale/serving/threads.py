@@ -1,6 +1,5 @@
 """How many CPU threads decode fastest? Small matrices are often done sooner by one than by several that wait."""
 
-import json
 import logging
 import time
 from pathlib import Path
@@ -9,7 +8,9 @@ import torch
 
 from euryale.decoding.calibrated import TREE_FILE
 from euryale.decoding.engine import Engine
+from euryale.errors import UserError
 from euryale.model.base import Base
+from euryale.model.files import read_json
 
 _ROUNDS = 4
 _TOKENS = 12
@@ -40,6 +41,9 @@ def use_calibrated_threads(base: Base, folder: Path) -> None:
     """Sets the number of threads that the checkpoint's tree was timed with, where this machine has them."""
     if base.device.type != "cpu" or not (folder / TREE_FILE).is_file():
         return
-    threads = json.loads((folder / TREE_FILE).read_text()).get("threads")
+    try:
+        threads = read_json(folder / TREE_FILE).get("threads")
+    except UserError:  # whoever asks for the tree in it is told
+        return
     if isinstance(threads, int) and 1 <= threads <= torch.get_num_threads():
         torch.set_num_threads(threads)
