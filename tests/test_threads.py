@@ -1,0 +1,64 @@
+"""Does decoding take the number of threads that was found fastest, and leave alone what it cannot know?"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from euryale.decoding.engine import Engine
+from euryale.model.base import Base
+from euryale.model.files import write_json
+from euryale.serving import threads as module
+from euryale.serving.threads import use_calibrated_threads, use_fastest_threads
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("seconds, fastest", [({1: 1.0, 2: 2.0}, 1), ({1: 2.0, 2: 1.0}, 2)])
+def test_the_faster_of_one_and_all_threads_is_taken(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float], fastest: int
+) -> None:
+    now = 0.0
+    plain = Engine.generate
+
+    def timed(self: Engine, *arguments: object) -> object:
+        nonlocal now
+        now += seconds[torch.get_num_threads()]
+        return plain(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Engine, "generate", timed)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now)
+    use_fastest_threads(tiny_base)
+    assert torch.get_num_threads() == fastest
+
+
+def test_a_single_thread_is_not_timed(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setattr(Engine, "generate", None)
+    use_fastest_threads(tiny_base)
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("content, expected", [
+    ({"threads": 1}, 1), ({"threads": 64}, 2), ({"threads": 0}, 2), ({"threads": "1"}, 2), ({}, 2), ([1], 2),
+])  # fmt: skip
+def test_a_tree_is_walked_with_the_threads_it_was_timed_with(
+    tiny_base: Base, tmp_path: Path, content: object, expected: int
+) -> None:
+    write_json(tmp_path / "tree.json", content)
+    use_calibrated_threads(tiny_base, tmp_path)
+    assert torch.get_num_threads() == expected
+
+
+def test_without_a_readable_tree_nothing_changes(tiny_base: Base, tmp_path: Path) -> None:
+    use_calibrated_threads(tiny_base, tmp_path)
+    (tmp_path / "tree.json").write_text("{")
+    use_calibrated_threads(tiny_base, tmp_path)
+    assert torch.get_num_threads() == 2
