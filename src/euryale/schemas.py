@@ -19,10 +19,10 @@ from euryale.training.optim import OptimConfig
 class EvaluateConfig:
     """How much the run's own evaluation looks at."""
 
-    num_prompts: int = 24
+    num_prompts: int = 12
     max_new_tokens: int = 128
     temperature: float | None = None
-    repeats: int = 3
+    repeats: int = 2
 
 
 @dataclass
