@@ -179,7 +179,7 @@ def test_the_library_becomes_blocks_of_the_bundled_form(material: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(material / "models" / "tiny-base")
     stream = build_batches(DataConfig(), "train", tokenizer)
     batch = next(stream)
-    assert batch.ids_BT.shape == (8, 512) and batch.ids_BT.max() < 4096
+    assert batch.ids_BT.shape == (2, 512) and batch.ids_BT.max() < 4096
     assert batch.is_target_BT.all()
     assert "def " in tokenizer.decode(batch.ids_BT[0])
 

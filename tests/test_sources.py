@@ -150,15 +150,18 @@ def test_the_shares_of_processes_are_disjoint_and_complete(configs: dict[str, Da
 
 def test_the_library_is_held_out_by_the_hash_of_the_path() -> None:
     root = Path(sysconfig.get_paths()["stdlib"])
-    expected = [
-        path.name
-        for path in root.glob("*.py")
-        if path.stat().st_size and int(hashlib.sha1(path.name.encode()).hexdigest(), 16) % 20 == 0
-    ]
-    rows = list(build_source(DataConfig(modules="top"), "held_out"))
-    assert sorted(row.key for row in rows) == sorted(expected)
-    by_key = {row.key: row for row in rows}
-    assert all((root / name).read_text(encoding="utf-8") == by_key[name].text for name in expected)
+    held_out, train = (list(build_source(DataConfig(), split)) for split in ("held_out", "train"))
+    assert 0.02 < len(held_out) / len(train) < 0.1
+    assert all(int(hashlib.sha1(row.key.encode()).hexdigest(), 16) % 20 == 0 for row in held_out)
+    assert not any(int(hashlib.sha1(row.key.encode()).hexdigest(), 16) % 20 == 0 for row in train)
+    pieces: dict[str, dict[int, str]] = {}
+    for row in held_out + train:
+        name, _, number = row.key.partition("#")
+        pieces.setdefault(name, {})[int(number)] = row.text or ""
+    for name, texts in pieces.items():  # together they are the module, but for blank lines between them
+        whole = (root / name).read_text(encoding="utf-8")
+        assert sorted(texts) == list(range(1, len(texts) + 1)), name
+        assert "".join("".join(texts[n] for n in sorted(texts)).split()) == "".join(whole.split()), name
 
 
 def test_all_of_the_library_includes_its_packages_and_nothing_installed() -> None:

@@ -21,6 +21,8 @@ from typing import NamedTuple
 
 END_OF_TEXT = "<|endoftext|>"
 PARAGRAPHS_CHARS = 4000  # about a thousand tokens
+PIECES = "pieces"  # paragraphs in smaller groups: how modules of the library become rows
+PIECES_CHARS = 2000
 PROBE_CHARS = 1 << 20  # how much of a file `auto` looks at
 _HEADING = re.compile(r" ?= (?!= )[^=\n]*[^=\s] = *$")
 
@@ -83,9 +85,9 @@ class Splitter:
             return [line, ""]
         if self.rule == "headings":
             return ["", line] if _is_heading(line, self._parts[-1] if self._parts else "") else [line]
-        if self.rule == "paragraphs":
-            size = self._size + len(line)
-            is_boundary = size >= PARAGRAPHS_CHARS and not line.strip() or size >= 4 * PARAGRAPHS_CHARS
+        if self.rule in ("paragraphs", PIECES):
+            size, least = self._size + len(line), PIECES_CHARS if self.rule == PIECES else PARAGRAPHS_CHARS
+            is_boundary = size >= least and not line.strip() or size >= 4 * least
             return [line, ""] if is_boundary else [line]
         return line.split(self.rule)
 

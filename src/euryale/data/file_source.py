@@ -111,9 +111,11 @@ def library_root() -> Path:
 
 
 def library_row(record: Record) -> Row:
-    """The key is the path below the library's root: the same files are held out on every machine."""
-    relative = Path(record.origin).relative_to(library_root()).as_posix()
-    return Row(key=relative, origin=record.origin, text=str(record.value))
+    """A row is a piece of a module. Its key is "path below the library's root#number of the piece", so that the same
+    pieces are held out wherever the same Python is."""
+    file, _, _ = record.origin.rpartition(":")
+    relative = Path(file).relative_to(library_root()).as_posix()
+    return Row(key=f"{relative}#{record.position}", origin=record.origin, text=str(record.value))
 
 
 def file_row(record: Record, column: str | None) -> Row:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pyarrow
 import pyarrow.parquet
 
-from euryale.data.documents import PROBE_CHARS, find_rule, split_documents
+from euryale.data.documents import PIECES, PROBE_CHARS, find_rule, split_documents
 from euryale.errors import UserError
 
 SUFFIXES = (".txt", ".md", ".py", ".json", ".jsonl", ".parquet")  # each but parquet also with .gz behind it
@@ -71,6 +71,11 @@ def read_records(path: Path, start: int = 0, separator: str = "auto") -> Iterato
             yield from reader(path, start)
         elif _suffix(path) == ".txt":
             yield from _documents(path, start, separator)
+        elif separator == PIECES:
+            lines = _source_text(path).splitlines(keepends=True)
+            for number, piece in enumerate(split_documents(lines, PIECES), start=1):
+                if number > start:
+                    yield Record(number, f"{path}:{piece.line}", piece.text)
         elif start == 0:
             yield Record(1, str(path), _source_text(path))
     except (OSError, EOFError, zlib.error, pyarrow.ArrowException) as error:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from euryale.data.documents import PIECES
 from euryale.data.file_source import FileSource, file_row, library_files, library_row, shard_files, shard_row
 from euryale.data.files import find_files
 from euryale.data.hub import HubSource
@@ -88,7 +89,7 @@ def check(config: DataConfig) -> None:
 
 
 def _library(config: DataConfig, split: str) -> Source:
-    source = FileSource(library_files(config.modules), library_row, config.seed, config.on_error)
+    source = FileSource(library_files(config.modules), library_row, config.seed, config.on_error, PIECES)
     return _split_and_shuffle(source, config, split)
 
 

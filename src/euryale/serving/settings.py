@@ -47,12 +47,12 @@ class DecodeConfig:
 class RegenerateConfig:
     """How the base writes its own training text."""
 
-    num_prompts: int = 1536
+    num_prompts: int = 2048
     prompt_tokens: int = 48
     new_tokens: int = 128
-    greedy_share: float = 0.25
+    greedy_share: float = 0.4
     temperature: float = 0.8
-    batch_size: int = 64
+    batch_size: int = 128
     shard_rows: int = 256
     seed: int = 0
     output: str = "data/regenerated"
@@ -62,7 +62,7 @@ class RegenerateConfig:
 class CalibrateConfig:
     """What calibration counts and times."""
 
-    num_prompts: int = 48
+    num_prompts: int = 32
     prompt_tokens: int = 48
     new_tokens: int = 128
     temperatures: list[float] = field(default_factory=lambda: [0.0, 0.8])

@@ -25,14 +25,14 @@ class OptimConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     warmup_steps: int = 20
-    num_steps: int = 300
+    num_steps: int = 600
     min_lr_ratio: float = 0.05
     gradient_accumulation: int = 1
     max_grad_norm: float = 1.0
     autocast: str = "auto"
-    eval_every: int = 150
+    eval_every: int = 200
     eval_batches: int = 8
-    save_every: int = 150
+    save_every: int = 200
     log_every: int = 10
 
     def check(self) -> None:
