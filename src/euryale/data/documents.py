@@ -22,7 +22,7 @@ from typing import NamedTuple
 END_OF_TEXT = "<|endoftext|>"
 PARAGRAPHS_CHARS = 4000  # about a thousand tokens
 PIECES = "pieces"  # paragraphs in smaller groups: how modules of the library become rows
-PIECES_CHARS = 2000
+PIECES_CHARS = 700
 PROBE_CHARS = 1 << 20  # how much of a file `auto` looks at
 _HEADING = re.compile(r" ?= (?!= )[^=\n]*[^=\s] = *$")
 
