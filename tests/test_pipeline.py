@@ -217,7 +217,7 @@ def test_ctrl_c_while_the_base_writes_keeps_its_shards_and_leaves_no_run(
         return plain(*given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(regenerate_module, "_answer", interrupted)
-    place = [f"output={tmp_path}/runs", f"regenerate.output={tmp_path}/written"]
+    place = [f"output={tmp_path}/runs", f"regenerate.output={tmp_path}/written", "regenerate.greedy_share=0.25"]
     result = run_script("train/run.py", *arguments, *place)
     assert result.status == 130 and result.err.endswith("interrupted; what was saved before is kept\n")
     assert not (tmp_path / "runs").exists()
