@@ -257,7 +257,10 @@ def test_questions_that_fill_the_context_are_left_out_or_refused(tiny_base: Base
     with pytest.raises(UserError, match="none of the prompts leaves room"):
         regenerate(tiny_base, [long], SETTINGS, CONFIG, tmp_path)
     assert not list(tmp_path.iterdir())
-    assert [r["key"] for r in records(regenerate(tiny_base, [long, short], SETTINGS, CONFIG, tmp_path))] == ["short"]
+    found = records(regenerate(tiny_base, [long, short], SETTINGS, replace(CONFIG, greedy_share=0.5), tmp_path))
+    assert {r["key"] for r in found} == {"short"} and len(found) == CONFIG.num_prompts
+    assert [r["temperature"] for r in found].count(0.0) == 1, "one opening has one greedy answer"
+    assert len({r["seed"] for r in found}) == len(found), "taken again, it is sampled anew"
 
 
 def test_all_greedy_needs_no_temperature(tiny_base: Base, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from euryale.serving.settings import CalibrateConfig
 from euryale.serving.textstats import repeated_ngram_share
 
 log = logging.getLogger(__name__)
+_BURST = 4  # steps of one size at a time, of which the first is not counted
 _CHUNK = 256  # positions whose [M, V] scores exist at a time
 
 
@@ -179,7 +180,10 @@ def time_steps(
     temperature: float,
     config: CalibrateConfig,
 ) -> dict[str, float]:
-    """Median milliseconds of a whole step for each number of nodes, interleaved so that a busy moment hits all.
+    """Median milliseconds of a whole step for each number of nodes, in turns so that a busy moment hits all.
+
+    A turn is several steps of one size, as in decoding: single steps would each start with cold caches, which costs
+    the smallest the most and makes speculation look better than it is.
 
     The context is the prompt repeated to calibrate.context_tokens, and every timed step starts from it again.
     """
@@ -192,15 +196,16 @@ def time_steps(
         decoders[n] = Decoder(base, drafter, Sampling(temperature), [config.seed], len(context) + 2 * n + 8, seconds)
         decoders[n].prefill([context])
     times: dict[int, list[float]] = {n: [] for n in sizes}
-    for repeat in range(config.repeats + 2):
+    for _ in range(config.repeats):
         for n, decoder in decoders.items():
-            decoder.arena.lengths = [len(context) - 1]
-            _synchronise(base)
-            start = time.perf_counter()
-            decoder.step([True])
-            _synchronise(base)
-            if repeat >= 2:  # the first rounds warm up
-                times[n].append((time.perf_counter() - start) * 1e3)
+            for step in range(_BURST):
+                decoder.arena.lengths = [len(context) - 1]
+                _synchronise(base)
+                start = time.perf_counter()
+                decoder.step([True])
+                _synchronise(base)
+                if step:  # the first step of a turn finds other trees' weights in the processor's caches
+                    times[n].append((time.perf_counter() - start) * 1e3)
     return {str(n): statistics.median(values) for n, values in times.items()}
 
 

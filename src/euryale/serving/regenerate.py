@@ -7,6 +7,7 @@ interrupted one goes on behind its last whole shard.
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import shutil
@@ -84,9 +85,12 @@ def regenerate(
             f"{base.max_length}. Give data with shorter prompts."
         )
     first = len(manifest["shards"]) * config.shard_rows
+    num_greedy = min(round(config.greedy_share * config.num_prompts), len(openings))
+    if config.greedy_share < 1.0:
+        # Too few openings: take them again, for other samples. A greedy answer would only be itself once more.
+        openings = list(itertools.islice(itertools.cycle(openings), config.num_prompts))
     progress = Progress("base writes text", len(openings), "rows", start=first)
     engine = Engine(base, drafter="none")
-    num_greedy = round(config.greedy_share * len(openings))
     for start in range(first, len(openings), config.shard_rows):
         shard = [
             record

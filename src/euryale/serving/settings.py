@@ -50,7 +50,7 @@ class RegenerateConfig:
     num_prompts: int = 2048
     prompt_tokens: int = 48
     new_tokens: int = 128
-    greedy_share: float = 0.4
+    greedy_share: float = 0.3
     temperature: float = 0.8
     batch_size: int = 128
     shard_rows: int = 256
