@@ -8,6 +8,7 @@ from random_models import random_tree
 from transformers import TopPLogitsWarper
 
 from euryale.decoding.accept import Sampling, accept_exact, find_targets, keep_top_p
+from euryale.decoding.draft import Shape
 from euryale.decoding.tree import ROOT_ONLY, Tree, chain
 from euryale.errors import UserError
 
@@ -34,8 +35,7 @@ def random_tokens(rng: random.Random, tree: Tree, vocab_size: int) -> list[int]:
 
 
 def accepted_paths(tree: Tree, tokens: list[list[int]], targets: list[list[int]]) -> list[list[int]]:
-    parents_N = torch.tensor([max(parent, 0) for parent in tree.parents])
-    accepted = accept_exact(torch.tensor(tokens), torch.tensor(targets), parents_N, tree.ancestors().float())
+    accepted = accept_exact(torch.tensor(tokens), torch.tensor(targets), Shape.of_tree(tree))
     assert torch.equal(accepted.targets_BN, torch.tensor(targets))
     return [[node for node, is_on in enumerate(row) if is_on] for row in accepted.is_accepted_BN.tolist()]
 
@@ -52,6 +52,28 @@ def test_the_walk_equals_a_walk_by_hand_where_every_id_is_an_ordinary_token(voca
         assert paths == [walk(tree, *row) for row in zip(tokens, targets, strict=True)]
         lengths |= {len(path) for path in paths}
     assert len(lengths) >= 3, "the sample has short and long paths"
+
+
+def test_rows_may_differ_in_shape_and_nodes_may_be_empty() -> None:
+    """The same walk where every row has a tree of its own; an empty node is nobody's child, whatever id it holds."""
+    rng = random.Random(8)
+    num_longer = 0
+    for _ in range(100):
+        trees = [random_tree(rng, 5, 3, 12) for _ in range(3)]
+        num_nodes = max(tree.num_nodes for tree in trees)
+        targets = [[rng.randrange(3) for _ in range(num_nodes)] for _ in trees]
+        tokens, parents, is_real = [], [], []
+        for tree in trees:
+            spare = num_nodes - tree.num_nodes
+            tokens.append(random_tokens(rng, tree, 3) + [rng.randrange(3) for _ in range(spare)])
+            parents.append([max(p, 0) for p in tree.parents] + [rng.randrange(tree.num_nodes) for _ in range(spare)])
+            is_real.append([True] * tree.num_nodes + [False] * spare)
+        shape = Shape.of_parents(torch.tensor(parents), 6)
+        flags = accept_exact(torch.tensor(tokens), torch.tensor(targets), shape, torch.tensor(is_real)).is_accepted_BN
+        paths = [[node for node, is_on in enumerate(row) if is_on] for row in flags.tolist()]
+        assert paths == [walk(*row) for row in zip(trees, tokens, targets, strict=True)]
+        num_longer += sum(len(path) > 2 for path in paths)
+    assert num_longer > 20
 
 
 def test_a_path_may_be_all_zeros_and_ends_at_its_leaf() -> None:

@@ -21,7 +21,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from euryale.decoding.accept import Sampling
 from euryale.decoding.cache import Arena, TreeMask
-from euryale.decoding.drafters import HeadsDrafter
+from euryale.decoding.drafter_heads import HeadsDrafter
 from euryale.decoding.step import Decoder
 from euryale.decoding.tree import ROOT_ONLY, Tree, chain, medusa63
 from euryale.model.base import Base
@@ -52,7 +52,9 @@ def tree_pass(base: Base, arena: Arena, tree: Tree, tokens: list[list[int]]) -> 
             input_ids=torch.tensor(tokens),
             position_ids=positions_BN,
             past_key_values=arena,
-            attention_mask=TreeMask(tree.ancestors(), arena.num_slots, base.dtype).of(arena),
+            attention_mask=TreeMask(tree.num_nodes, arena.num_slots, base.dtype, "cpu").of(
+                arena, tree.ancestors()[None]
+            ),
             use_cache=True,
         ).last_hidden_state
 
@@ -201,18 +203,29 @@ def test_the_arena_answers_what_transformers_asks_of_a_cache() -> None:
     assert arena.lengths == [0, 0] and arena.is_uniform
 
 
-def test_the_mask_shows_the_committed_slots_and_the_ancestors() -> None:
-    tree = Tree.from_paths([(0,), (1,), (1, 0)])
-    mask = TreeMask(tree.ancestors(), 20, torch.float32)
-    for lengths in ([4, 4], [2, 5]):
-        arena = random_arena(random_base(), 2, lengths)
-        arena.begin(tree.num_nodes)
-        seen = mask.of(arena)
+@pytest.mark.parametrize("lengths", [[4], [4, 4], [2, 5]], ids=["one", "equal", "ragged"])
+def test_the_mask_shows_the_committed_slots_and_the_ancestors(lengths: list[int]) -> None:
+    trees = [Tree.from_paths([(0,), (1,), (1, 0)]), chain(3)]
+    mask = TreeMask(4, 20, torch.float32, "cpu")
+    arena = random_arena(random_base(), len(lengths), lengths)
+    arena.begin(4)
+    own = torch.stack([tree.ancestors() for tree in trees[: len(lengths)]])
+    # Shared by all rows, another one with the same mask object, and one for each row.
+    for shown, of_rows in (
+        (trees[0].ancestors()[None], trees[:1] * 2),
+        (own[-1:], [trees[len(own) - 1]] * 2),
+        (own, trees),
+    ):
+        seen = mask.of(arena, shown)
         assert seen is not None and seen.shape[1:] == (1, 4, max(lengths) + 4)
         for row, length in enumerate(lengths):
             for node in range(4):
-                visible = list(range(length)) + [length + n for n in path_to(tree, node)]
-                assert (seen.expand(2, -1, -1, -1)[row, 0, node] == 0).nonzero().flatten().tolist() == visible
+                visible = list(range(length)) + [length + n for n in path_to(of_rows[row], node)]
+                seen_here = (seen.expand(len(lengths), -1, -1, -1)[row, 0, node] == 0).nonzero().flatten().tolist()
+                assert seen_here == visible
+
+
+def test_one_node_sees_everything_there_is_and_needs_no_mask() -> None:
     arena = random_arena(random_base(), 1, [6])
     arena.begin(1)
-    assert TreeMask(ROOT_ONLY.ancestors(), 20, torch.float32).of(arena) is None, "one node sees everything there is"
+    assert TreeMask(1, 20, torch.float32, "cpu").of(arena, ROOT_ONLY.ancestors()[None]) is None

@@ -121,8 +121,7 @@ def test_the_expected_tokens_of_a_tree_are_those_that_real_steps_gain(
     for num_nodes in (2, 5, 12):
         tree = calibration.tree(num_nodes)
         steps = [
-            gained(base, heads, tree, text.ids[: root + 1], temperature, text.seed)
-            for root in range(2, 2 + len(ranks))
+            gained(base, heads, tree, text.ids[: root + 1], temperature, text.seed) for root in range(2, 2 + len(ranks))
         ]
         assert sum(steps) / len(steps) == pytest.approx(1 + sum(probabilities[: num_nodes - 1]), abs=1e-12)
         assert max(steps) > 1
@@ -233,7 +232,7 @@ def test_steps_are_timed_in_turn_from_one_context(base: Base, monkeypatch: pytes
     plain = Decoder.step
 
     def noted(self: Decoder, is_open: list[bool]) -> list[list[int]]:
-        seen.append((self.drafter.tree.num_nodes, self.arena.lengths[0]))
+        seen.append((self.drafter.num_nodes, self.arena.lengths[0]))
         return plain(self, is_open)
 
     monkeypatch.setattr(Decoder, "step", noted)

@@ -7,7 +7,10 @@ import torch
 from random_models import HEAD_DESIGNS, random_base, random_heads, random_tree
 from torch import Tensor
 
-from euryale.decoding.drafters import HeadsDrafter, Known, NoDrafter, build_drafter
+from euryale.decoding.draft import Known, Shape
+from euryale.decoding.drafter_heads import HeadsDrafter
+from euryale.decoding.drafter_none import NoDrafter
+from euryale.decoding.drafters import build_drafter
 from euryale.decoding.tree import ROOT_ONLY, Tree, chain, medusa63
 from euryale.errors import UserError
 from euryale.model.base import Base
@@ -73,7 +76,7 @@ def test_the_fast_drafter_equals_its_slow_twin(design: HeadsConfig) -> None:
         drafter = HeadsDrafter(base, heads, tree)
         for temperature in (0.0, 0.8) if number else (0.0,):
             known = random_known(base, rng.randint(1, 3), tree.max_depth, temperature, seed=number)
-            assert drafter.propose(known).tolist() == propose_slowly(base, heads, tree, known)
+            assert drafter.propose(known).tokens_BN.tolist() == propose_slowly(base, heads, tree, known)
 
 
 def test_siblings_carry_different_tokens_and_hydra_children_depend_on_their_parent() -> None:
@@ -82,7 +85,7 @@ def test_siblings_carry_different_tokens_and_hydra_children_depend_on_their_pare
     known = random_known(base, 4, 2, 0.0, seed=1)
     below = {}
     for design in (HeadsConfig("hydra"), HeadsConfig("medusa")):
-        tokens = HeadsDrafter(base, random_heads(design, base), tree).propose(known)
+        tokens = HeadsDrafter(base, random_heads(design, base), tree).propose(known).tokens_BN
         first = [n for n in range(1, 11) if tree.depths[n] == 1]
         assert all(len(set(row)) == 5 for row in tokens[:, first].tolist())
         second = [n for n in range(1, 11) if tree.depths[n] == 2]
@@ -96,8 +99,8 @@ def test_the_first_chain_may_be_any_rank_order_of_the_tree() -> None:
     heads = random_heads(HeadsConfig("hydra"), base)
     chain_first, known = Tree.from_paths([(0,), (0, 0), (0, 0, 0), (1,), (1, 1)]), random_known(base, 1, 3, 0.0, 5)
     assert chain_first.depths == (0, 1, 2, 3, 1, 2)
-    tokens = HeadsDrafter(base, heads, chain_first).propose(known)[0].tolist()
-    assert tokens[:4] == HeadsDrafter(base, heads, chain(3)).propose(known)[0].tolist()
+    tokens = HeadsDrafter(base, heads, chain_first).propose(known).tokens_BN[0].tolist()
+    assert tokens[:4] == HeadsDrafter(base, heads, chain(3)).propose(known).tokens_BN[0].tolist()
 
 
 @pytest.mark.parametrize("tree", [ROOT_ONLY, chain(2)], ids=["root", "chain"])
@@ -105,11 +108,11 @@ def test_the_same_row_drafts_the_same_in_any_batch(tree: Tree) -> None:
     base = random_base("qwen2", V, dtype=torch.float64)
     drafter = HeadsDrafter(base, random_heads(HeadsConfig("hydra"), base), tree)
     known = random_known(base, 5, 2, 1.0, seed=2)
-    together = drafter.propose(known)
+    together = drafter.propose(known).tokens_BN
     for row in range(5):
         part = slice(row, row + 1)
         alone = Known(known.hidden_BD[part], known.root_B[part], known.noise_BPV[part], 1.0)  # type: ignore[index]
-        assert torch.equal(drafter.propose(alone), together[part])
+        assert torch.equal(drafter.propose(alone).tokens_BN, together[part])
 
 
 def test_untrained_heads_propose_what_the_base_would_say() -> None:
@@ -118,16 +121,28 @@ def test_untrained_heads_propose_what_the_base_would_say() -> None:
         heads = build_heads(design, base.lm_head_weight)
         known = random_known(base, 3, 4, 0.0, seed=0)
         expected = base.logits(known.hidden_BD).argmax(-1)
-        assert torch.equal(HeadsDrafter(base, heads, chain(4)).propose(known)[:, 1:], expected[:, None].expand(3, 4))
+        assert torch.equal(
+            HeadsDrafter(base, heads, chain(4)).propose(known).tokens_BN[:, 1:], expected[:, None].expand(3, 4)
+        )
 
 
 def test_no_drafter_repeats_the_root() -> None:
     base = random_base()
     drafter = build_drafter("none", base, None, ROOT_ONLY)
     assert isinstance(drafter, NoDrafter)
-    assert drafter.propose(random_known(base, 2, 0, 0.0, seed=0)).shape == (2, 1)
-    with pytest.raises(AssertionError):
-        NoDrafter(chain(1))
+    assert drafter.propose(random_known(base, 2, 0, 0.0, seed=0)).tokens_BN.shape == (2, 1)
+
+
+def test_a_shape_made_of_parents_is_the_shape_of_the_tree() -> None:
+    rng = random.Random(4)
+    for _ in range(30):
+        trees = [random_tree(rng, 9, 3, 20) for _ in range(3)]
+        num_nodes = min(tree.num_nodes for tree in trees)
+        cut = [Tree(tree.parents[:num_nodes], tree.ranks[:num_nodes]) for tree in trees]
+        expected = [Shape.of_tree(tree) for tree in cut]
+        found = Shape.of_parents(torch.cat([shape.parents_RN for shape in expected]), max(t.max_depth for t in cut))
+        for part, parts in zip(found, zip(*expected, strict=True), strict=True):
+            assert torch.equal(part, torch.cat(parts))
 
 
 def test_a_drafter_that_cannot_be_is_refused() -> None:

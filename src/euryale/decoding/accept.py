@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from euryale.decoding.draft import Shape
 from euryale.errors import UserError
 
 
@@ -61,14 +62,18 @@ def keep_top_p(scores_xV: Tensor, top_p: float) -> Tensor:
     return scores_xV.masked_fill(dropped_xV, float("-inf"))
 
 
-def accept_exact(tokens_BN: Tensor, targets_BN: Tensor, parents_N: Tensor, ancestors_NN: Tensor) -> Accepted:
-    """Walks down from the root while a child equals its parent's target.
+def accept_exact(tokens_BN: Tensor, targets_BN: Tensor, shape: Shape, is_real_BN: Tensor | None = None) -> Accepted:
+    """Walks down from the root, which is always accepted, while a child equals its parent's target.
 
-    parents_N has 0 for the root (which is always accepted). A node is accepted when every node of its path
-    matches, so the walk is one product with the ancestor matrix [N, N] (float). Siblings carry different tokens,
-    hence at most one node of a depth is accepted.
+    A node is accepted when every node of its path matches. Siblings carry different tokens, hence at most one node of
+    a depth is accepted. Where is_real_BN is False a node carries no candidate, whatever its token id says.
     """
-    is_match_BN = tokens_BN == targets_BN[:, parents_N]
-    is_match_BN[:, 0] = True
-    num_misses_BN = (~is_match_BN).to(ancestors_NN.dtype) @ ancestors_NN.T
-    return Accepted(num_misses_BN == 0, targets_BN)
+    if len(shape.parents_RN) == 1:
+        wanted_BN = targets_BN[:, shape.parents_RN[0]]
+    else:
+        wanted_BN = targets_BN.gather(1, shape.parents_RN)
+    is_miss_BN = tokens_BN != wanted_BN
+    if is_real_BN is not None:
+        is_miss_BN |= ~is_real_BN
+    is_miss_BN[:, 0] = False
+    return Accepted(~(shape.ancestors_RNN & is_miss_BN[:, None]).any(-1), targets_BN)

@@ -122,26 +122,34 @@ class Arena(Cache):
 class TreeMask:
     """Makes the attention mask of one forward: each node sees its row's committed slots and its own ancestors."""
 
-    def __init__(self, ancestors_NN: Tensor, num_slots: int, dtype: torch.dtype) -> None:
-        self.ancestors_NN = ancestors_NN
+    def __init__(self, num_nodes: int, num_slots: int, dtype: torch.dtype, device: torch.device | str) -> None:
+        self.num_nodes = num_nodes
         self.dtype = dtype
-        N = len(ancestors_NN)
         self._num_slots = num_slots
+        self._shown: Tensor | None = None
         # Columns: num_slots of prefix, then the nodes. A row of length n is a view of it that starts n columns
         # before the nodes, so equally long rows (always so for one) cost no work in a step.
-        self._template = torch.zeros(N, num_slots + N, dtype=dtype, device=ancestors_NN.device)
-        self._template[:, num_slots:].masked_fill_(~ancestors_NN, torch.finfo(dtype).min)
+        self._template = torch.zeros(num_nodes, num_slots + num_nodes, dtype=dtype, device=device)
 
-    def of(self, arena: Arena) -> Tensor | None:
-        """[1 or B, 1, N, bound], to be added to the scores; None when one node sees everything there is."""
-        N = len(self.ancestors_NN)
-        if arena.is_uniform:
+    def of(self, arena: Arena, ancestors_RNN: Tensor) -> Tensor | None:
+        """[1 or B, 1, N, bound], to be added to the scores; None when one node sees everything there is.
+
+        ancestors_RNN (R = 1, or B where rows differ) must not be written to afterwards: it is known by identity.
+        """
+        N = self.num_nodes
+        hidden = torch.finfo(self.dtype).min
+        if arena.is_uniform and len(ancestors_RNN) == 1:
             if N == 1:
                 return None
+            if self._shown is not ancestors_RNN:
+                self._shown = ancestors_RNN
+                self._template[:, self._num_slots :].zero_().masked_fill_(~ancestors_RNN[0], hidden)
             return self._template[None, None, :, self._num_slots - arena.lengths[0] :]
-        lengths_B1 = torch.tensor(arena.lengths, device=self.ancestors_NN.device)[:, None]
+        lengths_B1 = torch.tensor(arena.lengths, device=ancestors_RNN.device)[:, None]
         node_BS = torch.arange(arena.bound, device=lengths_B1.device) - lengths_B1  # below 0: a committed slot
-        seen_NBS = self.ancestors_NN[:, node_BS.clamp(0, N - 1)] & (node_BS < N)
-        seen_B1NS = (seen_NBS | (node_BS < 0)).transpose(0, 1)[:, None]
+        B, S = node_BS.shape
+        nodes_BNS = node_BS.clamp(0, N - 1)[:, None].expand(B, N, S)
+        seen_BNS = ancestors_RNN.expand(B, N, N).gather(2, nodes_BNS) & (node_BS < N)[:, None]
+        seen_B1NS = (seen_BNS | (node_BS < 0)[:, None])[:, None]
         mask = torch.zeros(seen_B1NS.shape, dtype=self.dtype, device=seen_B1NS.device)
-        return mask.masked_fill_(~seen_B1NS, torch.finfo(self.dtype).min)
+        return mask.masked_fill_(~seen_B1NS, hidden)

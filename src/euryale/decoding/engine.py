@@ -11,7 +11,8 @@ from pathlib import Path
 
 from euryale.decoding.accept import Sampling
 from euryale.decoding.calibrated import Calibration, choose_tree, read_calibrations
-from euryale.decoding.drafters import DRAFTERS, Drafter, build_drafter
+from euryale.decoding.draft import Drafter
+from euryale.decoding.drafters import DRAFTERS, build_drafter
 from euryale.decoding.rows import Generation, Row
 from euryale.decoding.step import Decoder
 from euryale.decoding.text import Detokenizer, check_stop

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from euryale.decoding.accept import Sampling, accept_exact, find_targets
 from euryale.decoding.cache import Arena, TreeMask
-from euryale.decoding.drafters import Drafter, Known
+from euryale.decoding.draft import Draft, Drafter, Known
 from euryale.decoding.noise import KeyedNoise
 from euryale.model.base import Base
 
@@ -34,17 +34,13 @@ class Decoder:
     ) -> None:
         """num_slots: the longest row, plus the nodes of a tree. `seconds` collects the time of each part of a step."""
         self.base = base
-        self.drafter = drafter
+        self.drafter = drafter.begin(len(seeds), num_slots)
         self.sampling = sampling
         self.seconds = seconds
         self.arena = Arena(base.model.config, len(seeds), num_slots, base.dtype, base.device)
-        tree, device = drafter.tree, base.device
-        ancestors_NN = tree.ancestors(device)
-        self._mask = TreeMask(ancestors_NN, num_slots, base.dtype)
-        self._ancestors_NN = ancestors_NN.float()
-        self._parents_N = torch.tensor([max(parent, 0) for parent in tree.parents], device=device)
-        self._depths_N = torch.tensor(tree.depths, device=device)
-        self._num_depths = tree.max_depth + 1
+        self.ids: list[list[int]] = [[] for _ in seeds]  # prompt and answer so far; the last is the root
+        device = base.device
+        self._mask = TreeMask(drafter.num_nodes, num_slots, base.dtype, device)
         self._noise = KeyedNoise(seeds, base.vocab_size, device) if sampling.temperature > 0 else None
         self._root_B = torch.zeros(len(seeds), dtype=torch.long, device=device)
         self._hidden_BD = torch.zeros(len(seeds), base.hidden_size, dtype=base.dtype, device=device)
@@ -58,6 +54,7 @@ class Decoder:
         """
         start = time.perf_counter()
         device = self.base.device
+        self.ids = [list(prompt) for prompt in prompts]
         self._root_B = torch.tensor([prompt[-1] for prompt in prompts], device=device)
         lengths = [len(prompt) - 1 for prompt in prompts]
         longest = max(lengths)
@@ -65,9 +62,10 @@ class Decoder:
         for begin in range(0, longest, _PREFILL_CHUNK):
             chunk_BT = ids_BT[:, begin : begin + _PREFILL_CHUNK]
             T = chunk_BT.shape[1]
-            causal_TT = torch.ones(T, T, dtype=torch.bool, device=device).tril()
+            causal_1TT = torch.ones(1, T, T, dtype=torch.bool, device=device).tril()
             positions_BT = torch.arange(begin, begin + T, device=device).expand(len(prompts), T)
-            hidden_BTD = self._forward(chunk_BT, positions_BT, TreeMask(causal_TT, begin, self.base.dtype))
+            mask = TreeMask(T, begin, self.base.dtype, device)
+            hidden_BTD = self._forward(chunk_BT, positions_BT, mask, causal_1TT)
             self.arena.commit([list(range(T))] * len(prompts))
             for row, length in enumerate(lengths):
                 if begin < length <= begin + T:
@@ -82,16 +80,18 @@ class Decoder:
         Rows that have ended stay where they are; what is computed for them is dropped.
         """
         marks = [time.perf_counter()]
-        noise_BPV = self._noise.at([n + 1 for n in self.arena.lengths], self._num_depths) if self._noise else None
-        tokens_BN = self.drafter.propose(Known(self._hidden_BD, self._root_B, noise_BPV, self.sampling.temperature))
+        num_depths = self.drafter.max_depth + 1
+        noise_BPV = self._noise.at([n + 1 for n in self.arena.lengths], num_depths) if self._noise else None
+        known = Known(self._hidden_BD, self._root_B, noise_BPV, self.sampling.temperature, self.ids)
+        draft = self.drafter.propose(known)
         marks.append(time.perf_counter())
 
-        hidden_BND, targets_BN = self._verify(tokens_BN, noise_BPV)
+        hidden_BND, targets_BN = self._verify(draft, noise_BPV)
         marks.append(time.perf_counter())
 
-        accepted = accept_exact(tokens_BN, targets_BN, self._parents_N, self._ancestors_NN)
+        accepted = accept_exact(draft.tokens_BN, targets_BN, draft.shape, draft.is_real_BN)
         # The one wait of a step: what the host must know travels in one piece.
-        flags, tokens, targets = torch.stack([accepted.is_accepted_BN.long(), tokens_BN, targets_BN]).tolist()
+        flags, tokens, targets = torch.stack([accepted.is_accepted_BN.long(), draft.tokens_BN, targets_BN]).tolist()
         paths = [[node for node, flag in enumerate(row) if flag] for row in flags]
         gained = [
             [row_tokens[node] for node in path[1:]] + [row_targets[path[-1]]]
@@ -100,33 +100,36 @@ class Decoder:
         marks.append(time.perf_counter())
 
         self.arena.commit([path if open_ else [] for path, open_ in zip(paths, is_open, strict=True)])
+        for ids, tokens_gained, open_ in zip(self.ids, gained, is_open, strict=True):
+            ids.extend(tokens_gained if open_ else [])
         self._advance(hidden_BND, targets_BN, [path[-1] for path in paths])
         marks.append(time.perf_counter())
         for part, begin, end in zip(("draft", "verify", "accept", "commit"), marks, marks[1:], strict=False):
             self.seconds[part] += end - begin
         return gained
 
-    def _verify(self, tokens_BN: Tensor, noise_BPV: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _verify(self, draft: Draft, noise_BPV: Tensor | None) -> tuple[Tensor, Tensor]:
         """One forward over the whole tree: the hidden state and the base's own next token at every node."""
+        depths_RN = draft.shape.depths_RN
         if self.arena.is_uniform:
-            positions_BN = (self._depths_N + self.arena.lengths[0]).expand(len(tokens_BN), -1)
+            positions_BN = (depths_RN + self.arena.lengths[0]).expand(len(draft.tokens_BN), -1)
         else:
-            positions_BN = torch.tensor(self.arena.lengths, device=self.base.device)[:, None] + self._depths_N
-        if max(self.arena.lengths) + self._num_depths > self.base.max_length:
+            positions_BN = torch.tensor(self.arena.lengths, device=self.base.device)[:, None] + depths_RN
+        if max(self.arena.lengths) + self.drafter.max_depth + 1 > self.base.max_length:
             # What lies beyond the context is never kept; but a learned position table ends there, and dynamic rope
             # would change its frequencies for everybody.
             positions_BN = positions_BN.clamp(max=self.base.max_length - 1)
-        hidden_BND = self._forward(tokens_BN, positions_BN, self._mask)
-        noise_BNV = noise_BPV[:, self._depths_N] if noise_BPV is not None else None
+        hidden_BND = self._forward(draft.tokens_BN, positions_BN, self._mask, draft.shape.ancestors_RNN)
+        noise_BNV = _at_depths(noise_BPV, depths_RN) if noise_BPV is not None else None
         return hidden_BND, find_targets(self.base.logits(hidden_BND), self.sampling, noise_BNV)
 
-    def _forward(self, tokens_BN: Tensor, positions_BN: Tensor, mask: TreeMask) -> Tensor:
+    def _forward(self, tokens_BN: Tensor, positions_BN: Tensor, mask: TreeMask, ancestors_RNN: Tensor) -> Tensor:
         self.arena.begin(tokens_BN.shape[1])
         return self.base.model.base_model(
             input_ids=tokens_BN,
             position_ids=positions_BN,
             past_key_values=self.arena,
-            attention_mask=mask.of(self.arena),
+            attention_mask=mask.of(self.arena, ancestors_RNN),
             use_cache=True,
         ).last_hidden_state
 
@@ -138,3 +141,10 @@ class Decoder:
         rows_B = torch.arange(len(last_nodes), device=self.base.device)
         nodes_B = torch.tensor(last_nodes, device=self.base.device)
         self._hidden_BD, self._root_B = hidden_BND[rows_B, nodes_B], targets_BN[rows_B, nodes_B]
+
+
+def _at_depths(noise_BPV: Tensor, depths_RN: Tensor) -> Tensor:
+    """The noise of each node's position, [B, N, V]."""
+    if len(depths_RN) == 1:
+        return noise_BPV[:, depths_RN[0]]
+    return noise_BPV[torch.arange(len(depths_RN), device=depths_RN.device)[:, None], depths_RN]

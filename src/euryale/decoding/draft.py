@@ -1,0 +1,81 @@
+"""What do the step and a drafter say to each other?
+
+The step says what is Known. The drafter answers with a Draft: N tokens, and the Shape in which they hang together.
+N is the same in every step; tokens, and for some drafters parents, differ from step to step and from row to row.
+Fewer candidates than nodes is a mask: a node that carries no candidate is computed with the others and never accepted.
+
+Letters: B batch, R rows of a shape (1 when all rows of the batch share it, else B), N nodes, P depths, D width,
+V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from euryale.decoding.tree import Tree
+
+
+class Known(NamedTuple):
+    """What is known when a step begins."""
+
+    hidden_BD: Tensor  # the base's final hidden state at the last committed token
+    root_B: Tensor  # the token after it, decided but not in the cache yet
+    noise_BPV: Tensor | None  # keyed noise of the positions after the root's, nearest first; None at T = 0
+    temperature: float
+    ids: Sequence[Sequence[int]] = ()  # each row's prompt and answer so far, its root last
+
+
+class Shape(NamedTuple):
+    """How N nodes hang together. Node 0 is the root and parents come before their children."""
+
+    parents_RN: Tensor  # the root's is itself
+    depths_RN: Tensor
+    ancestors_RNN: Tensor  # bool: whether the column's node lies on the path from the root to the row's, ends included
+
+    @staticmethod
+    def of_tree(tree: Tree, device: torch.device | str = "cpu") -> "Shape":
+        """The shape of a fixed tree, shared by all rows."""
+        return Shape(
+            torch.tensor([[max(parent, 0) for parent in tree.parents]], device=device),
+            torch.tensor([tree.depths], device=device),
+            tree.ancestors(device)[None],
+        )
+
+    @staticmethod
+    def of_parents(parents_RN: Tensor, max_depth: int) -> "Shape":
+        """The shape that these parents make; nothing waits for the device.
+
+        Paths double in every round: a node sees what its ancestor so far sees.
+        """
+        N = parents_RN.shape[1]
+        self_NN = torch.eye(N, device=parents_RN.device)
+        reach_RNN = torch.maximum(self_NN[parents_RN], self_NN)
+        reached = 1
+        while reached < max_depth:
+            reach_RNN = (reach_RNN @ reach_RNN).clamp(max=1)
+            reached *= 2
+        ancestors_RNN = reach_RNN > 0
+        return Shape(parents_RN, ancestors_RNN.sum(-1) - 1, ancestors_RNN)
+
+
+class Draft(NamedTuple):
+    """What a step is to verify."""
+
+    tokens_BN: Tensor  # node 0 is the root
+    shape: Shape
+    is_real_BN: Tensor | None = None  # False where a node carries no candidate; None: every node does
+
+
+class Drafter(Protocol):
+    """Fills N nodes, at most max_depth below the root. Siblings carry different tokens."""
+
+    num_nodes: int
+    max_depth: int
+
+    def begin(self, batch_size: int, num_slots: int) -> "Drafter":
+        """The drafter of one batch, whose rows never exceed num_slots tokens; itself if it remembers nothing."""
+        ...
+
+    def propose(self, known: Known) -> Draft: ...

@@ -1,0 +1,186 @@
+"""What do the trained heads propose on a fixed tree?
+
+Level by level: head k guesses the tokens at depth k + 1, once a parent (kind hydra, which reads the path) or once a
+depth (kind medusa). Candidates are ranked with the noise that the verifier will draw with.
+
+Letters: B batch, N nodes, K heads, D width, F inner width, V vocabulary, P parents of a level, C children of a level.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from euryale.decoding.draft import Draft, Known, Shape
+from euryale.decoding.tree import Tree
+from euryale.model.base import Base
+from euryale.model.heads import HeadBody, Heads, normalise
+
+
+class _Level(NamedTuple):
+    """The nodes of one depth and where their tokens come from."""
+
+    head: int  # the head that guesses here
+    num_ranks: int  # candidates needed at each parent
+    child_slots_C: Tensor  # node -> parent slot x num_ranks + rank, into the flattened candidates
+    parents_P: Tensor  # the children (by index in this level) that are parents of the next level
+    slots_P: Tensor  # each such child's own parent slot, whose path it continues
+
+
+class HeadMatrices:
+    """The first `num_heads` heads, ready to be asked one level at a time.
+
+    The fast twin of `Heads.head_hidden`: the part of every first matrix that reads the hidden state and the root is
+    one product for all heads, and each level adds only what its path brings. Everything is in the base's dtype.
+    """
+
+    @torch.no_grad()
+    def __init__(self, base: Base, heads: Heads, num_heads: int) -> None:
+        self.base = base
+        self.reads_path = heads.config.kind == "hydra"
+        self.draft_ids = heads.draft_ids
+        self._reads_root = heads.config.root_token
+        K, D = num_heads, heads.hidden_size
+        self._num_heads = K
+        firsts = [heads.blocks(k)[0] for k in range(K)]
+        with_root = [
+            torch.cat([f.hidden_in.weight] + ([f.tokens_in.weight[:, :D]] if f.tokens_in is not None else []), 1)
+            for f in firsts
+        ]
+        # [K x F, D or 2 D] and [K x F]; a tree of the root alone asks no head, and cat refuses an empty list
+        self._entry_weight = torch.cat(with_root).to(base.dtype) if K else torch.empty(0)
+        self._entry_bias = torch.cat([f.hidden_in.bias for f in firsts]).to(base.dtype) if K else torch.empty(0)
+        self._path_weights = [
+            f.tokens_in.weight[:, D:].to(base.dtype).contiguous() if f.tokens_in is not None else torch.empty(0)
+            for f in firsts
+        ]
+        self._bodies = [[_Finish(body, base.dtype) for body in heads.blocks(k)] for k in range(K)]
+        if heads.config.output == "shared":
+            self._outputs = [heads.draft_weight(0, base.lm_head_weight).to(base.dtype)] * K  # one copy serves all
+        else:
+            self._outputs = [heads.draft_weight(k, base.lm_head_weight).to(base.dtype) for k in range(K)]
+
+    def enter(self, known: Known) -> Tensor:
+        """What hidden state and root bring to every head, [B, K, F]; once a step."""
+        entry = known.hidden_BD
+        if self._reads_root:
+            entry = torch.cat([entry, normalise(self.base.embed(known.root_B))], -1)
+        inner_BKF = torch.nn.functional.linear(entry, self._entry_weight, self._entry_bias)
+        return inner_BKF.unflatten(-1, (self._num_heads, -1))
+
+    def scores(self, k: int, known: Known, inner_BKF: Tensor, path_BPC: Tensor | None) -> Tensor:
+        """Head k's scores [B, P, V] over the draft vocabulary, whose best are its candidates.
+
+        path_BPC: embeddings of each parent's path below the root, side by side; None at the root and where the heads
+        do not read it. At T > 0 the scores are logits / T and the noise of the tokens' position.
+        """
+        inner = inner_BKF[:, k : k + 1]
+        if path_BPC is not None:
+            inner = inner + torch.nn.functional.linear(path_BPC, self._path_weights[k])
+        x_BPD = known.hidden_BD[:, None]
+        for layer, body in enumerate(self._bodies[k]):
+            x_BPD = body(x_BPD, inner if layer == 0 else None)
+        scores_BPV = torch.nn.functional.linear(x_BPD, self._outputs[k])
+        if known.noise_BPV is None:
+            return scores_BPV
+        noise_BV = known.noise_BPV[:, k]
+        if self.draft_ids is not None:
+            noise_BV = noise_BV[:, self.draft_ids]
+        return scores_BPV.float() / known.temperature + noise_BV[:, None]
+
+    def extend(self, path_BPC: Tensor | None, slots: Tensor, tokens_BP: Tensor) -> Tensor | None:
+        """The paths one token longer: `slots` says whose path each token continues ([P], or [B, P] by row)."""
+        if not self.reads_path:
+            return None
+        new_BPD = normalise(self.base.embed(tokens_BP))
+        if path_BPC is None:
+            return new_BPD
+        if slots.ndim == 1:
+            return torch.cat([path_BPC[:, slots], new_BPD], -1)
+        rows_B1 = torch.arange(len(slots), device=slots.device)[:, None]
+        return torch.cat([path_BPC[rows_B1, slots], new_BPD], -1)
+
+
+class HeadsDrafter:
+    """The heads on one tree."""
+
+    def __init__(self, base: Base, heads: Heads, tree: Tree) -> None:
+        self.tree = tree
+        self.num_nodes, self.max_depth = tree.num_nodes, tree.max_depth
+        self._shape = Shape.of_tree(tree, base.device)
+        self._levels = _plan(tree, per_parent=heads.config.kind == "hydra", device=base.device)
+        order = [0] + [node for depth in range(1, tree.max_depth + 1) for node in _nodes_at(tree, depth)]
+        place = sorted(range(tree.num_nodes), key=order.__getitem__)
+        self._place_N = None if place == list(range(tree.num_nodes)) else torch.tensor(place, device=base.device)
+        self._heads = HeadMatrices(base, heads, len(self._levels))
+
+    def begin(self, batch_size: int, num_slots: int) -> "HeadsDrafter":
+        return self
+
+    def propose(self, known: Known) -> Draft:
+        if not self._levels:
+            return Draft(known.root_B[:, None], self._shape)
+        inner_BKF = self._heads.enter(known)
+        tokens = [known.root_B[:, None]]
+        path_BPC: Tensor | None = None
+        for level in self._levels:
+            scores_BPV = self._heads.scores(level.head, known, inner_BKF, path_BPC)
+            candidates = best_ids(scores_BPV, level.num_ranks)
+            children_BC = candidates.flatten(1)[:, level.child_slots_C]
+            if self._heads.draft_ids is not None:
+                children_BC = self._heads.draft_ids[children_BC]
+            tokens.append(children_BC)
+            if len(level.parents_P):
+                path_BPC = self._heads.extend(path_BPC, level.slots_P, children_BC[:, level.parents_P])
+        tokens_BN = torch.cat(tokens, 1)
+        return Draft(tokens_BN if self._place_N is None else tokens_BN[:, self._place_N], self._shape)
+
+
+def best_ids(scores_xV: Tensor, num: int) -> Tensor:
+    """The ids of the best `num` scores, best first, [..., num]."""
+    return scores_xV.argmax(-1, keepdim=True) if num == 1 else scores_xV.topk(num).indices
+
+
+class _Finish:
+    """A head body with its matrices in the base's dtype."""
+
+    def __init__(self, body: HeadBody, dtype: torch.dtype) -> None:
+        self.weight = None if body.out is None else body.out.weight.to(dtype)
+        self.entry_weight = body.hidden_in.weight.to(dtype)
+        self.entry_bias = body.hidden_in.bias.to(dtype)
+
+    def __call__(self, x: Tensor, inner: Tensor | None) -> Tensor:
+        if inner is None:
+            inner = torch.nn.functional.linear(x, self.entry_weight, self.entry_bias)
+        inner = torch.nn.functional.silu(inner)
+        return x + (inner if self.weight is None else torch.nn.functional.linear(inner, self.weight))
+
+
+def _nodes_at(tree: Tree, depth: int) -> list[int]:
+    return [node for node in range(tree.num_nodes) if tree.depths[node] == depth]
+
+
+def _plan(tree: Tree, per_parent: bool, device: torch.device) -> list[_Level]:
+    """Turns a tree into index tensors, one level a head. Parents of one level differ only for kind hydra."""
+    levels = []
+    parents = [0]
+    slot_of = {0: 0}
+    has_child = set(tree.parents)
+    for depth in range(1, tree.max_depth + 1):
+        children = _nodes_at(tree, depth)
+        num_ranks = max(tree.ranks[c] for c in children) + 1
+        slots = [slot_of[tree.parents[c]] if per_parent else 0 for c in children]
+        parents = [c for c in children if c in has_child]
+        slot_of = {parent: slot for slot, parent in enumerate(parents)}
+        levels.append(
+            _Level(
+                head=depth - 1,
+                num_ranks=num_ranks,
+                child_slots_C=torch.tensor(
+                    [s * num_ranks + tree.ranks[c] for s, c in zip(slots, children, strict=True)], device=device
+                ),
+                parents_P=torch.tensor([children.index(p) for p in parents], dtype=torch.long, device=device),
+                slots_P=torch.tensor([slots[children.index(p)] for p in parents], dtype=torch.long, device=device),
+            )
+        )
+    return levels

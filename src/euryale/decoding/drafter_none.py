@@ -1,0 +1,21 @@
+"""What does autoregressive decoding draft? Nothing: the tree is the root."""
+
+from euryale.decoding.draft import Draft, Known, Shape
+from euryale.decoding.tree import ROOT_ONLY
+from euryale.model.base import Base
+
+
+class NoDrafter:
+    """One node, one token a step: the baseline that every other drafter must equal in text."""
+
+    num_nodes = 1
+    max_depth = 0
+
+    def __init__(self, base: Base) -> None:
+        self._shape = Shape.of_tree(ROOT_ONLY, base.device)
+
+    def begin(self, batch_size: int, num_slots: int) -> "NoDrafter":
+        return self
+
+    def propose(self, known: Known) -> Draft:
+        return Draft(known.root_B[:, None], self._shape)
