@@ -25,6 +25,7 @@ from euryale.decoding.drafter_heads import HeadsDrafter
 from euryale.decoding.step import Decoder
 from euryale.decoding.tree import ROOT_ONLY, Tree, chain, medusa63
 from euryale.model.base import Base
+from euryale.model.lean import Forward, LeanForward, PlainForward
 
 PARTS = ("prefill", "draft", "verify", "accept", "commit")
 
@@ -43,20 +44,14 @@ def causal_pass(model: PreTrainedModel, rows: list[list[int]]) -> tuple[Tensor, 
     return out.last_hidden_state, kv
 
 
-def tree_pass(base: Base, arena: Arena, tree: Tree, tokens: list[list[int]]) -> Tensor:
+def tree_pass(base: Base, forward: Forward, arena: Arena, tree: Tree, tokens: list[list[int]]) -> Tensor:
     """One forward of every node behind what the arena holds, as a step does it: hidden [B, N, D]."""
     arena.begin(tree.num_nodes)
+    forward.reserve(arena.num_slots)
     positions_BN = torch.tensor(arena.lengths)[:, None] + torch.tensor(tree.depths)
+    mask = TreeMask(tree.num_nodes, arena.num_slots, base.dtype, "cpu").of(arena, tree.ancestors()[None])
     with torch.inference_mode():
-        return base.model.base_model(
-            input_ids=torch.tensor(tokens),
-            position_ids=positions_BN,
-            past_key_values=arena,
-            attention_mask=TreeMask(tree.num_nodes, arena.num_slots, base.dtype, "cpu").of(
-                arena, tree.ancestors()[None]
-            ),
-            use_cache=True,
-        ).last_hidden_state
+        return forward.hidden(torch.tensor(tokens), positions_BN, arena, mask)
 
 
 def filled_arena(base: Base, prompts: list[list[int]], num_slots: int) -> Arena:
@@ -79,8 +74,11 @@ def path_to(tree: Tree, node: int) -> list[int]:
 
 
 @pytest.mark.parametrize("lengths", [[6], [6, 6], [1, 9, 4]], ids=["one", "equal", "ragged"])
+@pytest.mark.parametrize("way", [LeanForward, PlainForward], ids=["lean", "plain"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_row_of_a_tree_pass_equals_the_causal_pass_over_its_path(family: str, lengths: list[int]) -> None:
+def test_every_row_of_a_tree_pass_equals_the_causal_pass_over_its_path(
+    family: str, way: type[LeanForward | PlainForward], lengths: list[int]
+) -> None:
     rng = random.Random(f"{family}{lengths}")
     base = random_base(family, 29, seed=1)
     model = twin(base)
@@ -88,7 +86,7 @@ def test_every_row_of_a_tree_pass_equals_the_causal_pass_over_its_path(family: s
         prompts = [[rng.randrange(29) for _ in range(n)] for n in lengths]
         arena = filled_arena(base, prompts, max(lengths) + tree.num_nodes + 3)
         tokens = [[rng.randrange(29) for _ in range(tree.num_nodes)] for _ in prompts]
-        hidden_BND = tree_pass(base, arena, tree, tokens)
+        hidden_BND = tree_pass(base, way(base.model), arena, tree, tokens)
         for row, prompt in enumerate(prompts):
             for depth in range(tree.max_depth + 1):
                 nodes = [node for node in range(tree.num_nodes) if tree.depths[node] == depth]

@@ -65,8 +65,7 @@ def counted(batch: SimpleNamespace, k: int) -> list[tuple[int, int]]:
         (b, t)
         for b in range(B)
         for t in range(T - 2 - k)
-        if batch.is_target_BT[b, t + 2 + k]
-        and batch.documents_BT[b, t] == batch.documents_BT[b, t + 2 + k] >= 0
+        if batch.is_target_BT[b, t + 2 + k] and batch.documents_BT[b, t] == batch.documents_BT[b, t + 2 + k] >= 0
     ]
 
 

@@ -81,9 +81,7 @@ def test_facts_stay_until_others_come(clock: Clock, said: Said) -> None:
 
 
 @pytest.mark.parametrize("seconds, words", [(99, "99 s left"), (600, "10 min left"), (9000, "2.5 h left")])
-def test_long_times_are_told_in_minutes_and_hours(
-    clock: Clock, said: Said, seconds: int, words: str
-) -> None:
+def test_long_times_are_told_in_minutes_and_hours(clock: Clock, said: Said, seconds: int, words: str) -> None:
     shown = Progress("long", 2, "steps")
     clock.now += seconds
     shown.advance()
@@ -105,9 +103,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_gets_a_bar_with_the_same_facts_and_no_lines(
-    said: Said, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_terminal_gets_a_bar_with_the_same_facts_and_no_lines(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     shown = Progress("training", 4, "steps", start=1)

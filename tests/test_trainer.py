@@ -106,9 +106,7 @@ def test_every_label_of_a_step_weighs_the_same_however_it_is_split(tiny_base: Ba
     # Two micro-batches of unequal label counts against one batch of both: a mean of means would differ.
     one, two = make_batch(1), make_batch(2)
     two.is_target_BT[:, :12] = False
-    both = SimpleNamespace(
-        **{name: torch.cat([getattr(one, name), getattr(two, name)]) for name in vars(one)}
-    )
+    both = SimpleNamespace(**{name: torch.cat([getattr(one, name), getattr(two, name)]) for name in vars(one)})
     heads = []
     for name, parts in (("split", [one, two]), ("whole", [both])):
         stream = MemoryStream()

@@ -37,6 +37,8 @@ class Decoder:
         self.drafter = drafter.begin(len(seeds), num_slots)
         self.sampling = sampling
         self.seconds = seconds
+        self._forward = base.forward()
+        self._forward.reserve(num_slots)
         self.arena = Arena(base.model.config, len(seeds), num_slots, base.dtype, base.device)
         self.ids: list[list[int]] = [[] for _ in seeds]  # prompt and answer so far; the last is the root
         device = base.device
@@ -65,7 +67,7 @@ class Decoder:
             causal_1TT = torch.ones(1, T, T, dtype=torch.bool, device=device).tril()
             positions_BT = torch.arange(begin, begin + T, device=device).expand(len(prompts), T)
             mask = TreeMask(T, begin, self.base.dtype, device)
-            hidden_BTD = self._forward(chunk_BT, positions_BT, mask, causal_1TT)
+            hidden_BTD = self._read(chunk_BT, positions_BT, mask, causal_1TT)
             self.arena.commit([list(range(T))] * len(prompts))
             for row, length in enumerate(lengths):
                 if begin < length <= begin + T:
@@ -119,19 +121,13 @@ class Decoder:
             # What lies beyond the context is never kept; but a learned position table ends there, and dynamic rope
             # would change its frequencies for everybody.
             positions_BN = positions_BN.clamp(max=self.base.max_length - 1)
-        hidden_BND = self._forward(draft.tokens_BN, positions_BN, self._mask, draft.shape.ancestors_RNN)
+        hidden_BND = self._read(draft.tokens_BN, positions_BN, self._mask, draft.shape.ancestors_RNN)
         noise_BNV = _at_depths(noise_BPV, depths_RN) if noise_BPV is not None else None
-        return hidden_BND, find_targets(self.base.logits(hidden_BND), self.sampling, noise_BNV)
+        return hidden_BND, find_targets(self._forward.logits(hidden_BND), self.sampling, noise_BNV)
 
-    def _forward(self, tokens_BN: Tensor, positions_BN: Tensor, mask: TreeMask, ancestors_RNN: Tensor) -> Tensor:
+    def _read(self, tokens_BN: Tensor, positions_BN: Tensor, mask: TreeMask, ancestors_RNN: Tensor) -> Tensor:
         self.arena.begin(tokens_BN.shape[1])
-        return self.base.model.base_model(
-            input_ids=tokens_BN,
-            position_ids=positions_BN,
-            past_key_values=self.arena,
-            attention_mask=mask.of(self.arena, ancestors_RNN),
-            use_cache=True,
-        ).last_hidden_state
+        return self._forward.hidden(tokens_BN, positions_BN, self.arena, mask.of(self.arena, ancestors_RNN))
 
     def _advance(self, hidden_BND: Tensor, targets_BN: Tensor, last_nodes: list[int]) -> None:
         """The bonus token becomes the root, and the state it follows from is what the drafter reads next."""

@@ -18,9 +18,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from euryale.errors import UserError
 from euryale.model.attention import adopt_tree_attention
+from euryale.model.lean import Forward, LeanForward, PlainForward, lean_forward
 from euryale.model.locate import PROJECT, check_folder, find_model, hub_answers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FORWARDS = ("auto", "plain")
 log = logging.getLogger(__name__)
 
 
@@ -33,6 +35,7 @@ class BaseConfig:
     dtype: str = "auto"
     quantization: str = "none"
     device: str = "auto"
+    forward: str = "auto"
 
 
 class Base:
@@ -45,8 +48,10 @@ class Base:
         path: str,
         fingerprint: str,
         quantization: str = "none",
+        forward: str = "auto",
     ) -> None:
         self.quantization = quantization
+        self._forward: Forward | None = PlainForward(model) if forward == "plain" else None
         self.model = model
         self.tokenizer = tokenizer
         self.path = path
@@ -74,6 +79,14 @@ class Base:
     def lm_head_weight(self) -> Tensor:
         """The output matrix [V, D]."""
         return self.model.get_output_embeddings().weight
+
+    def forward(self) -> Forward:
+        """The forward pass that decoding takes: the lean one where the family has one, else the model itself."""
+        if isinstance(self._forward, LeanForward) and not self._forward.is_current():
+            self._forward = None
+        if self._forward is None:
+            self._forward = lean_forward(self.model) or PlainForward(self.model)
+        return self._forward
 
     def logits(self, hidden_xD: Tensor) -> Tensor:
         """Final hidden states [..., D] -> logits [..., V]."""
@@ -126,6 +139,8 @@ def load_base(config: BaseConfig) -> Base:
     if is_local:
         check_folder(Path(path), config.path)
     source = {"revision": config.revision, "local_files_only": is_local or not hub_answers(path, config.revision)}
+    if config.forward not in FORWARDS:
+        raise UserError(f"base.forward={config.forward} is not known. Choose one of: {', '.join(FORWARDS)}.")
     device = pick_device(config.device)
     dtype = _pick_dtype(config.dtype, device)
     quantization = _quantization(config.quantization, dtype)
@@ -158,7 +173,7 @@ def load_base(config: BaseConfig) -> Base:
     adopt_tree_attention(model, config.path)
     # A checkpoint remembers this name, and is opened from other working folders.
     known_as = config.path if not is_local or (PROJECT / config.path).is_dir() else str(Path(path).resolve())
-    base = Base(model, tokenizer, known_as, _fingerprint(path, model), name)
+    base = Base(model, tokenizer, known_as, _fingerprint(path, model), name, config.forward)
     log.info("base %s: %s on %s in %s", config.path, type(model).__name__, base.device, base.dtype)
     return base
 

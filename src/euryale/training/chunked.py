@@ -85,9 +85,7 @@ def chunks(hidden_KMD: list[Tensor] | tuple[Tensor, ...], weights_KVD: list[Tens
             own_p_CV, own_entropy_C = p_CV, entropy_C
             if p_CV is not None and entropy_C is not None and len(members_C) < stop - start:
                 own_p_CV, own_entropy_C = p_CV[members_C - start], entropy_C[members_C - start]
-            yield Chunk(
-                k, rows, hidden_CD, weight_VD, logits_CV, labels.ids_U[members_C], own_p_CV, own_entropy_C
-            )
+            yield Chunk(k, rows, hidden_CD, weight_VD, logits_CV, labels.ids_U[members_C], own_p_CV, own_entropy_C)
 
 
 class _ChunkedLoss(torch.autograd.Function):
