@@ -41,11 +41,13 @@ class MemoryStream:
 
     def __init__(self, at: Callable[[int], None] = lambda number: None) -> None:
         self.number = 0
+        self.origins: list[str] = []
         self.at = at
 
     def __next__(self) -> SimpleNamespace:
         self.at(self.number)
         self.number += 1
+        self.origins = [f"memory:{self.number}"]
         return make_batch(self.number)
 
     def state_dict(self) -> dict:

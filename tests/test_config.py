@@ -17,6 +17,7 @@ from scripts import ROOT, Result, run_main, run_script
 from euryale.config import CONF, output_root, save_settings, script, settings_of, use_threads, whole_or_nothing
 from euryale.data.sources import DataConfig
 from euryale.errors import UserError
+from euryale.model.adapter import LoraConfig
 from euryale.model.base import BaseConfig
 from euryale.model.heads import HeadsConfig
 from euryale.schemas import SCHEMAS, TrainConfig
@@ -91,6 +92,7 @@ def test_every_option_composes_wherever_it_can_be_chosen(group: str) -> None:
         ("data", "stdlib", DataConfig),
         ("heads", "hydra", HeadsConfig),
         ("objective", "medusa1", ObjectiveConfig),
+        ("lora", "default", LoraConfig),
         ("optim", "adamw", OptimConfig),
         ("regenerate", "default", RegenerateConfig),
         ("calibrate", "default", CalibrateConfig),

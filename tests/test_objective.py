@@ -15,13 +15,13 @@ from euryale.data.batches import Batch
 from euryale.errors import UserError
 from euryale.model.base import Base, BaseConfig, load_base
 from euryale.model.heads import Heads, HeadsConfig, build_heads, normalise
+from euryale.training.labels import select_labels
 from euryale.training.objective import (
     ObjectiveConfig,
     evaluate_base,
     evaluate_heads,
     medusa1_loss,
     pretrain_loss,
-    select_labels,
 )
 
 DESIGNS = [

@@ -26,7 +26,7 @@ from euryale.model.checkpoint import find_checkpoint, load_heads, read_descripti
 from euryale.model.heads import HeadsConfig, build_heads
 from euryale.training.interrupt import Interrupted, SignalGuard
 from euryale.training.metrics import MetricsLog, truncate_metrics, wandb_mode
-from euryale.training.objective import ObjectiveConfig, medusa1_loss
+from euryale.training.objective import OBJECTIVES, ObjectiveConfig, medusa1_loss
 from euryale.training.optim import OptimConfig, build_optimizer, learning_rate
 from euryale.training.resume import find_run, random_state, restore_random_state
 from euryale.training.trainer import Trainer
@@ -234,21 +234,82 @@ def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(tiny_base
                 next(iter(trainer.parameters.values())).view(-1)[0] = float("inf")
 
     trainer.batches.at = poison  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match=r"Step 4: the loss is not finite.*'number': 8"):
+    with pytest.raises(UserError, match=r"Step 4: the loss .*Its rows: memory:7, memory:8\. The weights"):
         trainer.fit()
-    assert trainer.step == 3
+    assert trainer.step == 3 and not (tmp_path / "run/resume").exists()
     others = list(trainer.parameters.values())[1:]
     assert all(parameter.isfinite().all() for parameter in others)
 
 
-def test_a_text_without_labels_is_said_at_the_first_log_point(tiny_base: Base, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_is_saved_before_and_resumed_behind_its_rows(
+    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        entry = OBJECTIVES["medusa1"]
+
+        def loss(base, heads, batch, config, stage):  # type: ignore[no-untyped-def]
+            part = medusa1_loss(base, heads, batch, config)
+            is_bad = torch.equal(batch.ids_BT, make_batch(11).ids_BT)
+            return part._replace(loss_K=part.loss_K * math.nan) if is_bad else part
+
+        patch.setitem(OBJECTIVES, "medusa1", entry._replace(loss=loss))
+        with pytest.raises(UserError, match=rf"Step 6: .*Its rows: memory:11\. The run is saved.*resume={run}"):
+            make_trainer(tiny_base, run).fit()
+    [save] = (run / "resume").iterdir()
+    state = json.loads((save / "state.json").read_text())
+    assert (state["step"], state["ranks"][0]["cursor"]) == (5, {"number": 12})
+    resumed = make_trainer(tiny_base, run, resume=True)
+    assert resumed.fit()["step"] == 12 and resumed.batches.state_dict() == {"number": 26}
+    assert load_heads(run, tiny_base).num_heads == 2
+
+
+def test_a_save_at_the_same_step_takes_the_new_cursor(tiny_base: Base, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_base, tmp_path / "run")
+    trainer.train_step()
+    trainer.save()
+    [save] = (tmp_path / "run/resume").iterdir()
+    before = (save / "state.json").stat().st_mtime_ns
+    trainer.save()
+    assert (save / "state.json").stat().st_mtime_ns == before
+    next(trainer.batches)
+    trainer.save()
+    state = json.loads((save / "state.json").read_text())
+    assert state["ranks"][0]["cursor"] == {"number": 3} and state["step"] == 1
+
+
+def test_a_batch_whose_every_target_is_masked_moves_nothing_and_is_counted(tiny_base: Base, tmp_path: Path) -> None:
+    class SomeMasked(MemoryStream):
+        def __next__(self) -> SimpleNamespace:
+            batch = super().__next__()
+            batch.is_target_BT &= self.number not in (3, 4, 5)  # all of step 2, half of step 3
+            return batch
+
+    trainer = make_trainer(tiny_base, tmp_path / "run", batches=SomeMasked(), optim={"log_every": 1, "num_steps": 3})
+    trainer.train_step()
+    before = [parameter.detach().clone() for parameter in trainer.parameters.values()]
+    moments = {key: value.clone() for key, value in next(iter(trainer.optimizer.state.values())).items()}
+    result = trainer.train_step()
+    assert result.num_masked == 2 and result.grad_norm == 0 and result.is_finite
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.parameters.values(), strict=True))
+    assert all(torch.equal(value, next(iter(trainer.optimizer.state.values()))[key]) for key, value in moments.items())
+    metrics = make_trainer(
+        tiny_base, tmp_path / "other", batches=SomeMasked(), optim={"log_every": 1, "num_steps": 3}
+    ).fit()
+    assert metrics["masked_batches"] == 3
+    records = [record for record in lines(tmp_path / "other") if "grad_norm" in record]
+    assert [record.get("masked_batches", 0) for record in records] == [0, 2, 1]
+    assert "loss_nats" not in records[1] and math.isfinite(records[2]["loss_nats"])
+
+
+def test_a_text_without_labels_is_said_instead_of_trained_on(tiny_base: Base, tmp_path: Path) -> None:
     class Masked(MemoryStream):
         def __next__(self) -> SimpleNamespace:
             batch = super().__next__()
             batch.is_target_BT[:] = False
             return batch
 
-    with pytest.raises(UserError, match="No token counted in the last 3 steps"):
+    with pytest.raises(UserError, match="No token counted in the last 12 steps"):
         make_trainer(tiny_base, tmp_path / "run", batches=Masked()).fit()
 
 

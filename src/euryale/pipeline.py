@@ -17,6 +17,7 @@ from euryale.data.sources import DataConfig, build_source
 from euryale.decoding.calibrated import TREE_FILE, read_calibrations
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
+from euryale.model.adapter import add_adapter, remove_adapter
 from euryale.model.base import Base, load_base
 from euryale.model.checkpoint import find_checkpoint, load_heads, provenance, read_description
 from euryale.model.files import write_json
@@ -37,6 +38,7 @@ from euryale.serving.scratch import make_base
 from euryale.serving.settings import RegenerateConfig
 from euryale.serving.textstats import LOOPING_SHARE
 from euryale.serving.threads import use_fastest_threads
+from euryale.training.objective import OBJECTIVES
 from euryale.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -110,6 +112,10 @@ def pretrain(config: TrainConfig, folder: Path) -> dict[str, object]:
 
 def train(base: Base, heads: Heads | None, data: DataConfig, config: TrainConfig, folder: Path) -> dict[str, object]:
     """Trains into `folder`, or goes on there; returns the trainer's last metrics."""
+    settings: dict[str, object] = {"data": settings_of(data), "seed": config.seed}
+    if OBJECTIVES[config.objective.kind].trains_adapter:
+        add_adapter(base, config.lora, config.seed)
+        settings["lora"] = settings_of(config.lora)
     stream = build_batches(data, "train", base.tokenizer)
     held_out = list(islice(build_batches(data, "held_out", base.tokenizer), config.optim.eval_batches))
     trainer = Trainer(
@@ -120,7 +126,7 @@ def train(base: Base, heads: Heads | None, data: DataConfig, config: TrainConfig
         stream,
         held_out,
         folder,
-        settings={"data": settings_of(data), "seed": config.seed},
+        settings=settings,
         resume=config.resume is not None,
         wandb=config.wandb,
     )
@@ -137,6 +143,7 @@ def measure(
     folder: Path,
 ) -> dict[str, Any]:
     """Calibrates a tree on the openings, decodes and times the prompts; writes tree.json, report, card and plots."""
+    remove_adapter(base)
     heads = load_heads(folder, base)  # what was saved, in the base's dtype: what a user of the folder gets
     if config.threads == 0:
         use_fastest_threads(base)

@@ -6,10 +6,13 @@ from euryale.data.sources import SPLITS, DataConfig, build_source
 from euryale.data.sources import check as check_data
 from euryale.decoding.accept import Sampling
 from euryale.errors import UserError
+from euryale.model.adapter import chosen_targets
 from euryale.model.base import Base
 from euryale.schemas import TrainConfig
 from euryale.serving.calibrate import check as check_calibration
 from euryale.training.metrics import wandb_mode
+from euryale.training.objective import OBJECTIVES
+from euryale.training.optim import check_optimizer
 
 MAX_SEED = 2**62  # rows and prompts are numbered upwards from a seed, and noise takes 63 bits
 METRICS = ("tau", "speedup", "speedup_vs_hf", "tokens_per_s", "held_out_loss_nats")
@@ -24,6 +27,7 @@ def check_settings(config: TrainConfig) -> None:
     check_data(config.data)
     config.heads.check()
     config.objective.check()
+    config.lora.check()
     config.optim.check()
     check_calibration(config.calibrate)
     wandb_mode(config.wandb)
@@ -65,9 +69,13 @@ def check_rows(data: DataConfig, needs_held_out: bool) -> None:
 
 
 def check_base(base: Base, config: TrainConfig) -> None:
-    """Raises UserError for blocks that the base cannot read."""
+    """Raises UserError for blocks that the base cannot read, an optimizer that its device lacks, and adapters beside
+    layers that it does not have."""
     if config.data.block_size > base.max_length:
         raise UserError(
             f"data.block_size={config.data.block_size} is longer than the context of {base.path}, which ends at "
             f"{base.max_length}. Give data.block_size={base.max_length} or less."
         )
+    check_optimizer(config.optim, base.device)
+    if OBJECTIVES[config.objective.kind].trains_adapter:
+        chosen_targets(base.model, config.lora)

@@ -7,6 +7,7 @@ stand in conf/*.yaml, a comment with each.
 from dataclasses import dataclass, field
 
 from euryale.data.sources import DataConfig
+from euryale.model.adapter import LoraConfig
 from euryale.model.base import BaseConfig
 from euryale.model.heads import HeadsConfig
 from euryale.serving.scratch import ScratchConfig
@@ -34,6 +35,7 @@ class TrainConfig:
     regenerate: RegenerateConfig = field(default_factory=RegenerateConfig)
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

@@ -82,6 +82,7 @@ class BatchStream:
         self._has_ended = False
         self._sample: Sample | None = None  # the document that is being laid out
         self._num_taken = 0  # of its tokens, or of the next document's right after resuming
+        self.origins: list[str] = []  # where the rows of the last batch came from
         self._before_sample: dict[str, Any] = {}  # the cursor in front of its row
         self._counts = {"epoch": 0, "rows": 0, "samples": 0, "too_short": 0}  # samples: of this pass
 
@@ -90,6 +91,7 @@ class BatchStream:
 
     def __next__(self) -> Batch:
         blocks: list[list[Piece]] = []
+        self.origins = []
         while len(blocks) < self._batch_size and (block := self._next_block()):
             blocks.append(block)
         if not blocks:
@@ -145,6 +147,7 @@ class BatchStream:
             taken = slice(self._num_taken, self._num_taken + room)
             piece = Piece(self._sample.ids[taken], self._sample.is_target[taken])
             pieces.append(piece)
+            self.origins.append(self._sample.origin)
             room -= len(piece.ids)
             self._num_taken += len(piece.ids)
             if self._num_taken == len(self._sample.ids):

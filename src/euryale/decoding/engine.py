@@ -66,8 +66,11 @@ class Engine:
         dtype: str = "auto",
         drafter: str = "heads",
         tree: str = "calibrated",
+        merge_adapter: bool = False,
     ) -> "Engine":
         """Loads a heads checkpoint and the base it names (or `base`: another path to it, or one already loaded).
+
+        An adapter that the heads were trained with is put on the base, or with `merge_adapter` into its weights.
 
         Raises UserError: no checkpoint there, heads of another base, files cut short, an unknown drafter or tree, a
         tree deeper than the heads, `calibrated` without a tree.json.
@@ -88,6 +91,7 @@ class Engine:
                     dtype=dtype,
                     quantization=trained_on.get("quantization", "none"),
                     device=device,
+                    merge_adapter=merge_adapter,
                 )
             )
         heads = load_heads(folder, base).to(base.device, base.dtype).eval()

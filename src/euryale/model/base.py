@@ -10,6 +10,7 @@ import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -36,6 +37,7 @@ class BaseConfig:
     quantization: str = "none"
     device: str = "auto"
     forward: str = "auto"
+    merge_adapter: bool = False
 
 
 class Base:
@@ -52,6 +54,9 @@ class Base:
     ) -> None:
         self.quantization = quantization
         self._forward: Forward | None = PlainForward(model) if forward == "plain" else None
+        self.adapter: Any = None  # peft's PeftModel around `model`, while adapters stand beside its layers
+        self.adapter_of: str | None = None  # the checkpoint folder that the adapter, merged or not, came from
+        self.merge_adapter = False  # an adapter that is loaded becomes part of the weights
         self.model = model
         self.tokenizer = tokenizer
         self.path = path
@@ -174,6 +179,7 @@ def load_base(config: BaseConfig) -> Base:
     # A checkpoint remembers this name, and is opened from other working folders.
     known_as = config.path if not is_local or (PROJECT / config.path).is_dir() else str(Path(path).resolve())
     base = Base(model, tokenizer, known_as, _fingerprint(path, model), name, config.forward)
+    base.merge_adapter = config.merge_adapter
     log.info("base %s: %s on %s in %s", config.path, type(model).__name__, base.device, base.dtype)
     return base
 

@@ -1,7 +1,8 @@
 """What is in a heads checkpoint, how is it found, and when is it refused?
 
 A checkpoint is a folder. `heads.json` says what it is: format version, the base it was trained for, design and
-sizes of the heads, where they came from. `heads.safetensors` holds the numbers. Nothing in it is ever executed:
+sizes of the heads, where they came from. `heads.safetensors` holds the numbers; `adapter/` (adapter.py) what was
+trained beside the base, where something was. Nothing in it is ever executed:
 no pickle, no class path. What does not fit this base, this version or its own description is refused.
 """
 
@@ -15,14 +16,15 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from euryale.errors import UserError
+from euryale.model.adapter import FOLDER, load_adapter, save_adapter
 from euryale.model.base import Base
 from euryale.model.files import json_text, read_json, write_atomically, write_json
 from euryale.model.heads import Heads, HeadsConfig
+from euryale.model.identity import check_same_base
+from euryale.model.tensors import check_finite, read_tensors
 
 __all__ = [
     "find_checkpoint", "load_heads", "provenance", "read_description", "read_json", "read_tensors", "save_base",
@@ -45,7 +47,8 @@ def save_heads(
     extra_files: Mapping[str, str | bytes] | None = None,
     objective: Objects | None = None,
 ) -> None:
-    """Writes heads.json, heads.safetensors and `extra_files` (name -> content) into a new or existing folder.
+    """Writes heads.json, heads.safetensors and `extra_files` (name -> content) into a new or existing folder, and
+    adapter/ when the base has one.
 
     Weights are stored in the base's dtype, in which they will be used. All or nothing: see write_atomically.
     """
@@ -63,9 +66,12 @@ def save_heads(
         "num_parameters": heads.num_parameters(),
         "dtype": str(base.dtype).removeprefix("torch."),
         "label_offset": LABEL_OFFSET,
+        "adapter": FOLDER if base.adapter is not None else None,
         "objective": dict(objective or {}),
         "provenance": dict(provenance),
     }
+    if base.adapter is not None:
+        save_adapter(folder, base)
     with write_atomically(folder, last=DESCRIPTION) as staged:
         staged.mkdir()
         save_file(tensors, staged / WEIGHTS)
@@ -77,18 +83,18 @@ def save_heads(
 def load_heads(folder: Path, base: Base) -> Heads:
     """The heads in `folder`, in eval mode, on the device and in the dtype of `base`.
 
+    If they were trained with an adapter, `base` gets it here: from then on it is the base that these heads know.
     Raises UserError for another base (both are named), another format, a damaged file, missing or misshapen tensors.
     """
     description = read_description(folder)
     _check_base(folder, description, base)
+    _settle_adapter(folder, description, base)
     config = _heads_config(folder, description)
     with torch.device("meta"):  # shapes first, memory after they were found right
         heads = Heads(config, base.hidden_size, base.vocab_size)
     shapes = {name: tuple(tensor.shape) for name, tensor in heads.state_dict().items()}
     tensors = read_tensors(folder / WEIGHTS, shapes)
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"{folder / WEIGHTS}: tensor {name} holds NaN or infinity. Use another checkpoint.")
+    check_finite(folder / WEIGHTS, tensors)
     # A copy, because tensors from the file are views into it at whatever address the file dictates.
     placed = {
         name: tensor.to(base.device, base.dtype if tensor.is_floating_point() else None, copy=True)
@@ -139,17 +145,6 @@ def find_checkpoint(name: str, root: Path) -> Path:
     )
 
 
-def read_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The tensors called for, on the CPU. Raises UserError when one is missing, extra or of another shape."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            _check_shapes(path, shapes, found)
-            return {name: file.get_tensor(name) for name in shapes}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is missing or cut short: {error}. Copy it again or use another checkpoint.") from error
-
-
 def save_base(folder: Path, base: Base, dtype: torch.dtype = torch.bfloat16) -> None:
     """Writes a base that was trained here as a Hugging Face folder, all or nothing."""
     weights = {name: tensor.detach().to("cpu", dtype) for name, tensor in base.model.state_dict().items()}
@@ -173,25 +168,29 @@ def provenance() -> dict[str, object]:
 
 
 def _check_base(folder: Path, description: Mapping, base: Base) -> None:
-    """Sizes and architecture must agree; so must the fingerprint of the weights, where the two can be compared."""
-    trained, given = description.get("base"), base.identity()
+    trained = description.get("base")
     if not isinstance(trained, dict):
         raise UserError(f"{folder / DESCRIPTION} does not say which base it belongs to. Use another checkpoint.")
-    keys = ["architecture", "vocab_size", "hidden_size"]
-    # A hub commit and a digest of local files name weights differently and cannot be compared.
-    if str(trained.get("fingerprint")).startswith("hub:") == str(given["fingerprint"]).startswith("hub:"):
-        keys.append("fingerprint")
-    different = [key for key in keys if trained.get(key) != given[key]]
-    if different:
+    check_same_base(f"The heads in {folder}", trained, base.identity())
+
+
+def _settle_adapter(folder: Path, description: Mapping, base: Base) -> None:
+    """Puts the adapter that the heads were trained with on the base, unless it is there already."""
+    named = description.get("adapter")
+    present = base.adapter_of
+    if named is None and present is not None:
         raise UserError(
-            f"The heads in {folder} were trained for {_base_name(trained)}, but the base given is {_base_name(given)}; "
-            f"they differ in {', '.join(different)}. Give the base they were trained for, or train heads for this one."
+            f"The heads in {folder} were trained for the base alone, and this base carries the adapter of {present}. "
+            "Load the base anew."
         )
-
-
-def _base_name(identity: Mapping) -> str:
-    facts = [f"{key} {identity.get(key)}" for key in ("architecture", "vocab_size", "hidden_size", "fingerprint")]
-    return f"{identity.get('path')} ({', '.join(facts)})"
+    if named is not None and present is None:
+        load_adapter(folder, base)
+        base.adapter_of = str(folder.resolve())
+    elif named is not None and present != str(folder.resolve()):
+        raise UserError(
+            f"The heads in {folder} were trained with an adapter of their own, and this base carries that of "
+            f"{present}. Load the base anew."
+        )
 
 
 def _heads_config(folder: Path, description: Mapping) -> HeadsConfig:
@@ -210,18 +209,6 @@ def _heads_config(folder: Path, description: Mapping) -> HeadsConfig:
     except UserError as error:
         raise UserError(f"{folder / DESCRIPTION}: {error}") from error
     return config
-
-
-def _check_shapes(path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
-    wrong = [
-        f"{name} is {list(found[name]) if name in found else 'missing'}, "
-        f"expected {list(expected[name]) if name in expected else 'no such tensor'}"
-        for name in sorted(set(expected) | set(found))
-        if expected.get(name) != found.get(name)
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(f"{path} does not fit its description: {'; '.join(wrong[:3])}{more}. Use another checkpoint.")
 
 
 def _git_commit(root: Path) -> str | None:

@@ -21,7 +21,9 @@ from euryale.progress import Progress
 from euryale.serving.baselines import count_new, generate_ids, generation_settings, transformers_attention
 from euryale.serving.losslessness import Places, first_divergence, judge, summarise
 from euryale.serving.textstats import repeated_ngram_share
-from euryale.training.objective import RANKS, PackedBatch, evaluate_heads
+from euryale.training.labels import PackedBatch
+from euryale.training.objective import evaluate_heads
+from euryale.training.scoring import RANKS
 
 _MAX_LISTED = 20  # differences spelled out in a report; all are counted
 _MAX_BATCHES = 8  # of held-out text: with the default block and batch size some 30,000 labels

@@ -2,34 +2,33 @@
 
 `medusa1`: heads only (Cai et al. 2024, section 2.2.1). One pass of the frozen base gives the hidden states every
 head reads and, at the position before each label, the distribution a head is distilled towards; that is as exact a
-target as there is, and free. `pretrain`: the base itself learns to predict the next token.
+target as there is, and free. `medusa2`: heads first, then heads and the base's adapters together (section 2.2.2), the
+adapted base held near the base as it was. `pretrain`: the base itself learns to predict the next token.
 
-A label at position p counts for head k when its source position t = p - 2 - k lies in the same document and
-`is_target` holds at p. Only positions that count go through a head.
+Only positions that count (labels.py) go through a head.
 
 Letters: B batch, T tokens, U labels any head counts, M labels one head counts, K heads, D width, V vocabulary.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from euryale.errors import UserError
+from euryale.model.adapter import adapter_disabled
 from euryale.model.base import Base
 from euryale.model.heads import Heads, normalise
-from euryale.training.chunked import Labels, chunked_loss, chunks, label_loss
+from euryale.training.chunked import Labels, chunked_loss
+from euryale.training.labels import FIRST_GAP, PackedBatch, Selection, select_labels
+from euryale.training.scoring import RANKS, Problem, score
+from euryale.training.stages import SCHEDULES, Stage, heads_weight
 
 LOSSES = ("kl", "ce")
-FIRST_GAP = 2  # head 0 looks two tokens ahead: the next one is the base's own
-RANKS = (1, 5, 10)
-NO_LABELS = (
-    "The held-out text has no token to score: its documents are too short, or none of its tokens is a target. "
-    "Give more held-out text (data=...), or turn evaluation off (optim.eval_batches=0)."
-)
 
 
 @dataclass
@@ -39,27 +38,30 @@ class ObjectiveConfig:
     kind: str = "medusa1"
     loss: str = "kl"
     chunk_tokens: int = 512
+    stage_one_share: float = 0.5
+    lambda_0: float = 0.2
+    lambda_schedule: str = "constant"
+    heads_lr_multiplier: float = 4.0
 
     def check(self) -> None:
         """Raises UserError for a value that does not exist."""
-        for name, value, options in (("kind", self.kind, tuple(OBJECTIVES)), ("loss", self.loss, LOSSES)):
+        for name, value, options in (
+            ("kind", self.kind, tuple(OBJECTIVES)),
+            ("loss", self.loss, LOSSES),
+            ("lambda_schedule", self.lambda_schedule, SCHEDULES),
+        ):
             if value not in options:
                 raise UserError(f"objective.{name}={value} is not known. Choose one of: {', '.join(options)}.")
         if self.chunk_tokens < 1:
             raise UserError(f"objective.chunk_tokens={self.chunk_tokens}: at least 1 is needed (512 is usual).")
-
-
-class PackedBatch(Protocol):
-    """What is read of data.batches.Batch."""
-
-    @property
-    def ids_BT(self) -> Tensor: ...
-    @property
-    def is_target_BT(self) -> Tensor: ...
-    @property
-    def positions_BT(self) -> Tensor: ...
-    @property
-    def documents_BT(self) -> Tensor: ...
+        if not 0 <= self.stage_one_share < 1:
+            raise UserError(
+                f"objective.stage_one_share={self.stage_one_share}: a share from 0 to below 1 is needed. For heads "
+                "alone, on a base that stays as it is, use objective=medusa1."
+            )
+        for name in ("lambda_0", "heads_lr_multiplier"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"objective.{name}={getattr(self, name)}: a positive number is needed.")
 
 
 class LossSums(NamedTuple):
@@ -69,31 +71,18 @@ class LossSums(NamedTuple):
     loss_K: Tensor  # nats
     hits_K: Tensor  # labels that were the head's first choice
     count_K: Tensor  # labels counted
+    base_loss: Tensor  # medusa2: nats between the adapted base and the base as it was; 0 where that is not learned
+    base_count: Tensor  # labels of that
+
+    @property
+    def is_finite(self) -> bool:
+        """Waits for the device."""
+        return bool(self.loss_K.isfinite().all() and self.base_loss.isfinite())
 
 
-class Selection(NamedTuple):
-    """Labels by their place in the flattened [B * T] batch, on the batch's device."""
-
-    positions_U: Tensor
-    members_KM: list[Tensor]  # per head: ascending indices into positions_U
-
-
-def select_labels(batch: PackedBatch, gaps: Iterable[int], is_allowed_BT: Tensor | None = None) -> Selection:
-    """The labels that count for heads looking `gaps` tokens ahead; `is_allowed_BT` can rule out some tokens."""
-    documents_BT = batch.documents_BT
-    counted = []
-    for gap in gaps:
-        counts_BT = torch.zeros_like(batch.is_target_BT)
-        same_BT = (documents_BT[:, gap:] == documents_BT[:, :-gap]) & (documents_BT[:, gap:] >= 0)
-        counts_BT[:, gap:] = batch.is_target_BT[:, gap:] & same_BT
-        if is_allowed_BT is not None:
-            counts_BT &= is_allowed_BT
-        counted.append(counts_BT.flatten())
-    positions_U = torch.stack(counted).any(dim=0).nonzero()[:, 0]
-    return Selection(positions_U, [counts[positions_U].nonzero()[:, 0] for counts in counted])
-
-
-def medusa1_loss(base: Base, heads: Heads | None, batch: PackedBatch, config: ObjectiveConfig) -> LossSums:
+def medusa1_loss(
+    base: Base, heads: Heads | None, batch: PackedBatch, config: ObjectiveConfig, stage: Stage | None = None
+) -> LossSums:
     """Loss of the heads on a batch; the base is run once, without gradients.
 
     With a draft vocabulary, heads and teacher are distributions over it, and labels outside of it do not count: what
@@ -103,9 +92,35 @@ def medusa1_loss(base: Base, heads: Heads | None, batch: PackedBatch, config: Ob
     return _sums(*_head_problem(base, heads, batch, config, heads.draft_ids))
 
 
-def pretrain_loss(base: Base, heads: Heads | None, batch: PackedBatch, config: ObjectiveConfig) -> LossSums:
+def medusa2_loss(
+    base: Base, heads: Heads | None, batch: PackedBatch, config: ObjectiveConfig, stage: Stage | None = None
+) -> LossSums:
+    """Stage one: medusa1_loss beside adapters that are off. Stage two: KL(base as it was || adapted base), summed over
+    the next-token labels, plus the heads' weight times their loss, of which the adapters feel the gradient.
+
+    Heads learn the adapted base's distribution (`kl`), because that is the base that will verify them. One model is in
+    memory; it is run once with adapters, with gradients, and once without.
+    """
+    assert heads is not None and stage is not None
+    if stage.number == 1:
+        with adapter_disabled(base):
+            return medusa1_loss(base, heads, batch, config)
+    hidden_BTD = _forward(base, batch)
+    with torch.no_grad(), adapter_disabled(base):
+        before_BTD = _forward(base, batch)
+    of_base = _sums(*_base_problem(base, batch, config, hidden_BTD, before_BTD))
+    of_heads = _sums(*_head_problem(base, heads, batch, config, heads.draft_ids, hidden_BTD))
+    weight = heads_weight(stage, config.lambda_0, config.lambda_schedule)
+    return of_heads._replace(
+        loss=of_base.loss + weight * of_heads.loss, base_loss=of_base.loss_K.sum(), base_count=of_base.count_K.sum()
+    )
+
+
+def pretrain_loss(
+    base: Base, heads: Heads | None, batch: PackedBatch, config: ObjectiveConfig, stage: Stage | None = None
+) -> LossSums:
     """Next-token cross-entropy of the base itself; K is 1."""
-    return _sums(*_base_problem(base, batch, config))
+    return _sums(*_base_problem(base, batch, config, _forward(base, batch)))
 
 
 def evaluate_heads(
@@ -118,7 +133,7 @@ def evaluate_heads(
     """
     config = config or ObjectiveConfig()
     chosen = list(islice(batches, max_batches))
-    means = _evaluate(_head_problem(base, heads, batch, config, heads.draft_ids) for batch in chosen)
+    means = score(_head_problem(base, heads, batch, config, heads.draft_ids) for batch in chosen)
     if heads.draft_ids is not None:
         gaps = [FIRST_GAP + k for k in range(heads.num_heads)]
         selections = [select_labels(batch, gaps) for batch in chosen]
@@ -134,11 +149,29 @@ def evaluate_heads(
     }
 
 
+@torch.no_grad()
+def evaluate_joint(
+    base: Base, heads: Heads, batches: Iterable[PackedBatch], max_batches: int, config: ObjectiveConfig
+) -> dict[str, object]:
+    """Held-out quality of heads beside adapters, and base_kl_nats: how far the adapters have moved the base."""
+    chosen = list(islice(batches, max_batches))
+    metrics = evaluate_heads(base, heads, chosen, max_batches, config)
+
+    def moved(batch: PackedBatch) -> Problem:
+        with adapter_disabled(base):
+            before_BTD = _forward(base, batch)
+        return _base_problem(base, batch, config, _forward(base, batch), before_BTD)
+
+    return metrics | {"base_kl_nats": score(map(moved, chosen)).loss}
+
+
 def evaluate_base(
     base: Base, heads: Heads | None, batches: Iterable[PackedBatch], max_batches: int, config: ObjectiveConfig
 ) -> dict[str, object]:
     """Held-out quality of the base: loss_nats, perplexity, top-1 accuracy."""
-    means = _evaluate(_base_problem(base, batch, config) for batch in islice(batches, max_batches))
+    means = score(
+        _base_problem(base, batch, config, _forward(base, batch)) for batch in islice(batches, max_batches)
+    )
     return {
         "loss_nats": means.loss,
         "perplexity": float(torch.tensor(means.loss, dtype=torch.float64).exp()),
@@ -147,25 +180,18 @@ def evaluate_base(
     }
 
 
-class _Problem(NamedTuple):
-    """Hidden states, output matrices and labels: everything a loss is made of."""
-
-    hidden_KMD: list[Tensor]
-    weights_KVD: list[Tensor]
-    labels: Labels
-
-
-class _Means(NamedTuple):
-    loss: float
-    loss_K: list[float]
-    accuracy_RK: list[list[float]]  # one row per entry of RANKS
-    count_K: list[int]
-
-
 def _head_problem(
-    base: Base, heads: Heads, batch: PackedBatch, config: ObjectiveConfig, draft_ids: Tensor | None = None
-) -> _Problem:
-    """With `draft_ids`, a problem over these tokens alone: a label is then its place among them."""
+    base: Base,
+    heads: Heads,
+    batch: PackedBatch,
+    config: ObjectiveConfig,
+    draft_ids: Tensor | None = None,
+    hidden_BTD: Tensor | None = None,
+) -> Problem:
+    """With `draft_ids`, a problem over these tokens alone: a label is then its place among them.
+
+    `hidden_BTD`: the base's states, for heads whose gradient goes on into the base; else they are computed here.
+    """
     ids_BT = batch.ids_BT.to(base.device)
     label_BT, allowed = ids_BT, None
     if draft_ids is not None:
@@ -175,9 +201,7 @@ def _head_problem(
         label_BT = torch.searchsorted(draft_ids, ids_BT)  # ascending ids; only read where allowed
     selection = select_labels(batch, [FIRST_GAP + k for k in range(heads.num_heads)], allowed)
     with torch.no_grad():
-        base_hidden_PD = base.forward_packed(
-            ids_BT, batch.positions_BT.to(base.device), batch.documents_BT.to(base.device)
-        ).flatten(0, 1)
+        base_hidden_PD = (_forward(base, batch) if hidden_BTD is None else hidden_BTD).flatten(0, 1)
         embeddings_PD = normalise(base.embed(ids_BT)).flatten(0, 1)
     dtype = next(heads.parameters()).dtype
     positions_U = selection.positions_U.to(base.device)
@@ -191,22 +215,35 @@ def _head_problem(
     teacher_weight_VD = base.lm_head_weight if draft_ids is None else base.lm_head_weight[draft_ids]
 
     def teacher_logits(start: int, stop: int) -> Tensor:
-        return torch.nn.functional.linear(base_hidden_PD[positions_U[start:stop] - 1], teacher_weight_VD)
+        return torch.nn.functional.linear(base_hidden_PD[positions_U[start:stop] - 1].detach(), teacher_weight_VD)
 
     labels = _labels(label_BT, selection, config.chunk_tokens, teacher_logits if config.loss == "kl" else None)
     outputs = [heads.output_weight(k, base.lm_head_weight) for k in range(heads.num_heads)]
     if draft_ids is not None:
         drawn = {id(weight): weight[draft_ids] for weight in outputs}  # heads that share a matrix share its rows
         outputs = [drawn[id(weight)] for weight in outputs]
-    return _Problem(hidden_KMD, outputs, labels)
+    return Problem(hidden_KMD, outputs, labels)
 
 
-def _base_problem(base: Base, batch: PackedBatch, config: ObjectiveConfig) -> _Problem:
+def _base_problem(
+    base: Base, batch: PackedBatch, config: ObjectiveConfig, hidden_BTD: Tensor, teacher_BTD: Tensor | None = None
+) -> Problem:
+    """Next tokens from the base's states; the targets are the text's tokens, or what the base says from teacher_BTD."""
     selection = select_labels(batch, [1])
-    ids_BT = batch.ids_BT.to(base.device)
-    hidden_BTD = base.forward_packed(ids_BT, batch.positions_BT.to(base.device), batch.documents_BT.to(base.device))
-    hidden_MD = hidden_BTD.flatten(0, 1)[selection.positions_U.to(base.device) - 1]
-    return _Problem([hidden_MD], [base.lm_head_weight], _labels(ids_BT, selection, config.chunk_tokens, None))
+    sources_U = selection.positions_U.to(base.device) - 1
+
+    def teacher_logits(start: int, stop: int) -> Tensor:
+        assert teacher_BTD is not None
+        return torch.nn.functional.linear(teacher_BTD.flatten(0, 1)[sources_U[start:stop]], base.lm_head_weight)
+
+    teacher = None if teacher_BTD is None else teacher_logits
+    labels = _labels(batch.ids_BT.to(base.device), selection, config.chunk_tokens, teacher)
+    return Problem([hidden_BTD.flatten(0, 1)[sources_U]], [base.lm_head_weight], labels)
+
+
+def _forward(base: Base, batch: PackedBatch) -> Tensor:
+    device = base.device
+    return base.forward_packed(batch.ids_BT.to(device), batch.positions_BT.to(device), batch.documents_BT.to(device))
 
 
 def _labels(
@@ -226,48 +263,21 @@ def _labels(
 def _sums(hidden_KMD: list[Tensor], weights_KVD: list[Tensor], labels: Labels) -> LossSums:
     sums = chunked_loss(hidden_KMD, weights_KVD, labels)
     counts = [float(len(members_M)) for members_M in labels.members_KM]
-    return LossSums(*sums, torch.tensor(counts, dtype=torch.float64, device=sums.loss_K.device))
-
-
-@torch.no_grad()
-def _evaluate(problems: Iterable[_Problem]) -> _Means:
-    """Adds up loss and ranks chunk by chunk. Among equal logits the lower id comes first, as in argmax."""
-    loss_K: Tensor | None = None
-    for problem in problems:
-        K, device = len(problem.hidden_KMD), problem.labels.ids_U.device
-        if loss_K is None:
-            loss_K, count_K = torch.zeros(2, K, dtype=torch.float64, device=device)
-            hits_RK = torch.zeros(len(RANKS), K, dtype=torch.float64, device=device)
-        for chunk in chunks(*problem):
-            own_C1 = chunk.logits_CV.gather(1, chunk.labels_C[:, None])
-            ids_V = torch.arange(chunk.logits_CV.shape[1], device=device)
-            ahead_CV = chunk.logits_CV > own_C1
-            ahead_CV |= (chunk.logits_CV == own_C1) & (ids_V < chunk.labels_C[:, None])
-            ranks_C = ahead_CV.sum(dim=1)
-            for r, rank in enumerate(RANKS):
-                hits_RK[r, chunk.head] += (ranks_C < rank).sum()
-            count_K[chunk.head] += len(ranks_C)
-            loss_K[chunk.head] += label_loss(chunk).sum(dtype=torch.float64)
-    if loss_K is None or not count_K.sum():
-        raise UserError(NO_LABELS)
-    per_label_K = count_K.clamp(min=1)
-    return _Means(
-        float(loss_K.sum() / count_K.sum()),
-        (loss_K / per_label_K).tolist(),
-        (hits_RK / per_label_K).tolist(),
-        [int(count) for count in count_K.tolist()],
-    )
+    none = sums.loss_K.new_zeros(())
+    return LossSums(*sums, torch.tensor(counts, dtype=torch.float64, device=sums.loss_K.device), none, none)
 
 
 class Objective(NamedTuple):
-    """A loss for training, its held-out measure, and how far ahead its nearest label lies."""
+    """A loss for training, its held-out measure, how far ahead its nearest label lies, whether adapters are trained."""
 
     gap: int
-    loss: Callable[[Base, Heads | None, PackedBatch, ObjectiveConfig], LossSums]
+    loss: Callable[[Base, Heads | None, PackedBatch, ObjectiveConfig, Stage | None], LossSums]
     evaluate: Callable[..., dict[str, object]]
+    trains_adapter: bool = False
 
 
 OBJECTIVES = {
     "medusa1": Objective(FIRST_GAP, medusa1_loss, evaluate_heads),
+    "medusa2": Objective(FIRST_GAP, medusa2_loss, evaluate_joint, trains_adapter=True),
     "pretrain": Objective(1, pretrain_loss, evaluate_base),
 }

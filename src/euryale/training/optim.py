@@ -1,17 +1,29 @@
 """Which weights are trained, and how are they moved: optimizer, learning rate at each step, in which numbers?"""
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from euryale.errors import UserError
+from euryale.model.adapter import adapter_parameters
 from euryale.model.base import Base
 from euryale.model.heads import Heads
+from euryale.training.objective import OBJECTIVES
 
-OPTIMIZERS = ("adamw",)
+ADAPTER_PREFIX = "adapter."
+
+# Name -> the class of bitsandbytes; torch's own AdamW for none. Paged moments live where a GPU can swap them out.
+OPTIMIZERS = {
+    "adamw": None,
+    "adamw_8bit": "AdamW8bit",
+    "paged_adamw": "PagedAdamW32bit",
+    "paged_adamw_8bit": "PagedAdamW8bit",
+}
 AUTOCASTS = ("auto", "none", "bf16")
 
 
@@ -30,6 +42,7 @@ class OptimConfig:
     gradient_accumulation: int = 1
     max_grad_norm: float = 1.0
     autocast: str = "auto"
+    gradient_checkpointing: bool = False
     eval_every: int = 200
     eval_batches: int = 8
     save_every: int = 200
@@ -37,7 +50,7 @@ class OptimConfig:
 
     def check(self) -> None:
         """Raises UserError for a value that cannot be trained with."""
-        for name, text, options in (("name", self.name, OPTIMIZERS), ("autocast", self.autocast, AUTOCASTS)):
+        for name, text, options in (("name", self.name, tuple(OPTIMIZERS)), ("autocast", self.autocast, AUTOCASTS)):
             if text not in options:
                 raise UserError(f"optim.{name}={text} is not known. Choose one of: {', '.join(options)}.")
         for name in ("num_steps", "gradient_accumulation", "log_every"):
@@ -73,27 +86,86 @@ def trained_parameters(base: Base, heads: Heads | None, kind: str) -> dict[str, 
             f"{base.path} has {base.vocab_size} and {base.hidden_size}. Build heads for this base."
         )
     heads.train().requires_grad_(True)
-    return dict(heads.named_parameters())
+    parameters = dict(heads.named_parameters())
+    if OBJECTIVES[kind].trains_adapter:
+        parameters |= {ADAPTER_PREFIX + name: p for name, p in adapter_parameters(base).items()}
+    return parameters
 
 
-def build_optimizer(parameters: dict[str, nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over named parameters; only matrices decay (a bias or norm has nothing to shrink towards)."""
-    matrices = [p for p in parameters.values() if p.ndim >= 2]
-    others = [p for p in parameters.values() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        fused=True,
-    )
+def build_optimizer(
+    parameters: dict[str, nn.Parameter], config: OptimConfig, heads_multiplier: float = 1.0
+) -> torch.optim.Optimizer:
+    """AdamW over named parameters; only matrices decay (a bias or norm has nothing to shrink towards).
+
+    Beside adapters all of the heads, biases included, learn at `heads_multiplier` times the rate (`lr_multiplier` of a
+    group). Raises UserError for an optimizer that this device, or this installation, does not have.
+    """
+    groups = []
+    for is_adapter in (False, True):
+        chosen = [p for name, p in parameters.items() if name.startswith(ADAPTER_PREFIX) == is_adapter]
+        multiplier = 1.0 if is_adapter else heads_multiplier
+        for is_matrix, decay in ((True, config.weight_decay), (False, 0.0)):
+            group = [p for p in chosen if (p.ndim >= 2) == is_matrix]
+            if group:
+                groups.append({"params": group, "weight_decay": decay, "lr_multiplier": multiplier})
+    betas = (config.beta1, config.beta2)
+    if OPTIMIZERS[config.name] is None:
+        return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)
+    device = next(iter(parameters.values())).device
+    return _bitsandbytes_optimizer(config.name, device)(groups, lr=config.lr, betas=betas)
 
 
-def learning_rate(step: int, config: OptimConfig) -> float:
-    """The rate of optimizer step `step` (from 0): a straight line up, then half a cosine to min_lr_ratio * lr."""
+def check_optimizer(config: OptimConfig, device: torch.device) -> None:
+    """Raises UserError for an optimizer that this device, or this installation, does not have."""
+    if OPTIMIZERS[config.name] is not None:
+        _bitsandbytes_optimizer(config.name, device)
+
+
+def _bitsandbytes_optimizer(name: str, device: torch.device) -> Callable[..., torch.optim.Optimizer]:
+    if name.startswith("paged") and device.type != "cuda":
+        raise UserError(
+            f"optim.name={name} keeps its moments in memory that a CUDA GPU pages in and out, and this run is on "
+            f"{device.type}. Use optim.name=adamw_8bit or adamw here."
+        )
+    try:
+        import bitsandbytes  # optional: only these optimizers and a 4-bit base need it
+    except ImportError as error:
+        raise UserError(f"optim.name={name} needs bitsandbytes: pip install 'euryale[train]'.") from error
+    return getattr(bitsandbytes.optim, str(OPTIMIZERS[name]))
+
+
+def moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """What the optimizer remembers of a parameter, by name; empty before its first step."""
+    state = optimizer.state.get(parameter, {})
+    # bitsandbytes' code books are constants, and the same tensor for all parameters
+    return {key: torch.as_tensor(value) for key, value in state.items() if not key.startswith("qmap")}
+
+
+def restore_moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, saved: dict[str, Tensor]) -> None:
+    """The inverse of moments, on the parameter's device."""
+    if isinstance(optimizer, torch.optim.AdamW):
+        optimizer.state[parameter] = {key: t.to(parameter.device, copy=True) for key, t in saved.items()}
+        return
+    # bitsandbytes lays out its own memory, some of it paged: that is filled, not replaced.
+    paged: Any = optimizer
+    for g, group in enumerate(optimizer.param_groups):
+        for p, candidate in enumerate(group["params"]):
+            if candidate is parameter:
+                paged.init_state(group, parameter, g, p)
+    state = optimizer.state[parameter]
+    for key, tensor in saved.items():
+        if isinstance(state[key], Tensor):
+            state[key].copy_(tensor)
+        else:
+            state[key] = tensor.item()
+
+
+def learning_rate(step: int, config: OptimConfig, num_steps: int | None = None) -> float:
+    """The rate of step `step` (from 0) of a stage of `num_steps` (None: the whole run): a straight line up, then half
+    a cosine to min_lr_ratio * lr."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.num_steps - 1 - config.warmup_steps)
+    progress = (step - config.warmup_steps) / max(1, (num_steps or config.num_steps) - 1 - config.warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)
 

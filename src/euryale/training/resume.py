@@ -22,10 +22,9 @@ from euryale.model.checkpoint import read_tensors
 from euryale.model.files import json_text, read_json, write_atomically
 from euryale.model.heads import Heads
 from euryale.training.objective import ObjectiveConfig
-from euryale.training.optim import OptimConfig
+from euryale.training.optim import OptimConfig, moments, restore_moments
 
-FORMAT_VERSION = 1
-MOMENTS = ("exp_avg", "exp_avg_sq")
+FORMAT_VERSION = 2
 # What may differ between a run and its continuation, because no weight depends on it.
 FREE_SETTINGS = ("eval_every", "eval_batches", "save_every", "log_every")
 
@@ -54,19 +53,20 @@ def save_resume(
     run: Path, step: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: dict
 ) -> None:
     """Saves step `step` and removes older saves. `state` is JSON: counters, cursors, random states, settings."""
-    moved = [name for name, parameter in parameters.items() if optimizer.state.get(parameter)]
+    remembered = {name: moments(optimizer, parameter) for name, parameter in parameters.items()}
     tensors = {f"weights/{name}": parameter.detach() for name, parameter in parameters.items()}
-    for name in moved:
-        tensors |= {f"{key}/{name}": optimizer.state[parameters[name]][key] for key in ("step", *MOMENTS)}
+    tensors |= {f"{key}/{name}": value for name, of_one in remembered.items() for key, value in of_one.items()}
+    shapes = {name: {key: list(value.shape) for key, value in of_one.items()} for name, of_one in remembered.items()}
+    facts = json_text({"format_version": FORMAT_VERSION, "step": step, "moments": shapes} | state)
     folder = run / "resume" / f"step-{step:08d}"
     older = [path for path in _saves(run) if path != folder]
-    if folder.is_dir():  # the same state saved again, for example by a resumed run that was stopped at once
+    # The same state is not saved again, for example by a resumed run that was stopped at once.
+    if folder.is_dir() and (folder / "state.json").read_text() == facts:
         return
-    with write_atomically(folder) as staged:
+    with write_atomically(folder, last="state.json") as staged:
         staged.mkdir()
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, staged / "tensors.safetensors")
-        facts = {"format_version": FORMAT_VERSION, "step": step, "moved": moved}
-        (staged / "state.json").write_text(json_text(facts | state))
+        (staged / "state.json").write_text(facts)
     for path in older:
         shutil.rmtree(path, ignore_errors=True)
 
@@ -89,24 +89,25 @@ def load_resume(run: Path, settings: Mapping[str, object]) -> tuple[Path, dict]:
 
 
 def restore_tensors(
-    save: Path, moved: list[str], parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    save: Path,
+    shapes: Mapping[str, Mapping[str, list[int]]],
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Copies weights, and the moments of the `moved` ones, in place.
+    """Copies weights in place, and the moments whose `shapes` the save's state names.
 
     In place, because a product may round differently for a matrix at another alignment, as in a mapped file.
     """
-    shapes = {f"weights/{name}": tuple(parameter.shape) for name, parameter in parameters.items()}
-    for name in moved:
-        shapes |= {f"{key}/{name}": tuple(parameters[name].shape) for key in MOMENTS} | {f"step/{name}": ()}
-    tensors = read_tensors(save / "tensors.safetensors", shapes)
+    expected = {f"weights/{name}": tuple(parameter.shape) for name, parameter in parameters.items()}
+    for name, of_one in shapes.items():
+        expected |= {f"{key}/{name}": tuple(shape) for key, shape in of_one.items()}
+    tensors = read_tensors(save / "tensors.safetensors", expected)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"weights/{name}"])
-    for name in moved:
-        parameter = parameters[name]
-        optimizer.state[parameter] = {
-            key: tensors[f"{key}/{name}"].to(parameter.device, copy=True) for key in ("step", *MOMENTS)
-        }
+            if shapes[name]:  # empty for what no step has moved yet
+                saved = {key: tensors[f"{key}/{name}"] for key in shapes[name]}
+                restore_moments(optimizer, parameter, saved)
 
 
 def random_state(device: torch.device) -> dict[str, object]:

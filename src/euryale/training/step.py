@@ -5,6 +5,7 @@ by the number of labels of the whole step, so every label weighs the same wherev
 gradients themselves, once per step: what is trained is small beside the base, and no wrapper around it is needed.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -13,7 +14,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from euryale.errors import UserError
 from euryale.training.objective import LossSums
 
 
@@ -23,8 +23,15 @@ class StepResult(NamedTuple):
     loss_K: list[float]
     hits_K: list[float]
     count_K: list[float]
+    base_loss: float  # see LossSums
+    base_count: float
     tokens: int  # those that are not padding
+    num_masked: int  # batches without a single label
     grad_norm: float  # before clipping
+
+    @property
+    def is_finite(self) -> bool:
+        return all(map(math.isfinite, [*self.loss_K, self.base_loss, self.grad_norm]))
 
 
 @dataclass
@@ -34,7 +41,10 @@ class Window:
     loss_K: list[float] = field(default_factory=list)
     hits_K: list[float] = field(default_factory=list)
     count_K: list[float] = field(default_factory=list)
+    base_loss: float = 0.0
+    base_count: float = 0.0
     tokens: int = 0
+    num_masked: int = 0
     num_steps: int = 0
     grad_norm: float = 0.0  # of the last step
     seconds: float = 0.0
@@ -45,20 +55,18 @@ class Window:
         self.loss_K = [a + b for a, b in zip(self.loss_K or zeros, result.loss_K, strict=True)]
         self.hits_K = [a + b for a, b in zip(self.hits_K or zeros, result.hits_K, strict=True)]
         self.count_K = [a + b for a, b in zip(self.count_K or zeros, result.count_K, strict=True)]
+        self.base_loss += result.base_loss
+        self.base_count += result.base_count
         self.tokens += result.tokens
+        self.num_masked += result.num_masked
         self.num_steps += 1
         self.grad_norm = result.grad_norm
         self.seconds += seconds
 
     @property
-    def loss_nats(self) -> float:
-        """Mean over the labels of all heads. Raises UserError when there was none: training would do nothing."""
-        if not sum(self.count_K):
-            raise UserError(
-                f"No token counted in the last {self.num_steps} steps: every document is too short for the heads, or "
-                "no token is a target. Check the data (data=...), or use fewer heads."
-            )
-        return sum(self.loss_K) / sum(self.count_K)
+    def loss_nats(self) -> float | None:
+        """Mean over the labels of all heads; None when there was none."""
+        return sum(self.loss_K) / sum(self.count_K) if sum(self.count_K) else None
 
     @property
     def tokens_per_s(self) -> float:
@@ -67,20 +75,49 @@ class Window:
 
     def record(self) -> dict[str, object]:
         """The numbers for metrics.jsonl."""
-        return {
+        record: dict[str, object] = {"grad_norm": self.grad_norm, "tokens_per_s": round(self.tokens_per_s, 1)}
+        if self.num_masked:
+            record |= {"masked_batches": self.num_masked}
+        if self.base_count:
+            record |= {"base_kl_nats": self.base_loss / self.base_count}
+        if self.loss_nats is None:
+            return record
+        return record | {
             "loss_nats": self.loss_nats,
             "head_loss_nats": [loss / max(1.0, n) for loss, n in zip(self.loss_K, self.count_K, strict=True)],
             "head_top1": [hits / max(1.0, n) for hits, n in zip(self.hits_K, self.count_K, strict=True)],
-            "grad_norm": self.grad_norm,
-            "tokens_per_s": round(self.tokens_per_s, 1),
         }
 
 
-def add_up(parts: list[LossSums], tokens: int, accelerator: Accelerator) -> Tensor:
-    """Sums over micro-batches and ranks, on the device: rows loss, hits, labels and (repeated) tokens, [4, K]."""
-    sums_3K = torch.stack([torch.stack([part.loss_K, part.hits_K, part.count_K]) for part in parts]).sum(dim=0)
-    sums_4K = torch.cat([sums_3K, torch.full_like(sums_3K[:1], tokens)])
-    return accelerator.reduce(sums_4K, "sum")
+class Totals(NamedTuple):
+    """Sums over micro-batches and ranks, still on the device."""
+
+    heads_3K: Tensor  # loss, hits, labels
+    others_4: Tensor  # base_loss, base_count, tokens, batches without a label
+
+    @property
+    def num_labels(self) -> Tensor:
+        """What gradients are divided by: where the base learns too, its labels; the heads' losses are then added up as
+        in the paper's equation 2, not averaged over heads."""
+        return torch.where(self.others_4[1] > 0, self.others_4[1], self.heads_3K[2].sum())
+
+    def result(self, grad_norm: Tensor) -> StepResult:
+        """On the host. This waits for the device."""
+        (loss_K, hits_K, count_K), (base_loss, base_count, tokens, masked) = (
+            self.heads_3K.tolist(),
+            self.others_4.tolist(),
+        )
+        return StepResult(loss_K, hits_K, count_K, base_loss, base_count, int(tokens), int(masked), float(grad_norm))
+
+
+def add_up(parts: list[LossSums], tokens: int, accelerator: Accelerator) -> Totals:
+    """Sums over micro-batches and ranks."""
+    heads_3K = torch.stack([torch.stack([part.loss_K, part.hits_K, part.count_K]) for part in parts]).sum(dim=0)
+    masked = torch.stack([part.count_K.sum() + part.base_count == 0 for part in parts]).sum().to(heads_3K)
+    base_2 = torch.stack([torch.stack([part.base_loss, part.base_count]) for part in parts]).sum(dim=0)
+    others_4 = torch.cat([base_2, torch.stack([torch.full_like(masked, tokens), masked])])
+    summed = accelerator.reduce(torch.cat([heads_3K.flatten(), others_4]), "sum")
+    return Totals(summed[:-4].reshape(heads_3K.shape), summed[-4:])
 
 
 def average_gradients(

@@ -4,25 +4,26 @@ The loop is `Trainer.fit`. Every rank runs it on batches of its own; the first o
 """
 
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from euryale.errors import UserError
+from euryale.model.adapter import check_recompute, learning
 from euryale.model.base import Base
 from euryale.model.checkpoint import provenance, save_base, save_heads
 from euryale.model.heads import Heads
 from euryale.progress import Progress
 from euryale.training.interrupt import Interrupted, SignalGuard
+from euryale.training.labels import PackedBatch, select_labels
 from euryale.training.metrics import MetricsLog, truncate_metrics
-from euryale.training.objective import NO_LABELS, OBJECTIVES, LossSums, ObjectiveConfig, PackedBatch, select_labels
+from euryale.training.objective import OBJECTIVES, LossSums, ObjectiveConfig
 from euryale.training.optim import OptimConfig, autocast, build_optimizer, learning_rate, trained_parameters
 from euryale.training.resume import (
     flatten,
@@ -33,13 +34,20 @@ from euryale.training.resume import (
     run_settings,
     save_resume,
 )
+from euryale.training.scoring import NO_LABELS
+from euryale.training.stages import stage_at
 from euryale.training.step import StepResult, Window, add_up, average_gradients
 
+MAX_BARREN_STEPS = 10  # steps in a row without a label before a run says that it learns nothing
+MAX_NAMED_ROWS = 8
 log = logging.getLogger(__name__)
 
 
 class BatchStream(Protocol):
-    """What is asked of data.batches.BatchStream: batches without end, and a cursor that JSON can hold."""
+    """What is asked of data.batches.BatchStream: batches without end, a cursor that JSON can hold, and where the rows
+    of the last batch came from."""
+
+    origins: list[str]
 
     def __next__(self) -> PackedBatch: ...
     def state_dict(self) -> dict: ...
@@ -76,12 +84,19 @@ class Trainer:
             raise UserError(NO_LABELS)
         self.accelerator = Accelerator(cpu=base.device.type == "cpu")
         self.parameters = trained_parameters(base, heads, objective.kind)
-        self.optimizer = build_optimizer(self.parameters, optim)
+        trains_adapter = OBJECTIVES[objective.kind].trains_adapter
+        multiplier = objective.heads_lr_multiplier if trains_adapter else 1.0
+        self.optimizer = build_optimizer(self.parameters, optim, multiplier)
+        self._first_share = objective.stage_one_share if trains_adapter else 1.0
+        if optim.gradient_checkpointing:
+            check_recompute(base)
         num_processes = self.accelerator.num_processes
         self.settings = run_settings(base, heads, objective, optim, flatten(settings or {}), num_processes)
         self.step = 0
         self.tokens = 0
         self.seconds = 0.0
+        self.num_masked = 0
+        self._num_barren = 0  # steps in a row without a single label
         self.held_out_metrics: dict[str, object] = {}
         self._window = Window()
         self._pending: dict[str, object] | None = None  # the record of a step that was stopped before its evaluation
@@ -119,34 +134,42 @@ class Trainer:
             if self.log is not None:
                 self.log.close()
         counters = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds, "checkpoint": str(self.folder)}
-        return self.held_out_metrics | counters
+        return self.held_out_metrics | counters | {"masked_batches": self.num_masked}
 
     def train_step(self) -> StepResult:
         """One optimizer step over `gradient_accumulation` batches of this rank."""
-        rate = learning_rate(self.step, self.optim)
+        stage = stage_at(self.step, self.optim.num_steps, self._first_share)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = learning_rate(stage.step, self.optim, stage.num_steps) * group["lr_multiplier"]
         tokens = 0
         sums: list[LossSums] = []
+        origins: list[list[str]] = []
         for _ in range(self.optim.gradient_accumulation):
             batch = next(self.batches)
+            origins.append(list(self.batches.origins))
             tokens += int((batch.documents_BT >= 0).sum())
-            with autocast(self.optim, self.base.device):
-                part = OBJECTIVES[self.objective.kind].loss(self.base, self.heads, batch, self.objective)
-            part.loss.backward()
+            with learning(self.base, self.optim.gradient_checkpointing):
+                with autocast(self.optim, self.base.device):
+                    part = OBJECTIVES[self.objective.kind].loss(self.base, self.heads, batch, self.objective, stage)
+                part.loss.backward()
             sums.append(part._replace(loss=part.loss.detach()))  # lets go of the graph
-        sums_4K = add_up(sums, tokens, self.accelerator)
+        totals = add_up(sums, tokens, self.accelerator)
         grad_norm = average_gradients(
-            self.parameters.values(), sums_4K[2].sum(), self.optim.max_grad_norm, self.accelerator
+            self.parameters.values(), totals.num_labels, self.optim.max_grad_norm, self.accelerator
         )
         # The one wait for the device in a step: a broken loss must stop the run before it reaches the weights.
-        loss_K, hits_K, count_K, tokens_K = sums_4K.tolist()
-        result = StepResult(loss_K, hits_K, count_K, int(tokens_K[0]), float(grad_norm))
-        self._check_finite(result)
-        self.optimizer.step()
+        result = totals.result(grad_norm)
+        if not result.is_finite:
+            self._stop_broken(result, sums, origins)
+        if sum(result.count_K) + result.base_count:  # without a label moments would still move the weights
+            self.optimizer.step()
+            self._num_barren = 0
+        else:
+            self._num_barren += 1
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.tokens += result.tokens
+        self.num_masked += result.num_masked
         return result
 
     def evaluate(self) -> dict[str, object]:
@@ -168,6 +191,8 @@ class Trainer:
                 "settings": self.settings,
                 "tokens": self.tokens,
                 "seconds": self.seconds,
+                "num_masked": self.num_masked,
+                "num_barren": self._num_barren,
                 "window": asdict(self._window),
                 "pending": self._pending,
                 "held_out_metrics": self.held_out_metrics,
@@ -184,11 +209,12 @@ class Trainer:
     def _load(self) -> str | None:
         """Puts everything back as it was; returns the wandb id."""
         save, state = load_resume(self.folder, self.settings)
-        restore_tensors(save, state["moved"], self.parameters, self.optimizer)
+        restore_tensors(save, state["moments"], self.parameters, self.optimizer)
         own = state["ranks"][self.accelerator.process_index]
         self.batches.load_state_dict(own["cursor"])
         restore_random_state(own["random"], self.base.device)
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        self.num_masked, self._num_barren = state["num_masked"], state["num_barren"]
         self.held_out_metrics = state["held_out_metrics"]
         self._window = Window(**state["window"])
         self._pending = state["pending"]
@@ -202,8 +228,14 @@ class Trainer:
         if not self._is_due(self.optim.log_every):
             progress.advance()
             return {}
-        progress.advance(facts=f"loss {self._window.loss_nats:.3f} nats, {self._window.tokens_per_s:,.0f} tokens/s")
-        record = self._window.record() | {"lr": self.optimizer.param_groups[0]["lr"], "tokens": self.tokens}
+        if self._num_barren and (self._num_barren >= MAX_BARREN_STEPS or self.step == self.optim.num_steps):
+            raise UserError(
+                f"No token counted in the last {self._num_barren} steps: every document is too short for the heads, or "
+                "no token is a target. Check the data (data=...), or use fewer heads."
+            )
+        loss = "no label" if self._window.loss_nats is None else f"loss {self._window.loss_nats:.3f} nats"
+        progress.advance(facts=f"{loss}, {self._window.tokens_per_s:,.0f} tokens/s")
+        record = self._window.record() | {"lr": self.optimizer.param_groups[-1]["lr"], "tokens": self.tokens}
         self.seconds += self._window.seconds
         self._window = Window()
         return record
@@ -236,10 +268,21 @@ class Trainer:
         signals = self.accelerator.gather(torch.tensor([signal_number], device=self.base.device))
         return int(signals.max())
 
-    def _check_finite(self, result: StepResult) -> None:
-        if not all(map(math.isfinite, [*result.loss_K, result.grad_norm])):
-            raise UserError(
-                f"Step {self.step + 1}: the loss is not finite (per head: {result.loss_K}, gradient norm "
-                f"{result.grad_norm}). The data cursor after its rows: {str(self.batches.state_dict())[:300]}. "
-                f"Lower optim.lr ({self.optim.lr}) or look at these rows; the last save in {self.folder} is unharmed."
-            )
+    def _stop_broken(self, result: StepResult, sums: list[LossSums], origins: list[list[str]]) -> NoReturn:
+        """Names the rows of this step and saves the state before it, with the cursor behind them."""
+        suspects = [where for part, where in zip(sums, origins, strict=True) if not part.is_finite]
+        # A loss that is finite everywhere with a gradient that is not: then every row of the step is a suspect.
+        everywhere = gather_object(suspects) or gather_object(origins)
+        rows = list(dict.fromkeys(row for where in everywhere for row in where))
+        more = f" and {len(rows) - MAX_NAMED_ROWS} more" if len(rows) > MAX_NAMED_ROWS else ""
+        self.optimizer.zero_grad(set_to_none=True)
+        if all(parameter.isfinite().all() for parameter in self.parameters.values()):
+            self.save()
+            kept = f"The run is saved as it was before this step; resume={self.folder} goes on behind these rows."
+        else:
+            kept = f"The weights are not finite either and were not saved; the last save in {self.folder} is unharmed."
+        raise UserError(
+            f"Step {self.step + 1}: the loss is not finite (per head: {result.loss_K}, gradient norm "
+            f"{result.grad_norm}). Its rows: {', '.join(rows[:MAX_NAMED_ROWS])}{more}. {kept} If it happens again, "
+            f"start anew with a lower optim.lr than {self.optim.lr}, or without these rows."
+        )
