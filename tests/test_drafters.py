@@ -7,8 +7,9 @@ import torch
 from random_models import HEAD_DESIGNS, random_base, random_heads, random_tree
 from torch import Tensor
 
+from euryale.decoding import drafter_heads
 from euryale.decoding.draft import Known, Shape
-from euryale.decoding.drafter_heads import HeadsDrafter
+from euryale.decoding.drafter_heads import HeadMatrices, HeadsDrafter
 from euryale.decoding.drafter_none import NoDrafter
 from euryale.decoding.drafters import build_drafter
 from euryale.decoding.tree import ROOT_ONLY, Tree, chain, medusa63
@@ -151,3 +152,26 @@ def test_a_drafter_that_cannot_be_is_refused() -> None:
         build_drafter("eagle", base, None, ROOT_ONLY)
     with pytest.raises(UserError, match="drafter=heads needs a heads checkpoint"):
         build_drafter("heads", base, None, ROOT_ONLY)
+
+
+@pytest.mark.parametrize("design", HEAD_DESIGNS[::3], ids=design_name)
+def test_half_precision_and_kept_embeddings_change_scores_by_rounding_alone(
+    design: HeadsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """float32 bases are drafted in bfloat16 on processors that multiply it, from a table of normalised embeddings."""
+    base = random_base("llama", V, seed=4)
+    heads = random_heads(design, base)
+    hidden_BD = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    known = Known(hidden_BD, torch.tensor([3, 5]), None, 0.0, [[3], [5]])
+    found = {}
+    for dtype, entries in ((torch.float32, 0), (torch.float32, 1 << 25), (torch.bfloat16, 1 << 25)):
+        monkeypatch.setattr(drafter_heads, "draft_dtype", lambda base, dtype=dtype: dtype)
+        monkeypatch.setattr(drafter_heads, "_TABLE_ENTRIES", entries)
+        matrices = HeadMatrices(base, heads, 2)
+        entry = matrices.enter(known)
+        path_BPC = matrices.extend(None, torch.zeros(1, dtype=torch.long), torch.tensor([[1, 2], [4, 0]]))
+        found[dtype, entries] = matrices.scores(1, known, entry, path_BPC).float()
+    slow = found[torch.float32, 0]
+    torch.testing.assert_close(found[torch.float32, 1 << 25], slow)
+    error = (found[torch.bfloat16, 1 << 25] - slow).square().mean().sqrt() / slow.std()
+    assert 0 < error < 0.03

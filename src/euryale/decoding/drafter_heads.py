@@ -6,15 +6,20 @@ depth (kind medusa). Candidates are ranked with the noise that the verifier will
 Letters: B batch, N nodes, K heads, D width, F inner width, V vocabulary, P parents of a level, C children of a level.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import silu
 
 from euryale.decoding.draft import Draft, Known, Shape
 from euryale.decoding.tree import Tree
 from euryale.model.base import Base
 from euryale.model.heads import HeadBody, Heads, normalise
+from euryale.model.products import Product, packed
+
+_TABLE_ENTRIES = 1 << 25  # numbers of an embedding table that are kept a second time, normalised
 
 
 class _Level(NamedTuple):
@@ -27,19 +32,29 @@ class _Level(NamedTuple):
     slots_P: Tensor  # each such child's own parent slot, whose path it continues
 
 
+class Entry(NamedTuple):
+    """What a step's hidden state and root bring to the heads, in the dtype they are asked in."""
+
+    hidden_B1D: Tensor
+    inner_BKF: Tensor  # the first matrix of every head, without the path
+
+
 class HeadMatrices:
     """The first `num_heads` heads, ready to be asked one level at a time.
 
     The fast twin of `Heads.head_hidden`: the part of every first matrix that reads the hidden state and the root is
-    one product for all heads, and each level adds only what its path brings. Everything is in the base's dtype.
+    one product for all heads, and each level adds only what its path brings. Everything is in the base's dtype, or in
+    bfloat16 where the processor multiplies it: a guess needs no more, and half as much is read.
     """
 
     @torch.no_grad()
     def __init__(self, base: Base, heads: Heads, num_heads: int) -> None:
         self.base = base
+        self.dtype = draft_dtype(base)
         self.reads_path = heads.config.kind == "hydra"
         self.draft_ids = heads.draft_ids
         self._reads_root = heads.config.root_token
+        self._table_VD = self._normalised_table(heads.vocab_size * heads.hidden_size)
         K, D = num_heads, heads.hidden_size
         self._num_heads = K
         firsts = [heads.blocks(k)[0] for k in range(K)]
@@ -47,40 +62,55 @@ class HeadMatrices:
             torch.cat([f.hidden_in.weight] + ([f.tokens_in.weight[:, :D]] if f.tokens_in is not None else []), 1)
             for f in firsts
         ]
-        # [K x F, D or 2 D] and [K x F]; a tree of the root alone asks no head, and cat refuses an empty list
-        self._entry_weight = torch.cat(with_root).to(base.dtype) if K else torch.empty(0)
-        self._entry_bias = torch.cat([f.hidden_in.bias for f in firsts]).to(base.dtype) if K else torch.empty(0)
-        self._path_weights = [
-            f.tokens_in.weight[:, D:].to(base.dtype).contiguous() if f.tokens_in is not None else torch.empty(0)
+        if K:  # a tree of the root alone asks no head
+            bias = torch.cat([f.hidden_in.bias for f in firsts])
+            self._entry = self._product(torch.cat(with_root), bias)  # [D or 2 D] -> [K x F]
+        self._paths = [
+            self._product(f.tokens_in.weight[:, D:])
+            if f.tokens_in is not None and f.tokens_in.in_features > D
+            else None
             for f in firsts
         ]
-        self._bodies = [[_Finish(body, base.dtype) for body in heads.blocks(k)] for k in range(K)]
+        self._bodies = [[_Finish(body, self._product) for body in heads.blocks(k)] for k in range(K)]
         if heads.config.output == "shared":
-            self._outputs = [heads.draft_weight(0, base.lm_head_weight).to(base.dtype)] * K  # one copy serves all
+            self._outputs = [self._product(heads.draft_weight(0, base.lm_head_weight))] * K  # one copy serves all
         else:
-            self._outputs = [heads.draft_weight(k, base.lm_head_weight).to(base.dtype) for k in range(K)]
+            self._outputs = [self._product(heads.draft_weight(k, base.lm_head_weight)) for k in range(K)]
 
-    def enter(self, known: Known) -> Tensor:
-        """What hidden state and root bring to every head, [B, K, F]; once a step."""
-        entry = known.hidden_BD
-        if self._reads_root:
-            entry = torch.cat([entry, normalise(self.base.embed(known.root_B))], -1)
-        inner_BKF = torch.nn.functional.linear(entry, self._entry_weight, self._entry_bias)
-        return inner_BKF.unflatten(-1, (self._num_heads, -1))
+    def _product(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> Product:
+        return packed(weight_OI.to(self.dtype).contiguous(), None if bias_O is None else bias_O.to(self.dtype))
 
-    def scores(self, k: int, known: Known, inner_BKF: Tensor, path_BPC: Tensor | None) -> Tensor:
+    def _normalised_table(self, num_entries: int) -> Tensor | None:
+        """Every token's embedding as heads read it, where that is small enough to keep."""
+        if not self._reads_root or num_entries > _TABLE_ENTRIES:
+            return None
+        return normalise(self.base.embed(torch.arange(self.base.vocab_size, device=self.base.device))).to(self.dtype)
+
+    def _embed(self, tokens_x: Tensor) -> Tensor:
+        if self._table_VD is not None:
+            return self._table_VD[tokens_x]
+        return normalise(self.base.embed(tokens_x)).to(self.dtype)
+
+    def enter(self, known: Known) -> Entry:
+        """What hidden state and root bring to every head; once a step."""
+        hidden_BD = known.hidden_BD.to(self.dtype)
+        entry = torch.cat([hidden_BD, self._embed(known.root_B)], -1) if self._reads_root else hidden_BD
+        return Entry(hidden_BD[:, None], self._entry(entry).unflatten(-1, (self._num_heads, -1)))
+
+    def scores(self, k: int, known: Known, entry: Entry, path_BPC: Tensor | None) -> Tensor:
         """Head k's scores [B, P, V] over the draft vocabulary, whose best are its candidates.
 
         path_BPC: embeddings of each parent's path below the root, side by side; None at the root and where the heads
         do not read it. At T > 0 the scores are logits / T and the noise of the tokens' position.
         """
-        inner = inner_BKF[:, k : k + 1]
-        if path_BPC is not None:
-            inner = inner + torch.nn.functional.linear(path_BPC, self._path_weights[k])
-        x_BPD = known.hidden_BD[:, None]
+        inner_BPF = entry.inner_BKF[:, k : k + 1]
+        path = self._paths[k]
+        if path_BPC is not None and path is not None:
+            inner_BPF = inner_BPF + path(path_BPC)
+        x_BPD = entry.hidden_B1D
         for layer, body in enumerate(self._bodies[k]):
-            x_BPD = body(x_BPD, inner if layer == 0 else None)
-        scores_BPV = torch.nn.functional.linear(x_BPD, self._outputs[k])
+            x_BPD = body(x_BPD, inner_BPF if layer == 0 else None)
+        scores_BPV = self._outputs[k](x_BPD)
         if known.noise_BPV is None:
             return scores_BPV
         noise_BV = known.noise_BPV[:, k]
@@ -92,7 +122,7 @@ class HeadMatrices:
         """The paths one token longer: `slots` says whose path each token continues ([P], or [B, P] by row)."""
         if not self.reads_path:
             return None
-        new_BPD = normalise(self.base.embed(tokens_BP))
+        new_BPD = self._embed(tokens_BP)
         if path_BPC is None:
             return new_BPD
         if slots.ndim == 1:
@@ -120,11 +150,11 @@ class HeadsDrafter:
     def propose(self, known: Known) -> Draft:
         if not self._levels:
             return Draft(known.root_B[:, None], self._shape)
-        inner_BKF = self._heads.enter(known)
+        entry = self._heads.enter(known)
         tokens = [known.root_B[:, None]]
         path_BPC: Tensor | None = None
         for level in self._levels:
-            scores_BPV = self._heads.scores(level.head, known, inner_BKF, path_BPC)
+            scores_BPV = self._heads.scores(level.head, known, entry, path_BPC)
             candidates = best_ids(scores_BPV, level.num_ranks)
             children_BC = candidates.flatten(1)[:, level.child_slots_C]
             if self._heads.draft_ids is not None:
@@ -142,18 +172,21 @@ def best_ids(scores_xV: Tensor, num: int) -> Tensor:
 
 
 class _Finish:
-    """A head body with its matrices in the base's dtype."""
+    """A head body over products."""
 
-    def __init__(self, body: HeadBody, dtype: torch.dtype) -> None:
-        self.weight = None if body.out is None else body.out.weight.to(dtype)
-        self.entry_weight = body.hidden_in.weight.to(dtype)
-        self.entry_bias = body.hidden_in.bias.to(dtype)
+    def __init__(self, body: HeadBody, product: Callable[..., Product]) -> None:
+        self._out = None if body.out is None else product(body.out.weight)
+        self._entry = product(body.hidden_in.weight, body.hidden_in.bias)
 
     def __call__(self, x: Tensor, inner: Tensor | None) -> Tensor:
-        if inner is None:
-            inner = torch.nn.functional.linear(x, self.entry_weight, self.entry_bias)
-        inner = torch.nn.functional.silu(inner)
-        return x + (inner if self.weight is None else torch.nn.functional.linear(inner, self.weight))
+        inner = silu(self._entry(x) if inner is None else inner)
+        return x + (inner if self._out is None else self._out(inner))
+
+
+def draft_dtype(base: Base) -> torch.dtype:
+    """The dtype that heads are asked in."""
+    is_quick = base.device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if base.dtype == torch.float32 and is_quick else base.dtype
 
 
 def _nodes_at(tree: Tree, depth: int) -> list[int]:

@@ -62,11 +62,11 @@ def product(modules: Sequence[nn.Module], may_copy: bool) -> Product:
     return modules[0] if len(modules) == 1 else _SideBySide(modules)
 
 
-def packed(weight_OI: Tensor) -> Product:
-    """x [M, I] -> x W^T, quickly where this machine can; the weights are copied."""
+def packed(weight_OI: Tensor, bias_O: Tensor | None = None) -> Product:
+    """x [..., I] -> x W^T + b, quickly where this machine can; the weights are copied."""
     if can_pack(weight_OI):
-        return PackedProduct(weight_OI, None)
-    return lambda x_MI: nn.functional.linear(x_MI, weight_OI)
+        return PackedProduct(weight_OI, bias_O)
+    return lambda x_xI: nn.functional.linear(x_xI, weight_OI, bias_O)
 
 
 def can_pack(weight: Tensor) -> bool:
