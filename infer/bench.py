@@ -18,7 +18,13 @@ from euryale.serving.tables import bench_table
 def main(config: BenchConfig) -> dict[str, object]:
     use_threads(config.threads)
     settings = BenchSettings(
-        config.contenders, config.repeats, config.max_new_tokens, config.temperature, config.top_p, config.seed
+        config.contenders,
+        config.repeats,
+        config.max_new_tokens,
+        config.temperature,
+        config.top_p,
+        config.seed,
+        more=config.more_sampling(),
     )
     settings.check()
     folder = find_checkpoint(config.checkpoint, PROJECT / "checkpoints")

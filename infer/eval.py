@@ -22,10 +22,9 @@ def main(config: EvalConfig) -> dict[str, object]:
         engine,
         prompts,
         config.max_new_tokens,
-        config.temperature,
-        config.top_p,
-        config.seed,
-        config.batch_size,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        **config.sampling().keywords(),
     )
     held_out = [] if config.prompts else held_out_accuracy(engine, choose_data(config.data, description))
     accuracy = evaluation.pop("accuracy")

@@ -11,8 +11,8 @@ import transformers
 from random_models import random_base, random_heads
 from transformers import GenerationConfig
 
-from euryale.decoding.accept import Sampling
 from euryale.decoding.engine import Engine
+from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree import Tree
 from euryale.errors import UserError
 from euryale.model.base import Base

@@ -19,9 +19,9 @@ from random_models import (
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from euryale.decoding.accept import Sampling
 from euryale.decoding.cache import Arena, TreeMask
 from euryale.decoding.drafter_heads import HeadsDrafter
+from euryale.decoding.sampling import Sampling
 from euryale.decoding.step import Decoder
 from euryale.decoding.tree import ROOT_ONLY, Tree, chain, medusa63
 from euryale.model.base import Base

@@ -9,11 +9,11 @@ import torch
 from random_models import random_base, random_heads, twin
 
 from euryale.data.openings import Opening
-from euryale.decoding.accept import Sampling
 from euryale.decoding.calibrated import TREE_FILE, Calibration, read_calibrations
 from euryale.decoding.drafters import build_drafter
 from euryale.decoding.engine import Engine
 from euryale.decoding.noise import gumbel
+from euryale.decoding.sampling import Sampling
 from euryale.decoding.step import Decoder
 from euryale.decoding.tree import Tree
 from euryale.errors import UserError

@@ -150,11 +150,60 @@ def test_time_is_accounted_to_the_parts_of_a_step() -> None:
         ({"prompts": [PROMPT], "stop": ""}, "stop="),
         ({"prompts": [PROMPT], "seed": [1, 2]}, "2 seeds were given for 1 prompts"),
         ({"prompts": [PROMPT], "temperature": 1.0, "seed": -1}, "seed=-1 is out of range"),
+        ({"prompts": [PROMPT], "seed": 2**63}, "seed=9223372036854775808 is out of range"),
+        ({"prompts": [PROMPT], "seed": 1.5}, "seed=1.5 is out of range"),
+        ({"prompts": [PROMPT], "top_k": -1}, "top_k=-1"),
+        ({"prompts": [PROMPT], "min_p": 2.0}, "min_p=2.0"),
+        ({"prompts": [PROMPT], "repetition_penalty": 0.0}, "repetition_penalty=0.0"),
+        ({"prompts": [PROMPT], "presence_penalty": 3.0}, "presence_penalty=3.0"),
+        ({"prompts": [PROMPT], "logit_bias": {5: 1.0}}, "logit_bias names token 5, and this base knows 0 to 4"),
+        ({"prompts": [PROMPT], "banned_tokens": range(5)}, "banned_tokens bans all 5 tokens"),
+        ({"prompts": [PROMPT], "min_new_tokens": 200}, "min_new_tokens=200 is more than max_new_tokens=128"),
+        ({"prompts": [PROMPT], "stop_ids": [5]}, "stop_ids names token 5"),
     ],
 )
-def test_a_request_that_cannot_be_is_refused(request_: dict, message: str) -> None:
+def test_a_request_that_cannot_be_is_refused_at_the_call(request_: dict, message: str) -> None:
+    engine = engine_of(five_tokens())
     with pytest.raises(UserError, match=message):
-        engine_of(five_tokens()).generate(**request_)
+        engine.generate(**request_)
+    if not isinstance(request_.get("seed"), list):
+        prompts = request_.pop("prompts")
+        with pytest.raises(UserError, match=message):
+            engine.stream(prompts[0], **request_)  # nobody has asked for a piece yet
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_broken_base_is_refused_by_the_name_of_its_first_broken_layer(temperature: float, value: float) -> None:
+    for part in ("model.layers.1.mlp.down_proj", "model.layers.0.self_attn.q_proj", "lm_head", "model.embed_tokens"):
+        base = five_tokens()
+        base.model.get_parameter(f"{part}.weight")[1] = value  # token 1, which the prompt ends with
+        engine = engine_of(base)
+        message = f"not finite after 3 tokens: the first output that is not finite is that of {part}. Weights are"
+        with pytest.raises(UserError, match=message):
+            engine.generate([PROMPT], temperature=temperature)
+        with pytest.raises(UserError, match=message):
+            list(engine.stream(PROMPT, temperature=temperature))
+
+
+def test_a_row_that_is_broken_later_is_refused_then() -> None:
+    base = five_tokens()
+    ids = slow_ids(base, PROMPT, 20)
+    at = next(i for i, token in enumerate(ids) if token not in PROMPT)
+    base.model.get_input_embeddings().weight[ids[at]] = float("nan")
+    plain = Engine(base, drafter="none")
+    assert plain.generate([PROMPT], max_new_tokens=at + 1)[0].ids == ids[: at + 1]
+    with pytest.raises(UserError, match=f"not finite after {3 + at + 1} tokens: .* model.embed_tokens"):
+        plain.generate([PROMPT], max_new_tokens=20)
+    # As a candidate the token spoils the whole tree, so it is found no later.
+    with pytest.raises(UserError, match="not finite after . tokens: the first .* is that of model.embed_tokens"):
+        engine_of(base).generate([PROMPT], max_new_tokens=20)
+
+
+def test_settings_that_leave_no_token_say_so() -> None:
+    base = five_tokens(eos=[3, 4])
+    with pytest.raises(UserError, match="no token is left to write after 3 tokens: logit_bias, banned_tokens and"):
+        engine_of(base).generate([PROMPT], banned_tokens=[0, 1, 2], min_new_tokens=5)
 
 
 def test_a_text_beyond_the_vocabulary_is_refused() -> None:

@@ -10,10 +10,10 @@ import torch
 from random_models import random_base, random_heads, twin
 
 from euryale.data.sources import DataConfig
-from euryale.decoding.accept import Sampling
 from euryale.decoding.engine import Engine
 from euryale.decoding.noise import gumbel
 from euryale.decoding.rows import Generation
+from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree import Tree
 from euryale.errors import UserError
 from euryale.model.base import Base

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from euryale.data.sources import SPLITS, DataConfig, build_source
 from euryale.data.sources import check as check_data
-from euryale.decoding.accept import Sampling
+from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError
 from euryale.model.adapter import chosen_targets
 from euryale.model.base import Base

@@ -11,7 +11,7 @@ from euryale.model.adapter import LoraConfig
 from euryale.model.base import BaseConfig
 from euryale.model.heads import HeadsConfig
 from euryale.serving.scratch import ScratchConfig
-from euryale.serving.settings import CalibrateConfig, DecodeConfig, RegenerateConfig
+from euryale.serving.settings import AnswerConfig, CalibrateConfig, DecodeConfig, RegenerateConfig
 from euryale.training.objective import ObjectiveConfig
 from euryale.training.optim import OptimConfig
 
@@ -60,15 +60,17 @@ class RegenerateScriptConfig:
 
 
 @dataclass
-class InferConfig(DecodeConfig):
+class InferConfig(AnswerConfig):
     """infer/run.py"""
 
     prompt: str | None = None
     stop: list[str] = field(default_factory=list)
+    stop_ids: list[int] = field(default_factory=list)
+    ignore_eos: bool = False
 
 
 @dataclass
-class BenchConfig(DecodeConfig):
+class BenchConfig(AnswerConfig):
     """infer/bench.py"""
 
     prompts: str | None = None
@@ -79,7 +81,7 @@ class BenchConfig(DecodeConfig):
 
 
 @dataclass
-class EvalConfig(DecodeConfig):
+class EvalConfig(AnswerConfig):
     """infer/eval.py"""
 
     data: DataConfig = field(default_factory=DataConfig)

@@ -8,14 +8,16 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
-from euryale.decoding.accept import Sampling
 from euryale.decoding.calibrated import Calibration, choose_tree, read_calibrations
 from euryale.decoding.draft import Drafter
 from euryale.decoding.drafters import DRAFTERS, build_drafter
-from euryale.decoding.rows import Generation, Row
+from euryale.decoding.noise import check_seeds
+from euryale.decoding.rows import Ends, Generation, Row
+from euryale.decoding.sampling import MoreSampling, Sampling
 from euryale.decoding.step import Decoder
-from euryale.decoding.text import Detokenizer, check_stop
+from euryale.decoding.text import Detokenizer, check_stop, special_ids
 from euryale.decoding.tree import ROOT_ONLY, Tree, chain, check_depth, medusa63
 from euryale.errors import UserError
 from euryale.model.base import Base, BaseConfig, load_base
@@ -130,20 +132,30 @@ class Engine:
         top_p: float = 1.0,
         seed: int | Sequence[int] = 0,
         stop: str | Sequence[str] | None = None,
+        stop_ids: Sequence[int] = (),
+        ignore_eos: bool = False,
+        **more: Unpack[MoreSampling],
     ) -> list[Generation]:
         """Answers all prompts as one batch; texts or lists of token ids. `seed` is one for all rows, or one each.
 
+        An answer ends before a `stop` string, at an id of `stop_ids`, or at the base's own end-of-text ids unless
+        ignore_eos. The other keywords are those of Sampling: top_k, min_p, repetition_penalty, presence_penalty,
+        frequency_penalty, logit_bias, banned_tokens, min_new_tokens.
+
         Raises UserError: an empty prompt without a begin-of-text token to stand for it, a prompt that fills the
-        context, numbers out of range.
+        context, numbers out of range, a base whose logits are no numbers.
         """
         is_single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
         rows_asked: Sequence[Prompt] = [prompts] if is_single else prompts  # type: ignore[list-item,assignment]
-        stops = check_stop(stop)
-        rows = [self._row(prompt, max_new_tokens, stops) for prompt in rows_asked]
+        sampling = Sampling(temperature, top_p, **more)
+        ends = self._ends(stop, stop_ids, ignore_eos)
+        rows = [self._row(prompt, max_new_tokens, ends) for prompt in rows_asked]
+        sampling.check_tokens(self.base.vocab_size, max_new_tokens)
+        seeds = _seeds(seed, len(rows))
         if not rows:
             return []
         start = time.perf_counter()
-        for _ in self._run(rows, Sampling(temperature, top_p), _seeds(seed, len(rows))):
+        for _ in self._run(rows, sampling, seeds):
             pass
         seconds = time.perf_counter() - start
         return [self._finish(row, seconds) for row in rows]
@@ -156,20 +168,28 @@ class Engine:
         top_p: float = 1.0,
         seed: int = 0,
         stop: str | Sequence[str] | None = None,
+        stop_ids: Sequence[int] = (),
+        ignore_eos: bool = False,
+        **more: Unpack[MoreSampling],
     ) -> Iterator[str]:
         """Yields the text of `generate` piece by piece; a piece is never taken back and never half a character.
 
-        When it has ended, `last` is the whole Generation.
+        When it has ended, `last` is the whole Generation. What cannot be is refused here, before the first piece.
         """
-        row = self._row(prompt, max_new_tokens, check_stop(stop))
+        sampling = Sampling(temperature, top_p, **more)
+        row = self._row(prompt, max_new_tokens, self._ends(stop, stop_ids, ignore_eos))
+        sampling.check_tokens(self.base.vocab_size, max_new_tokens)
         row.detokenizer = row.detokenizer or Detokenizer(self.base.tokenizer)
         self.last = None
+        return self._pieces(row, row.detokenizer, sampling, _seeds(seed, 1))
+
+    def _pieces(self, row: Row, detokenizer: Detokenizer, sampling: Sampling, seeds: list[int]) -> Iterator[str]:
         start = time.perf_counter()
-        for _ in self._run([row], Sampling(temperature, top_p), _seeds(seed, 1)):
-            if piece := row.detokenizer.new_text():
+        for _ in self._run([row], sampling, seeds):
+            if piece := detokenizer.new_text():
                 yield piece
         self.last = self._finish(row, time.perf_counter() - start)
-        if piece := row.detokenizer.new_text(is_last=True):
+        if piece := detokenizer.new_text(is_last=True):
             yield piece
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -186,7 +206,21 @@ class Engine:
             )
         return list(ids)
 
-    def _row(self, prompt: Prompt, max_new_tokens: int, stops: tuple[str, ...]) -> Row:
+    def _ends(self, stop: str | Sequence[str] | None, stop_ids: Sequence[int], ignore_eos: bool) -> Ends:
+        strings = check_stop(stop)
+        wrong = [token for token in stop_ids if not 0 <= token < self.base.vocab_size]
+        if wrong:
+            raise UserError(
+                f"stop_ids names token {wrong[0]}, and {self.base.path} knows 0 to {self.base.vocab_size - 1}. "
+                "Leave it out: it can never be written."
+            )
+        return Ends(
+            strings,
+            (*stop_ids, *special_ids(self.base.tokenizer, strings)),
+            () if ignore_eos else self.base.eos_ids,
+        )
+
+    def _row(self, prompt: Prompt, max_new_tokens: int, ends: Ends) -> Row:
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens={max_new_tokens} cannot be. Give a number of at least 1.")
         ids = self.encode(prompt)
@@ -196,8 +230,9 @@ class Engine:
                 f"the prompt has {len(ids)} tokens and the context of {self.base.path} ends at {self.base.max_length}. "
                 "Shorten the prompt."
             )
-        detokenizer = Detokenizer(self.base.tokenizer, stops) if stops else None
-        return Row(ids, min(max_new_tokens, room), "length" if max_new_tokens <= room else "context", detokenizer)
+        detokenizer = Detokenizer(self.base.tokenizer, ends.strings) if ends.strings else None
+        reason_at_max = "length" if max_new_tokens <= room else "context"
+        return Row(ids, min(max_new_tokens, room), reason_at_max, detokenizer, ends)
 
     def _run(self, rows: list[Row], sampling: Sampling, seeds: list[int]) -> Iterator[None]:
         """Steps until every row has ended; yields after each step."""
@@ -206,13 +241,14 @@ class Engine:
             self._drafters[tree] = build_drafter(self.drafter, self.base, self.heads, tree)
         # A row that ended inside a path keeps that whole path while the others go on, hence max_depth.
         num_slots = max(len(row.prompt) + row.max_ids for row in rows) + tree.max_depth + tree.num_nodes
-        decoder = Decoder(self.base, self._drafters[tree], sampling, seeds, num_slots, self.seconds)
+        end_ids = rows[0].ends.ids
+        decoder = Decoder(self.base, self._drafters[tree], sampling, seeds, num_slots, self.seconds, end_ids)
         decoder.prefill([row.prompt for row in rows])
         is_open = [True] * len(rows)
         while any(is_open):
             for row, tokens in zip(rows, decoder.step(is_open), strict=True):
                 if row.finish_reason is None:
-                    row.take(tokens, self.base.eos_ids)
+                    row.take(tokens)
             is_open = [row.finish_reason is None for row in rows]
             yield
 
@@ -222,7 +258,7 @@ class Engine:
         detokenizer = row.detokenizer
         if detokenizer is None:
             detokenizer = Detokenizer(self.base.tokenizer)
-            for token in row.ids[:-1] if row.finish_reason == "eos" else row.ids:
+            for token in row.text_ids:
                 detokenizer.add(token)
         detokenizer.close()
         # A stop string may come to light only here, when half a character behind it was held back.
@@ -231,7 +267,8 @@ class Engine:
 
 
 def _seeds(seed: int | Sequence[int], num_rows: int) -> list[int]:
-    seeds = [seed] * num_rows if isinstance(seed, int) else list(seed)
+    seeds = list(seed) if isinstance(seed, Sequence) else [seed] * num_rows
     if len(seeds) != num_rows:
         raise UserError(f"{len(seeds)} seeds were given for {num_rows} prompts. Give one for all, or one each.")
+    check_seeds(seeds)
     return seeds

@@ -8,6 +8,9 @@ guesses the draw, not only the distribution.
 Letters: B batch, W positions kept, V vocabulary, N nodes.
 """
 
+from collections.abc import Sequence
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -50,13 +53,18 @@ def gumbel(seed: int, first_position: int, num_positions: int, vocab_size: int, 
     return -(-uniform_WV.log()).log().float()
 
 
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raises UserError for what is no seed."""
+    for seed in seeds:
+        if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+            raise UserError(f"seed={seed} is out of range. Give a whole number from 0 to 2**63 - 1.")
+
+
 class KeyedNoise:
     """The noise of B rows around the positions they are at, made a window of positions at a time."""
 
     def __init__(self, seeds: list[int], vocab_size: int, device: torch.device) -> None:
-        for seed in seeds:
-            if not 0 <= seed < 2**63:
-                raise UserError(f"seed={seed} is out of range. Give a whole number from 0 to 2**63 - 1.")
+        check_seeds(seeds)
         self.seeds = seeds
         self.vocab_size = vocab_size
         self.device = device
@@ -72,7 +80,7 @@ class KeyedNoise:
         for row, first in enumerate(first_positions):
             start = self._starts[row]
             if start < 0 or first < start or first + num_positions > start + W:
-                self._window[row] = gumbel(self.seeds[row], first, W, self.vocab_size, self.device)
+                self._window[row] = gumbel(int(self.seeds[row]), first, W, self.vocab_size, self.device)
                 self._starts[row] = first
         offsets = [first - start for first, start in zip(first_positions, self._starts, strict=True)]
         if len(set(offsets)) == 1:

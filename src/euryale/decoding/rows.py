@@ -1,6 +1,7 @@
 """What is known of one prompt while it is answered, and of its answer afterwards?"""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from euryale.decoding.text import Detokenizer
 
@@ -13,13 +14,25 @@ class Generation:
     ids: list[int]  # the end-of-text id included when it was written
     num_steps: int  # forwards of the base after the prompt's
     accepted: list[int]  # tokens gained by each step; their sum is len(ids)
-    finish_reason: str  # "eos" | "stop" | "length" | "context"
+    finish_reason: str  # "eos" | "stop" (a string or an id) | "length" | "context"
     seconds: float  # wall clock of the whole batch, prompt included
 
     @property
     def tau(self) -> float:
         """Mean tokens a step, the bonus token included."""
         return len(self.ids) / self.num_steps
+
+
+class Ends(NamedTuple):
+    """What ends an answer, beside its length."""
+
+    strings: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    eos_ids: tuple[int, ...] = ()
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return (*self.eos_ids, *self.stop_ids)
 
 
 @dataclass
@@ -30,21 +43,28 @@ class Row:
     max_ids: int  # where the answer ends at the latest
     reason_at_max: str  # "length" (as asked) or "context" (the base can hold no more)
     detokenizer: Detokenizer | None
+    ends: Ends = Ends()
     ids: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     finish_reason: str | None = None
 
-    def take(self, tokens: list[int], eos_ids: tuple[int, ...]) -> None:
+    def take(self, tokens: list[int]) -> None:
         """Adds one step's tokens up to the first that ends the answer; an end inside a path cuts the path."""
         start = len(self.ids)
         for token in tokens:
             self.ids.append(token)
-            if token in eos_ids:
+            if token in self.ends.eos_ids:
                 self.finish_reason = "eos"
-            elif self.detokenizer is not None and self.detokenizer.add(token):
+            elif token in self.ends.stop_ids or self.detokenizer is not None and self.detokenizer.add(token):
                 self.finish_reason = "stop"
             elif len(self.ids) == self.max_ids:
                 self.finish_reason = self.reason_at_max
             if self.finish_reason:
                 break
         self.accepted.append(len(self.ids) - start)
+
+    @property
+    def text_ids(self) -> list[int]:
+        """The ids whose text is the answer's: an id that ended it is not shown."""
+        has_end = self.finish_reason in ("eos", "stop") and self.ids[-1] in self.ends.ids
+        return self.ids[:-1] if has_end else self.ids

@@ -7,15 +7,20 @@ Letters: B batch, N nodes, P depths below the root plus one, D width, V vocabula
 """
 
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from euryale.decoding.accept import Sampling, accept_exact, find_targets
+from euryale.decoding.accept import accept_exact
 from euryale.decoding.cache import Arena, TreeMask
 from euryale.decoding.draft import Draft, Drafter, Known
 from euryale.decoding.noise import KeyedNoise
+from euryale.decoding.processors import PathProcessors
+from euryale.decoding.sampling import Drawn, Sampling, draw
+from euryale.errors import UserError
 from euryale.model.base import Base
+from euryale.model.finite import first_not_finite
 
 _PREFILL_CHUNK = 512  # prompt tokens a forward: bounds the memory of long prompts
 
@@ -31,8 +36,12 @@ class Decoder:
         seeds: list[int],
         num_slots: int,
         seconds: dict[str, float],
+        end_ids: Sequence[int] = (),
     ) -> None:
-        """num_slots: the longest row, plus the nodes of a tree. `seconds` collects the time of each part of a step."""
+        """num_slots: the longest row, plus the nodes of a tree. `seconds` collects the time of each part of a step.
+
+        end_ids: the tokens that would end an answer; only `min_new_tokens` asks for them.
+        """
         self.base = base
         self.drafter = drafter.begin(len(seeds), num_slots)
         self.sampling = sampling
@@ -44,6 +53,7 @@ class Decoder:
         device = base.device
         self._mask = TreeMask(drafter.num_nodes, num_slots, base.dtype, device)
         self._noise = KeyedNoise(seeds, base.vocab_size, device) if sampling.temperature > 0 else None
+        self._processors = PathProcessors.of(sampling, len(seeds), end_ids, base.vocab_size, device)
         self._root_B = torch.zeros(len(seeds), dtype=torch.long, device=device)
         self._hidden_BD = torch.zeros(len(seeds), base.hidden_size, dtype=base.dtype, device=device)
 
@@ -57,6 +67,8 @@ class Decoder:
         start = time.perf_counter()
         device = self.base.device
         self.ids = [list(prompt) for prompt in prompts]
+        for row, prompt in enumerate(prompts) if self._processors else ():
+            self._processors.begin(row, prompt)  # type: ignore[union-attr]
         self._root_B = torch.tensor([prompt[-1] for prompt in prompts], device=device)
         lengths = [len(prompt) - 1 for prompt in prompts]
         longest = max(lengths)
@@ -88,29 +100,38 @@ class Decoder:
         draft = self.drafter.propose(known)
         marks.append(time.perf_counter())
 
-        hidden_BND, targets_BN = self._verify(draft, noise_BPV)
+        hidden_BND, drawn = self._verify(draft, noise_BPV)
+        targets_BN = drawn.tokens_BN
         marks.append(time.perf_counter())
 
         accepted = accept_exact(draft.tokens_BN, targets_BN, draft.shape, draft.is_real_BN)
         # The one wait of a step: what the host must know travels in one piece.
-        flags, tokens, targets = torch.stack([accepted.is_accepted_BN.long(), draft.tokens_BN, targets_BN]).tolist()
+        flags, is_finite, tokens, targets = torch.stack(
+            [accepted.is_accepted_BN.long(), drawn.is_finite_BN.long(), draft.tokens_BN, targets_BN]
+        ).tolist()
         paths = [[node for node, flag in enumerate(row) if flag] for row in flags]
         gained = [
             [row_tokens[node] for node in path[1:]] + [row_targets[path[-1]]]
             for path, row_tokens, row_targets in zip(paths, tokens, targets, strict=True)
         ]
+        for row, (path, finite) in enumerate(zip(paths, is_finite, strict=True)):
+            if is_open[row] and not all(finite[node] for node in path):
+                raise UserError(self._what_is_broken(row, tokens[row]))
         marks.append(time.perf_counter())
 
         self.arena.commit([path if open_ else [] for path, open_ in zip(paths, is_open, strict=True)])
-        for ids, tokens_gained, open_ in zip(self.ids, gained, is_open, strict=True):
-            ids.extend(tokens_gained if open_ else [])
+        for row, tokens_gained in enumerate(gained):
+            if is_open[row]:
+                self.ids[row] += tokens_gained
+                if self._processors is not None:
+                    self._processors.extend(row, tokens_gained)
         self._advance(hidden_BND, targets_BN, [path[-1] for path in paths])
         marks.append(time.perf_counter())
         for part, begin, end in zip(("draft", "verify", "accept", "commit"), marks, marks[1:], strict=False):
             self.seconds[part] += end - begin
         return gained
 
-    def _verify(self, draft: Draft, noise_BPV: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _verify(self, draft: Draft, noise_BPV: Tensor | None) -> tuple[Tensor, Drawn]:
         """One forward over the whole tree: the hidden state and the base's own next token at every node."""
         depths_RN = draft.shape.depths_RN
         if self.arena.is_uniform:
@@ -123,7 +144,10 @@ class Decoder:
             positions_BN = positions_BN.clamp(max=self.base.max_length - 1)
         hidden_BND = self._read(draft.tokens_BN, positions_BN, self._mask, draft.shape.ancestors_RNN)
         noise_BNV = _at_depths(noise_BPV, depths_RN) if noise_BPV is not None else None
-        return hidden_BND, find_targets(self._forward.logits(hidden_BND), self.sampling, noise_BNV)
+        logits_BNV = self._forward.logits(hidden_BND)
+        if self._processors is not None:
+            logits_BNV = self._processors.apply(logits_BNV, draft.tokens_BN, draft.shape, self.ids)
+        return hidden_BND, draw(logits_BNV, self.sampling, noise_BNV)
 
     def _read(self, tokens_BN: Tensor, positions_BN: Tensor, mask: TreeMask, ancestors_RNN: Tensor) -> Tensor:
         self.arena.begin(tokens_BN.shape[1])
@@ -137,6 +161,24 @@ class Decoder:
         rows_B = torch.arange(len(last_nodes), device=self.base.device)
         nodes_B = torch.tensor(last_nodes, device=self.base.device)
         self._hidden_BD, self._root_B = hidden_BND[rows_B, nodes_B], targets_BN[rows_B, nodes_B]
+
+    def _what_is_broken(self, row: int, drafted: list[int]) -> str:
+        """Why no score behind this row's text was a number."""
+        text = self.ids[row]
+        # A candidate whose keys or values are NaN spoils what does not see it, because 0 x NaN is NaN.
+        with_drafts = [*text[:-1], *drafted][: self.base.max_length]
+        name = first_not_finite(self.base, text) or first_not_finite(self.base, with_drafts)
+        if name is None and self._processors is not None:
+            return (
+                f"no token is left to write after {len(text)} tokens: logit_bias, banned_tokens and "
+                "min_new_tokens together forbid all. Forbid less."
+            )
+        where = f"the first output that is not finite is that of {name}" if name else "a pass without a tree is finite"
+        return (
+            f"the logits of {self.base.path} are not finite after {len(text)} tokens: {where}. Weights are "
+            f"broken, or too large for {str(self.base.dtype).removeprefix('torch.')}. Load it in float32 or bfloat16 "
+            "(base.dtype), or copy the model again."
+        )
 
 
 def _at_depths(noise_BPV: Tensor, depths_RN: Tensor) -> Tensor:

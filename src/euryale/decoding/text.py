@@ -24,6 +24,16 @@ def check_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     return strings
 
 
+def special_ids(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> tuple[int, ...]:
+    """The ids of those strings that are special tokens, such as `<|eot_id|>`.
+
+    Their text is never shown, so as strings they would never match: a stop string that is one has to stop by its id.
+    """
+    return tuple(
+        token for token, added in tokenizer.added_tokens_decoder.items() if added.special and added.content in strings
+    )
+
+
 class Detokenizer:
     """Text of one growing answer. `add` ids, take `new_text`, and `close` at the end."""
 

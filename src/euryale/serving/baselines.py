@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from euryale.decoding.accept import Sampling
+from euryale.decoding.sampling import Sampling
 from euryale.model.base import Base
 
 
@@ -31,11 +31,21 @@ def transformers_attention(base: Base) -> Iterator[PreTrainedModel]:
 
 
 def generation_settings(base: Base, sampling: Sampling, max_new_tokens: int, **extra: object) -> GenerationConfig:
-    """What `generate` is told: greedy at T = 0, else plain sampling from the same distribution as ours."""
+    """What `generate` is told: greedy at T = 0, else sampling; from the same distribution as ours."""
+    assert sampling.is_known_to_transformers, sampling
     eos_ids = list(base.eos_ids)
     how: dict[str, object] = {"do_sample": False}
     if sampling.temperature > 0:
-        how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+        how |= {"min_p": sampling.min_p} if sampling.min_p else {}
+    if sampling.repetition_penalty != 1.0:
+        how["repetition_penalty"] = sampling.repetition_penalty
+    if sampling.logit_bias:
+        how["sequence_bias"] = [[[token], float(bias)] for token, bias in sampling.logit_bias.items()]
+    if sampling.banned_tokens:
+        how["bad_words_ids"] = [list(word) for word in sampling.banned_words()]
+    if sampling.min_new_tokens:
+        how["min_new_tokens"] = sampling.min_new_tokens
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         eos_token_id=eos_ids or None,

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from euryale.decoding.accept import Sampling
 from euryale.decoding.engine import Engine
+from euryale.decoding.sampling import MoreSampling, Sampling
 from euryale.errors import UserError
 from euryale.model.files import write_json
 from euryale.progress import Progress
@@ -40,6 +40,11 @@ class BenchSettings:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    more: MoreSampling = field(default_factory=MoreSampling)  # the keywords of Sampling beside these two
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_p, **self.more)
 
     def check(self) -> None:
         """Raises UserError for names or numbers that cannot be."""
@@ -53,7 +58,12 @@ class BenchSettings:
             raise UserError(f"repeats={self.repeats} measures nothing. Give a number of at least 1 (3 is usual).")
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens={self.max_new_tokens} cannot be. Give a number of at least 1.")
-        Sampling(self.temperature, self.top_p)
+        others = [name for name in self.contenders if name.startswith("hf_")]
+        if others and not self.sampling.is_known_to_transformers:
+            raise UserError(
+                f"contenders=[{','.join(self.contenders)}]: transformers has no presence and frequency penalties, so "
+                f"its text would be another. Leave out: {', '.join(others)}."
+            )
 
 
 @dataclass
@@ -90,7 +100,7 @@ def bench(engine: Engine, prompts: Sequence[Sequence[int]], settings: BenchSetti
     if not prompts:
         raise UserError("the benchmark was given no prompts. Name a file with prompts=FILE.")
     _warn_when_busy()
-    asked = Sampling(settings.temperature, settings.top_p), settings.max_new_tokens
+    asked = settings.sampling, settings.max_new_tokens
     contenders = {name: CONTENDERS[name](engine, *asked) for name in dict.fromkeys(settings.contenders)}
     rounds: dict[str, list[Round]] = {name: [] for name in contenders}
     answers: dict[str, Answers] = {name: [] for name in contenders}
@@ -144,7 +154,7 @@ def _summary(
         "spread": {name: _ends([r.tokens_per_s for r in of]) for name, of in rounds.items()},
         "repeated_8grams": repeated_ngram_share(told[0]),
         "temperature": settings.temperature,
-        "top_p": settings.top_p,
+        **{"top_p": settings.top_p, **settings.more},
         "seed": settings.seed,
         "num_nodes": engine.tree(settings.temperature).num_nodes,
         "max_new_tokens": settings.max_new_tokens,

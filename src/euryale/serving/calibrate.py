@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from euryale.data.openings import Opening
-from euryale.decoding.accept import Sampling
 from euryale.decoding.calibrated import TREE_FORMAT, Calibration
 from euryale.decoding.drafters import build_drafter
 from euryale.decoding.engine import Engine
 from euryale.decoding.noise import gumbel
+from euryale.decoding.sampling import Sampling
 from euryale.decoding.step import Decoder
 from euryale.decoding.tree import Path
 from euryale.errors import UserError

@@ -29,7 +29,13 @@ def _as_text(read: Callable[[], str]) -> str:
 def stream_answer(engine: Engine, prompt: Prompt, config: Any, out: TextIO) -> dict[str, Any]:
     """Writes the answer piece by piece; returns its text, tokens, steps and tau."""
     answer = engine.stream(
-        prompt, config.max_new_tokens, config.temperature, config.top_p, config.seed, stop=config.stop or None
+        prompt,
+        config.max_new_tokens,
+        seed=config.seed,
+        stop=config.stop,
+        stop_ids=config.stop_ids,
+        ignore_eos=config.ignore_eos,
+        **config.sampling().keywords(),
     )
     for piece in answer:
         out.write(piece)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from euryale.decoding.accept import Sampling
 from euryale.decoding.engine import Engine
+from euryale.decoding.sampling import Sampling
 from euryale.serving.baselines import count_new, generate_ids, generation_settings, transformers_attention
 
 PROMPT_LOOKUP_TOKENS = 10  # candidates a step, the number in transformers' own documentation
@@ -39,7 +39,7 @@ def _own(drafts: bool) -> Builder:
 
         def answer(prompt: list[int], seed: int) -> Turn:
             before = dict(engine.seconds)
-            [generation] = engine.generate([prompt], max_new_tokens, sampling.temperature, sampling.top_p, seed)
+            [generation] = engine.generate([prompt], max_new_tokens, seed=seed, **sampling.keywords())
             parts = {part: total - before[part] for part, total in engine.seconds.items()}
             new = count_new(generation.ids, 0, engine.base.eos_ids, max_new_tokens)
             return Turn(new, generation.seconds, generation.num_steps, parts)

@@ -7,15 +7,15 @@ deep paths are accepted, and the accuracy of every head on the text that the bas
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
 from euryale.data.batches import PADDING, Batch, build_batches
 from euryale.data.sources import DataConfig
-from euryale.decoding.accept import Sampling
 from euryale.decoding.engine import Engine
 from euryale.decoding.rows import Generation
+from euryale.decoding.sampling import MoreSampling, Sampling
 from euryale.errors import UserError
 from euryale.progress import Progress
 from euryale.serving.baselines import count_new, generate_ids, generation_settings, transformers_attention
@@ -38,25 +38,26 @@ def evaluate_text(
     seed: int = 0,
     batch_size: int = 8,
     against_hf: bool = True,
+    **more: Unpack[MoreSampling],
 ) -> dict[str, Any]:
     """The `evaluation` section of a report, for prompts given as token ids that leave room for the answer.
 
     Prompt i is answered with seed + i; `accuracy` is that of the heads on the text of plain decoding.
     Raises UserError: no prompts, numbers out of range.
     """
-    sampling = Sampling(temperature, top_p)
+    sampling = Sampling(temperature, top_p, **more)
     if not prompts:
         raise UserError("the evaluation was given no prompts. Name a file with prompts=FILE.")
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} cannot be. Give a number of at least 1.")
-    with_hf = against_hf and temperature == 0
+    with_hf = against_hf and temperature == 0 and sampling.is_known_to_transformers
     progress = Progress("evaluate", (2 + with_hf) * len(prompts), "answers")
     how = (prompts, max_new_tokens, sampling, seed, batch_size, progress)
     ours = answer(engine, *how)
     plain = answer(Engine(engine.base, drafter="none"), *how)
     others = {"": [generation.ids for generation in plain]}
     if with_hf:
-        others["_hf"] = _hf_answers(engine, prompts, max_new_tokens, progress)
+        others["_hf"] = _hf_answers(engine, prompts, max_new_tokens, sampling, progress)
     progress.close()
 
     judged, judged_plain = (_judge_all(engine, prompts, found, sampling, seed) for found in (ours, plain))
@@ -65,7 +66,7 @@ def evaluate_text(
         "num_prompts": len(prompts),
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
-        "top_p": top_p,
+        **{"top_p": top_p, **more},
         "seed": seed,
         "num_nodes": tree.num_nodes,
         "dtype": str(engine.base.dtype).removeprefix("torch."),
@@ -100,7 +101,7 @@ def answer(
     for start in range(0, len(prompts), batch_size):
         batch = [list(prompt) for prompt in prompts[start : start + batch_size]]
         seeds = range(seed + start, seed + start + len(batch))
-        answers += engine.generate(batch, max_new_tokens, sampling.temperature, sampling.top_p, seeds)
+        answers += engine.generate(batch, max_new_tokens, seed=seeds, **sampling.keywords())
         progress.advance(len(batch), sum(len(generation.ids) for generation in answers[start:]))
     return answers
 
@@ -115,10 +116,14 @@ def _judge_all(
 
 
 def _hf_answers(
-    engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: int, progress: Progress
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampling: Sampling,
+    progress: Progress,
 ) -> list[list[int]]:
     base, answers = engine.base, []
-    settings = generation_settings(base, Sampling(), max_new_tokens)
+    settings = generation_settings(base, sampling, max_new_tokens)
     with transformers_attention(base) as model:
         for prompt in prompts:
             ids = generate_ids(model, prompt, settings)

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from euryale.decoding.accept import Sampling, keep_top_p
+from euryale.decoding.draft import Shape
 from euryale.decoding.noise import gumbel
+from euryale.decoding.processors import PathProcessors
+from euryale.decoding.sampling import Sampling, warp
 from euryale.model.base import Base
 
 ULPS = 4  # units in the last place of the dtype, at the size of the place's largest logit
@@ -46,32 +48,50 @@ class Divergence(NamedTuple):
 def judge(base: Base, prompt: Sequence[int], new: Sequence[int], sampling: Sampling, seed: int) -> Places:
     """Teacher-forces an answer through the base in one causal pass.
 
-    Scores are the logits at T = 0, else logits / T plus the noise of (seed, position, token), top-p applied.
+    Scores are the processed logits at T = 0, else those / T, filtered, plus the noise of (seed, position, token).
     """
     known = [*prompt, *new[:-1]]
     ids_1T = torch.tensor([known], device=base.device)
     positions_1T = torch.arange(len(known), device=base.device)[None]
     hidden_TD = base.forward_packed(ids_1T, positions_1T, torch.zeros_like(ids_1T))[0, len(prompt) - 1 :]
     new_T = torch.tensor(list(new), device=base.device)
+    processors = PathProcessors.of(sampling, 1, base.eos_ids, base.vocab_size, base.device)
     places = Places([], [], [])
     for start in range(0, len(new), _CHUNK):
         part = slice(start, start + _CHUNK)
         logits_TV = base.logits(hidden_TD[part]).float()
+        if processors is not None:
+            logits_TV = _processed(processors, logits_TV, prompt, new, start)
         scores_TV = _scores(logits_TV, sampling, seed, len(prompt) + start)
         best_T2 = scores_TV.topk(2).values
         emitted_T = scores_TV.gather(1, new_T[part, None])[:, 0]
         places.emitted_gap.extend((best_T2[:, 0] - emitted_T).tolist())
         places.top2_gap.extend((best_T2[:, 0] - best_T2[:, 1]).tolist())
-        places.gap_limit.extend(_rounding(logits_TV.abs().amax(-1), base.dtype, sampling.temperature).tolist())
+        largest_T = logits_TV.masked_fill(logits_TV == -math.inf, 0.0).abs().amax(-1)
+        places.gap_limit.extend(_rounding(largest_T, base.dtype, sampling.temperature).tolist())
     return places
+
+
+def _processed(
+    processors: PathProcessors, logits_TV: Tensor, prompt: Sequence[int], new: Sequence[int], start: int
+) -> Tensor:
+    """A text is a tree without branches: every token is a node, below the one before it."""
+    T, device = len(logits_TV), logits_TV.device
+    processors.begin(0, prompt)
+    if start:
+        processors.extend(0, new[:start])
+    text = [*prompt, *new[: start + T - 1]]
+    depths_1T = torch.arange(T, device=device)[None]
+    causal_1TT = torch.ones(1, T, T, dtype=torch.bool, device=device).tril()
+    chain = Shape((depths_1T - 1).clamp(min=0), depths_1T, causal_1TT)
+    tokens_1T = torch.tensor([text[-T:]], device=device)
+    return processors.apply(logits_TV[None], tokens_1T, chain, [text[: len(prompt) + start]])[0]
 
 
 def _scores(logits_TV: Tensor, sampling: Sampling, seed: int, first_position: int) -> Tensor:
     if sampling.temperature == 0:
         return logits_TV
-    scores_TV = logits_TV / sampling.temperature
-    if sampling.top_p < 1.0:
-        scores_TV = keep_top_p(scores_TV, sampling.top_p)
+    scores_TV = warp(logits_TV, sampling)
     T, V = scores_TV.shape
     return scores_TV + gumbel(seed, first_position, T, V, scores_TV.device)
 

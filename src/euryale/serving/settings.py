@@ -1,7 +1,10 @@
 """The settings that several scripts share: how to decode, how to write training text, how to calibrate."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
+from euryale.decoding.sampling import MoreSampling, Sampling
+from euryale.errors import UserError
 from euryale.model.base import BaseConfig
 
 
@@ -41,6 +44,34 @@ class DecodeConfig:
     top_p: float = 1.0
     seed: int = 0
     threads: int = 0
+
+
+@dataclass
+class AnswerConfig(DecodeConfig):
+    """What the scripts take that write answers: everything of Sampling."""
+
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: list[Any] = field(default_factory=list)  # pairs: a command line cannot add keys to a dictionary
+    banned_tokens: list[Any] = field(default_factory=list)
+    min_new_tokens: int = 0
+
+    def sampling(self) -> Sampling:
+        """Raises UserError for numbers out of range."""
+        values = {item.name: getattr(self, item.name) for item in fields(Sampling)}
+        try:
+            values["logit_bias"] = dict(self.logit_bias)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"logit_bias={self.logit_bias} cannot be. Give pairs: [[id, number], ...].") from error
+        return Sampling(**values)
+
+    def more_sampling(self) -> MoreSampling:
+        """What was asked beside temperature and top_p."""
+        asked = self.sampling().keywords()
+        return MoreSampling(**{k: v for k, v in asked.items() if k in MoreSampling.__annotations__})  # type: ignore[typeddict-item]
 
 
 @dataclass
