@@ -3,13 +3,12 @@
 from pathlib import Path
 
 from euryale.config import script, use_threads
-from euryale.model.checkpoint import find_checkpoint, provenance, read_description
-from euryale.model.locate import PROJECT
+from euryale.model.checkpoint import provenance
 from euryale.schemas import BenchConfig
 from euryale.serving.benchmark import BenchSettings, bench, write_result
 from euryale.serving.ceiling import measure_ceiling
 from euryale.serving.hardware import hardware
-from euryale.serving.open import open_engine
+from euryale.serving.open import open_checkpoint, open_engine
 from euryale.serving.prompts import load_prompts
 from euryale.serving.tables import bench_table
 
@@ -27,15 +26,15 @@ def main(config: BenchConfig) -> dict[str, object]:
         more=config.more_sampling(),
     )
     settings.check()
-    folder = find_checkpoint(config.checkpoint, PROJECT / "checkpoints")
+    folder, description = open_checkpoint(config)
     engine = open_engine(config)
-    prompts = load_prompts(engine.base, config.prompts, config.limit, config.max_new_tokens, read_description(folder))
+    prompts = load_prompts(engine.base, config.prompts, config.limit, config.max_new_tokens, description)
     ceiling = measure_ceiling(engine, config.temperature)
     print(ceiling.describe(), flush=True)
     measured = bench(engine, prompts, settings)
     print(bench_table(measured))
     result = {
-        "checkpoint": str(folder),
+        "checkpoint": None if folder is None else str(folder),
         "prompts": config.prompts,
         **measured,
         "ceiling": ceiling.as_dict(),

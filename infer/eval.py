@@ -1,12 +1,11 @@
 """Measures the heads and checks the text: python infer/eval.py checkpoint=DIR [prompts=FILE] [data=...]"""
 
 from euryale.config import script, use_threads
-from euryale.model.checkpoint import find_checkpoint, provenance, read_description
-from euryale.model.locate import PROJECT
+from euryale.model.checkpoint import provenance
 from euryale.schemas import EvalConfig
 from euryale.serving.evaluate import evaluate_text, held_out_accuracy
 from euryale.serving.hardware import hardware
-from euryale.serving.open import open_engine
+from euryale.serving.open import open_checkpoint, open_engine
 from euryale.serving.prompts import choose_data, load_prompts
 from euryale.serving.tables import accuracy_table, evaluation_table
 
@@ -14,8 +13,7 @@ from euryale.serving.tables import accuracy_table, evaluation_table
 @script("eval")
 def main(config: EvalConfig) -> dict[str, object]:
     use_threads(config.threads)
-    folder = find_checkpoint(config.checkpoint, PROJECT / "checkpoints")
-    description = read_description(folder)
+    folder, description = open_checkpoint(config)
     engine = open_engine(config)
     prompts = load_prompts(engine.base, config.prompts, config.limit, config.max_new_tokens, description, config.data)
     evaluation = evaluate_text(
@@ -32,7 +30,8 @@ def main(config: EvalConfig) -> dict[str, object]:
     if held_out:
         print(f"heads on held-out text\n\n{accuracy_table(held_out)}\n\nheads on the base's own answers\n")
     print(evaluation_table(result))
-    origin = {"checkpoint": str(folder), "prompts": config.prompts, "tau": evaluation["tau"]}
+    origin = {"checkpoint": None if folder is None else str(folder), "prompts": config.prompts}
+    origin |= {"drafter": engine.drafter.name, "tau": evaluation["tau"]}
     return origin | result | {"hardware": hardware(), "provenance": provenance(), "metric": evaluation["tau"]}
 
 

@@ -1,6 +1,6 @@
 """Does every decode, whatever the model, heads, tree and batch, equal plain decoding?
 
-`random_decodes(num, seed)` draws random two-layer models, heads, trees, batches, prompts and settings, and compares
+`random_decodes(num, seed)` draws random two-layer models, drafters, trees, batches, prompts and settings, and compares
 each answer with a loop that recomputes the whole text for every token (plain_decoding.py). Some greedy answers are
 also compared with transformers' `generate`, some answers with the engine without a drafter.
 `python tests/random_decodes.py 10000 [seed] [float32|float64]` runs many and prints JSON.
@@ -25,8 +25,10 @@ from plain_decoding import Answer, Request, answer_slowly, answer_with_generate,
 from random_models import FAMILIES, HEAD_DESIGNS, random_base, random_heads, random_prompts, random_tree, twin
 from transformers import PreTrainedModel
 
+from euryale.decoding.drafters import DRAFTERS, DrafterConfig
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree import ROOT_ONLY, Tree, chain, medusa63
+from euryale.decoding.trees import TreeConfig
 from euryale.model.base import Base
 from euryale.model.heads import Heads
 
@@ -56,6 +58,7 @@ class Report:
     near_ties: list[Mismatch] = field(default_factory=list)
     gained: Counter[int] = field(default_factory=Counter)  # steps by tokens gained
     finish_reasons: Counter[str] = field(default_factory=Counter)
+    drafters: Counter[str] = field(default_factory=Counter)  # tokens by drafter, fixed or dynamic tree
     kinds: Counter[str] = field(default_factory=Counter)  # decodes by family, greedy or sampled
     seconds: float = 0.0
 
@@ -75,8 +78,14 @@ def random_model(rng: random.Random, dtype: torch.dtype) -> tuple[str, Base, Hea
     return name, base, random_heads(design, base, seed)
 
 
-def any_tree(rng: random.Random, vocab_size: int, num_heads: int) -> Tree:
-    kind = rng.choice(["medusa63", "chain", "random", "random", "full", "root"])
+def any_drafter(rng: random.Random) -> DrafterConfig:
+    return DrafterConfig(rng.choice(["heads", *DRAFTERS[1:]]), depth=rng.randint(1, 8))
+
+
+def any_tree(rng: random.Random, vocab_size: int, num_heads: int) -> Tree | TreeConfig:
+    kind = rng.choice(["medusa63", "chain", "random", "random", "full", "root", "dynamic", "dynamic"])
+    if kind == "dynamic":
+        return TreeConfig("dynamic", rng.randint(1, 32))
     if kind == "random":
         num_ranks = rng.randint(1, min(vocab_size, 8))
         return random_tree(rng, rng.randint(1, num_heads), num_ranks, rng.randint(2, 32))
@@ -123,9 +132,12 @@ def random_decodes(num: int, seed: int, dtype: torch.dtype = torch.float64) -> R
         plain = Engine(base, drafter="none")
         target = min(num, report.num_decodes + DECODES_PER_MODEL)
         while report.num_decodes < target:
-            tree, batch = any_tree(rng, base.vocab_size, heads.num_heads), random_batch(rng, base)
-            where = f"{name} tree={tree.paths} batch of {len(batch)}"
-            found = generate(Engine(base, heads, "heads", tree), batch, report)
+            drafter, tree = any_drafter(rng), any_tree(rng, base.vocab_size, heads.num_heads)
+            batch = random_batch(rng, base)
+            where = f"{name} {drafter} {tree} batch of {len(batch)}"
+            found = generate(Engine(base, heads, drafter, tree), batch, report)
+            shape = "dynamic" if isinstance(tree, TreeConfig) else "fixed"
+            report.drafters[f"{drafter.name} {shape}"] += sum(len(answer.ids) for answer in found)
             expected = [answer_slowly(model, base, request) for request in batch]
             compare(report, model, where, batch, expected, found)
             if rng.random() < 0.2:

@@ -221,8 +221,10 @@ def test_prompts_come_from_a_file_or_from_held_out_rows(tiny_base: Base, tmp_pat
 def test_prompts_that_cannot_be_had_are_explained(tiny_base: Base, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="limit=0"):
         load_prompts(tiny_base, None, 0, 20, {})
+    with pytest.raises(UserError, match="without a checkpoint.*prompts=FILE"):
+        load_prompts(tiny_base, None, 4, 20, {})
     with pytest.raises(UserError, match="does not say what it was trained on.*prompts=FILE"):
-        load_prompts(tiny_base, None, 5, 20, {})
+        load_prompts(tiny_base, None, 5, 20, {"heads": {}})
     gone = {"provenance": {"settings": {"data.kind": "regenerated", "data.folder": str(tmp_path / "gone")}}}
     with pytest.raises(UserError, match="no held-out prompts.*prompts=FILE"):
         load_prompts(tiny_base, None, 5, 20, gone)

@@ -5,6 +5,8 @@ import torch
 from random_decodes import Report, random_decodes
 from random_models import FAMILIES, FULL, engine_of, five_tokens, twin
 
+from euryale.decoding.drafters import DRAFTERS
+
 
 def assert_exact(report: Report) -> None:
     assert not report.mismatches, report.mismatches[0]
@@ -16,6 +18,7 @@ def test_random_decodes_equal_plain_decoding() -> None:
     assert not report.near_ties, "float64 has none"
     # The sample reaches what can go wrong: every family both ways, every ending, short and long paths.
     assert set(report.kinds) == {f"{family} {way}" for family in FAMILIES for way in ("greedy", "sampled")}
+    assert set(report.drafters) == {f"{name} {tree}" for name in DRAFTERS[1:] for tree in ("fixed", "dynamic")}
     assert set(report.finish_reasons) == {"eos", "length", "context"}
     assert max(report.gained) >= 5 and sum(n for gained, n in report.gained.items() if gained > 1) > 200
     assert report.num_with_generate >= 20 and report.num_with_ar >= 40

@@ -180,6 +180,8 @@ def measure(
 def recalibrate(config: CalibrateScriptConfig) -> tuple[Path, dict[str, Any]]:
     """Counts and times anew for a checkpoint, and writes its tree.json; the folder and the new content."""
     check_calibration(config.calibrate)
+    if config.checkpoint is None:
+        raise UserError("checkpoint=null: calibration is of heads. Name a checkpoint, or leave the setting out.")
     folder = find_checkpoint(config.checkpoint, PROJECT / "checkpoints")
     description = read_description(folder)
     base = open_base(config.base, description)

@@ -60,6 +60,6 @@ def read_calibrations(folder: Path) -> list[Calibration]:
     return found
 
 
-def choose_tree(calibrations: Sequence[Calibration], temperature: float) -> Tree:
-    """The tree calibrated nearest to this temperature."""
-    return min(calibrations, key=lambda c: abs(c.temperature - temperature)).tree()
+def nearest(calibrations: Sequence[Calibration], temperature: float) -> Calibration:
+    """The one made nearest to this temperature."""
+    return min(calibrations, key=lambda c: abs(c.temperature - temperature))

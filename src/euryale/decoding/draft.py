@@ -1,8 +1,8 @@
 """What do the step and a drafter say to each other?
 
 The step says what is Known. The drafter answers with a Draft: N tokens, and the Shape in which they hang together.
-N is the same in every step; tokens, and for some drafters parents, differ from step to step and from row to row.
-Fewer candidates than nodes is a mask: a node that carries no candidate is computed with the others and never accepted.
+N is the same in every step, or one of a few sizes; tokens, and for some drafters parents, differ from step to step
+and from row to row. Fewer candidates than nodes is a mask: an empty node is computed with the others, never accepted.
 
 Letters: B batch, R rows of a shape (1 when all rows of the batch share it, else B), N nodes, P depths, D width,
 V vocabulary.
@@ -69,7 +69,7 @@ class Draft(NamedTuple):
 
 
 class Drafter(Protocol):
-    """Fills N nodes, at most max_depth below the root. Siblings carry different tokens."""
+    """Fills at most num_nodes nodes, at most max_depth below the root. Siblings carry different tokens."""
 
     num_nodes: int
     max_depth: int

@@ -1,9 +1,9 @@
-"""What do the trained heads propose on a fixed tree?
+"""What do the trained heads propose?
 
-Level by level: head k guesses the tokens at depth k + 1, once a parent (kind hydra, which reads the path) or once a
-depth (kind medusa). Candidates are ranked with the noise that the verifier will draw with.
+Head k guesses the tokens at depth k + 1, once a parent (kind hydra, which reads the path) or once a depth (kind
+medusa). Candidates are ranked with the noise that the verifier will draw with.
 
-Letters: B batch, N nodes, K heads, D width, F inner width, V vocabulary, P parents of a level, C children of a level.
+Letters: B batch, K heads, D width, F inner width, V vocabulary, P parents of a level, C numbers of a path.
 """
 
 from collections.abc import Callable
@@ -13,23 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from euryale.decoding.draft import Draft, Known, Shape
-from euryale.decoding.tree import Tree
+from euryale.decoding.calibrated import Calibration
+from euryale.decoding.draft import Draft, Known
+from euryale.decoding.growth import build_growth
+from euryale.decoding.tree import Budget, Tree
 from euryale.model.base import Base
 from euryale.model.heads import HeadBody, Heads, normalise
 from euryale.model.products import Product, packed
 
 _TABLE_ENTRIES = 1 << 25  # numbers of an embedding table that are kept a second time, normalised
-
-
-class _Level(NamedTuple):
-    """The nodes of one depth and where their tokens come from."""
-
-    head: int  # the head that guesses here
-    num_ranks: int  # candidates needed at each parent
-    child_slots_C: Tensor  # node -> parent slot x num_ranks + rank, into the flattened candidates
-    parents_P: Tensor  # the children (by index in this level) that are parents of the next level
-    slots_P: Tensor  # each such child's own parent slot, whose path it continues
 
 
 class Entry(NamedTuple):
@@ -132,43 +124,29 @@ class HeadMatrices:
 
 
 class HeadsDrafter:
-    """The heads on one tree."""
+    """The heads on a fixed tree, or on the one that looks best in each step."""
 
-    def __init__(self, base: Base, heads: Heads, tree: Tree) -> None:
-        self.tree = tree
-        self.num_nodes, self.max_depth = tree.num_nodes, tree.max_depth
-        self._shape = Shape.of_tree(tree, base.device)
-        self._levels = _plan(tree, per_parent=heads.config.kind == "hydra", device=base.device)
-        order = [0] + [node for depth in range(1, tree.max_depth + 1) for node in _nodes_at(tree, depth)]
-        place = sorted(range(tree.num_nodes), key=order.__getitem__)
-        self._place_N = None if place == list(range(tree.num_nodes)) else torch.tensor(place, device=base.device)
-        self._heads = HeadMatrices(base, heads, len(self._levels))
+    def __init__(self, base: Base, heads: Heads, tree: Tree | Budget, calibration: Calibration | None = None) -> None:
+        per_parent = heads.config.kind == "hydra"
+        self._growth = build_growth(tree, heads.num_candidates, base.device, per_parent, calibration)
+        self.num_nodes, self.max_depth = self._growth.num_nodes, self._growth.max_depth
+        self._heads = HeadMatrices(base, heads, self.max_depth)
 
     def begin(self, batch_size: int, num_slots: int) -> "HeadsDrafter":
         return self
 
     def propose(self, known: Known) -> Draft:
-        if not self._levels:
-            return Draft(known.root_B[:, None], self._shape)
-        entry = self._heads.enter(known)
-        tokens = [known.root_B[:, None]]
+        entry = self._heads.enter(known) if self.max_depth else None
         path_BPC: Tensor | None = None
-        for level in self._levels:
-            scores_BPV = self._heads.scores(level.head, known, entry, path_BPC)
-            candidates = best_ids(scores_BPV, level.num_ranks)
-            children_BC = candidates.flatten(1)[:, level.child_slots_C]
-            if self._heads.draft_ids is not None:
-                children_BC = self._heads.draft_ids[children_BC]
-            tokens.append(children_BC)
-            if len(level.parents_P):
-                path_BPC = self._heads.extend(path_BPC, level.slots_P, children_BC[:, level.parents_P])
-        tokens_BN = torch.cat(tokens, 1)
-        return Draft(tokens_BN if self._place_N is None else tokens_BN[:, self._place_N], self._shape)
 
+        def ask(level: int, slots: Tensor | None, tokens_BP: Tensor | None) -> Tensor:
+            nonlocal path_BPC
+            assert entry is not None
+            if slots is not None and tokens_BP is not None:
+                path_BPC = self._heads.extend(path_BPC, slots, tokens_BP)
+            return self._heads.scores(level, known, entry, path_BPC)
 
-def best_ids(scores_xV: Tensor, num: int) -> Tensor:
-    """The ids of the best `num` scores, best first, [..., num]."""
-    return scores_xV.argmax(-1, keepdim=True) if num == 1 else scores_xV.topk(num).indices
+        return self._growth.grow(known.root_B, ask, self._heads.draft_ids)
 
 
 class _Finish:
@@ -187,33 +165,3 @@ def draft_dtype(base: Base) -> torch.dtype:
     """The dtype that heads are asked in."""
     is_quick = base.device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if base.dtype == torch.float32 and is_quick else base.dtype
-
-
-def _nodes_at(tree: Tree, depth: int) -> list[int]:
-    return [node for node in range(tree.num_nodes) if tree.depths[node] == depth]
-
-
-def _plan(tree: Tree, per_parent: bool, device: torch.device) -> list[_Level]:
-    """Turns a tree into index tensors, one level a head. Parents of one level differ only for kind hydra."""
-    levels = []
-    parents = [0]
-    slot_of = {0: 0}
-    has_child = set(tree.parents)
-    for depth in range(1, tree.max_depth + 1):
-        children = _nodes_at(tree, depth)
-        num_ranks = max(tree.ranks[c] for c in children) + 1
-        slots = [slot_of[tree.parents[c]] if per_parent else 0 for c in children]
-        parents = [c for c in children if c in has_child]
-        slot_of = {parent: slot for slot, parent in enumerate(parents)}
-        levels.append(
-            _Level(
-                head=depth - 1,
-                num_ranks=num_ranks,
-                child_slots_C=torch.tensor(
-                    [s * num_ranks + tree.ranks[c] for s, c in zip(slots, children, strict=True)], device=device
-                ),
-                parents_P=torch.tensor([children.index(p) for p in parents], dtype=torch.long, device=device),
-                slots_P=torch.tensor([slots[children.index(p)] for p in parents], dtype=torch.long, device=device),
-            )
-        )
-    return levels

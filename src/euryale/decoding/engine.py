@@ -6,26 +6,25 @@ text. Autoregressive decoding is the same engine with drafter `none`.
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
-from euryale.decoding.calibrated import Calibration, choose_tree, read_calibrations
+from euryale.decoding.calibrated import TREE_FILE, Calibration, nearest, read_calibrations
 from euryale.decoding.draft import Drafter
-from euryale.decoding.drafters import DRAFTERS, build_drafter
+from euryale.decoding.drafters import DrafterConfig, build_drafter, check_heads
 from euryale.decoding.noise import check_seeds
 from euryale.decoding.rows import Ends, Generation, Row
 from euryale.decoding.sampling import MoreSampling, Sampling
 from euryale.decoding.step import Decoder
 from euryale.decoding.text import Detokenizer, check_stop, special_ids
-from euryale.decoding.tree import ROOT_ONLY, Tree, chain, check_depth, medusa63
+from euryale.decoding.tree import ROOT_ONLY, Budget, Tree
+from euryale.decoding.trees import TreeConfig, plan_tree
 from euryale.errors import UserError
 from euryale.model.base import Base, BaseConfig, load_base
 from euryale.model.checkpoint import load_heads, read_description
 from euryale.model.heads import Heads
 
 Prompt = str | Sequence[int]
-TREES = ("chain", "medusa63", "calibrated")
 
 
 class Engine:
@@ -35,30 +34,28 @@ class Engine:
         self,
         base: Base,
         heads: Heads | None = None,
-        drafter: str = "heads",
-        tree: Tree | None = None,
+        drafter: str | DrafterConfig = "heads",
+        tree: Tree | TreeConfig | str | None = None,
         calibrations: Sequence[Calibration] = (),
     ) -> None:
-        """`tree` fixes the tree; else the calibration nearest to the temperature chooses, else a chain of all heads.
+        """`tree` names or is the tree; None is `calibrated`, and a chain of all heads where nothing was calibrated.
 
-        Raises UserError: an unknown drafter, `heads` without heads, a tree deeper than the heads.
+        Raises UserError: an unknown drafter or tree, `heads` without heads, a tree deeper than the heads.
         """
-        if drafter not in DRAFTERS:
-            raise UserError(f"drafter={drafter} is not known. Choose one of: {', '.join(DRAFTERS)}.")
-        if drafter == "heads" and heads is None:
-            raise UserError("drafter=heads needs a heads checkpoint, and only a base was given. Use drafter=none.")
         self.base = base
         self.heads = heads
-        self.drafter = drafter
+        self.drafter = DrafterConfig(drafter) if isinstance(drafter, str) else drafter
+        self.drafter.check()
+        check_heads(self.drafter, heads)
         self.calibrations = list(calibrations)
         self.seconds = dict.fromkeys(("prefill", "draft", "verify", "accept", "commit"), 0.0)  # since the last reset
         self.last: Generation | None = None  # what `stream` gave, once it has ended
-        self._tree = tree
-        self._drafters: dict[Tree, Drafter] = {}
-        if heads is not None and drafter == "heads":
-            for name, planned in [("given", tree), *(("calibrated", c.tree()) for c in self.calibrations)]:
-                if planned is not None:
-                    check_depth(planned, name, heads.num_heads)
+        self._tree = tree if isinstance(tree, (Tree, TreeConfig)) else TreeConfig(tree or "calibrated")
+        if isinstance(self._tree, TreeConfig):
+            self._tree.check()
+        self._drafters: dict[tuple[Tree | Budget, float | None], Drafter] = {}
+        for temperature in [c.temperature for c in self.calibrations] or [0.0]:
+            self.tree(temperature)
 
     @staticmethod
     def load(
@@ -66,8 +63,8 @@ class Engine:
         base: Base | str | None = None,
         device: str = "auto",
         dtype: str = "auto",
-        drafter: str = "heads",
-        tree: str = "calibrated",
+        drafter: str | DrafterConfig = "heads",
+        tree: str | TreeConfig = "calibrated",
         merge_adapter: bool = False,
     ) -> "Engine":
         """Loads a heads checkpoint and the base it names (or `base`: another path to it, or one already loaded).
@@ -79,9 +76,10 @@ class Engine:
         """
         folder = Path(folder)
         description = read_description(folder)
-        for name, value, options in (("drafter", drafter, DRAFTERS), ("tree", tree, TREES)):
-            if value not in options:
-                raise UserError(f"{name}={value} is not known. Choose one of: {', '.join(options)}.")
+        drafter = DrafterConfig(drafter) if isinstance(drafter, str) else drafter
+        tree = TreeConfig(tree) if isinstance(tree, str) else tree
+        drafter.check()
+        tree.check()
         if not isinstance(base, Base):
             trained_on = description.get("base")
             if not isinstance(trained_on, dict) or "path" not in trained_on:
@@ -97,32 +95,33 @@ class Engine:
                 )
             )
         heads = load_heads(folder, base).to(base.device, base.dtype).eval()
-        fixed = {"chain": chain(heads.num_heads), "medusa63": medusa63()}.get(tree)
-        calibrations = read_calibrations(folder) if tree == "calibrated" and drafter == "heads" else []
-        if fixed is not None and drafter == "heads":
-            check_depth(fixed, tree, heads.num_heads)
-        return Engine(base, heads, drafter, fixed, calibrations)
+        # A dynamic tree only takes its size from there, where there is one.
+        is_calibrated = tree.name == "calibrated" or (tree.name == "dynamic" and (folder / TREE_FILE).is_file())
+        calibrations = read_calibrations(folder) if drafter.needs_heads and is_calibrated else []
+        return Engine(base, heads, drafter, tree, calibrations)
 
-    def tree(self, temperature: float = 0.0) -> Tree:
-        """The tree that a step verifies at this temperature."""
-        if self.drafter == "none" or self.heads is None:
+    def tree(self, temperature: float = 0.0) -> Tree | Budget:
+        """The tree that a step verifies at this temperature, or the number of nodes that it arranges anew."""
+        if self.drafter.name == "none":
             return ROOT_ONLY
-        if self._tree is None and self.calibrations:
-            tree = choose_tree(self.calibrations, temperature)
-        else:
-            tree = self._tree or chain(self.heads.num_heads)
-        return tree.pruned(self.heads.num_heads, self.heads.num_candidates)
+        heads = self.heads if self.drafter.needs_heads else None
+        return plan_tree(self._tree, heads, self.drafter.depth, self.calibrations, temperature)
+
+    def num_nodes(self, temperature: float = 0.0) -> int:
+        """Nodes that a step verifies at most at this temperature, the root included."""
+        return self._drafter(temperature).num_nodes
+
+    def max_depth(self, temperature: float = 0.0) -> int:
+        """Drafted tokens that a step can gain at most at this temperature."""
+        return self._drafter(temperature).max_depth
 
     def with_num_nodes(self, num_nodes: int) -> "Engine":
-        """The same engine with calibrated trees of this many nodes, the root included, instead of the fastest."""
-        most = min((len(c.paths) + 1 for c in self.calibrations), default=0)
-        if not 1 <= num_nodes <= most:
-            found = f"the calibrated trees have 1 to {most} nodes" if most else "there is no calibrated tree"
-            raise UserError(
-                f"tree.num_nodes={num_nodes} was asked for, and {found}. Use tree=calibrated with such a number."
-            )
-        resized = [replace(calibration, num_nodes=num_nodes) for calibration in self.calibrations]
-        return Engine(self.base, self.heads, self.drafter, self._tree, resized)
+        """The same engine with trees of this many nodes, the root included, instead of the fastest."""
+        name = self._tree.name if isinstance(self._tree, TreeConfig) else "given"
+        if name == "given":
+            raise UserError(f"tree.num_nodes={num_nodes} was asked for, and the tree was given. Use tree=calibrated.")
+        tree = TreeConfig(name, num_nodes)
+        return Engine(self.base, self.heads, self.drafter, tree, self.calibrations)
 
     def generate(
         self,
@@ -236,13 +235,11 @@ class Engine:
 
     def _run(self, rows: list[Row], sampling: Sampling, seeds: list[int]) -> Iterator[None]:
         """Steps until every row has ended; yields after each step."""
-        tree = self.tree(sampling.temperature)
-        if tree not in self._drafters:
-            self._drafters[tree] = build_drafter(self.drafter, self.base, self.heads, tree)
+        drafter = self._drafter(sampling.temperature)
         # A row that ended inside a path keeps that whole path while the others go on, hence max_depth.
-        num_slots = max(len(row.prompt) + row.max_ids for row in rows) + tree.max_depth + tree.num_nodes
+        num_slots = max(len(row.prompt) + row.max_ids for row in rows) + drafter.max_depth + drafter.num_nodes
         end_ids = rows[0].ends.ids
-        decoder = Decoder(self.base, self._drafters[tree], sampling, seeds, num_slots, self.seconds, end_ids)
+        decoder = Decoder(self.base, drafter, sampling, seeds, num_slots, self.seconds, end_ids)
         decoder.prefill([row.prompt for row in rows])
         is_open = [True] * len(rows)
         while any(is_open):
@@ -251,6 +248,13 @@ class Engine:
                     row.take(tokens)
             is_open = [row.finish_reason is None for row in rows]
             yield
+
+    def _drafter(self, temperature: float) -> Drafter:
+        calibration = nearest(self.calibrations, temperature) if self.calibrations else None
+        key = (self.tree(temperature), None if calibration is None else calibration.temperature)
+        if key not in self._drafters:
+            self._drafters[key] = build_drafter(self.drafter, self.base, self.heads, key[0], calibration)
+        return self._drafters[key]
 
     def _finish(self, row: Row, seconds: float) -> Generation:
         """The text comes from the same detokenizer as in `stream`, so both agree; it ends before the eos id."""

@@ -51,7 +51,8 @@ class Decoder:
         self.arena = Arena(base.model.config, len(seeds), num_slots, base.dtype, base.device)
         self.ids: list[list[int]] = [[] for _ in seeds]  # prompt and answer so far; the last is the root
         device = base.device
-        self._mask = TreeMask(drafter.num_nodes, num_slots, base.dtype, device)
+        self._num_slots = num_slots
+        self._masks: dict[int, TreeMask] = {}  # by number of nodes: a drafter has few
         self._noise = KeyedNoise(seeds, base.vocab_size, device) if sampling.temperature > 0 else None
         self._processors = PathProcessors.of(sampling, len(seeds), end_ids, base.vocab_size, device)
         self._root_B = torch.zeros(len(seeds), dtype=torch.long, device=device)
@@ -142,7 +143,10 @@ class Decoder:
             # What lies beyond the context is never kept; but a learned position table ends there, and dynamic rope
             # would change its frequencies for everybody.
             positions_BN = positions_BN.clamp(max=self.base.max_length - 1)
-        hidden_BND = self._read(draft.tokens_BN, positions_BN, self._mask, draft.shape.ancestors_RNN)
+        N = draft.tokens_BN.shape[1]
+        if N not in self._masks:
+            self._masks[N] = TreeMask(N, self._num_slots, self.base.dtype, self.base.device)
+        hidden_BND = self._read(draft.tokens_BN, positions_BN, self._masks[N], draft.shape.ancestors_RNN)
         noise_BNV = _at_depths(noise_BPV, depths_RN) if noise_BPV is not None else None
         logits_BNV = self._forward.logits(hidden_BND)
         if self._processors is not None:

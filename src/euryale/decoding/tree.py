@@ -103,6 +103,14 @@ class Tree:
         return Tree.from_paths([p for p in self.paths[1:] if len(p) <= max_depth and max(p) < num_ranks])
 
 
+@dataclass(frozen=True)
+class Budget:
+    """A number of nodes, the root included, that each step arranges anew: the likeliest first."""
+
+    num_nodes: int
+    max_depth: int
+
+
 ROOT_ONLY = Tree(parents=(-1,), ranks=(0,))
 
 

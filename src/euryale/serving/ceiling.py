@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 
 from euryale.decoding.engine import Engine
+from euryale.decoding.growth import MOST_PARENTS
+from euryale.decoding.tree import Budget, Tree
 from euryale.model.base import Base
 
 _MIN_BUFFER, _MAX_BUFFER = 2**20, 2**30  # bytes
@@ -53,25 +55,32 @@ class Ceiling(NamedTuple):
 def measure_ceiling(engine: Engine, temperature: float = 0.0) -> Ceiling:
     """Counts the engine's weights and times one read and one product of matrices on its device."""
     base, tree = engine.base, engine.tree(temperature)
+    num_nodes = engine.num_nodes(temperature)
     base_bytes, base_weights = _weights(base)
     head_bytes = head_flops = 0
-    if engine.heads is not None:
+    if engine.heads is not None and engine.drafter.needs_heads:
         for k in range(tree.max_depth):
             output = engine.heads.num_candidates * base.hidden_size  # the rows of its output matrix that drafting reads
             numbers = output + sum(weight.numel() for weight in engine.heads.bodies[k].parameters())
             head_bytes += numbers * base.dtype.itemsize
             # Kind medusa asks a head once; kind hydra once for every parent of its level.
-            is_parent = set(tree.parents)
-            num_parents = sum(d == k and n in is_parent for n, d in enumerate(tree.depths))
-            head_flops += 2 * numbers * (num_parents if engine.heads.config.kind == "hydra" else 1)
+            head_flops += 2 * numbers * (_num_parents(tree, k) if engine.heads.config.kind == "hydra" else 1)
     return Ceiling(
         base_bytes=base_bytes,
         step_bytes=base_bytes + head_bytes,
-        step_flops=2 * base_weights * tree.num_nodes + head_flops,
-        num_nodes=tree.num_nodes,
+        step_flops=2 * base_weights * num_nodes + head_flops,
+        num_nodes=num_nodes,
         bytes_per_s=_bandwidth(base_bytes, base.device),
         flops_per_s=_flop_rate(base),
     )
+
+
+def _num_parents(tree: Tree | Budget, depth: int) -> int:
+    """How many nodes of this depth are asked for children."""
+    if isinstance(tree, Budget):
+        return min(MOST_PARENTS, tree.num_nodes - 1) if depth else 1
+    is_parent = set(tree.parents)
+    return sum(d == depth and n in is_parent for n, d in enumerate(tree.depths))
 
 
 def _weights(base: Base) -> tuple[int, int]:

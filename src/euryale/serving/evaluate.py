@@ -61,17 +61,16 @@ def evaluate_text(
     progress.close()
 
     judged, judged_plain = (_judge_all(engine, prompts, found, sampling, seed) for found in (ours, plain))
-    tree = engine.tree(temperature)
     result: dict[str, Any] = {
         "num_prompts": len(prompts),
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         **{"top_p": top_p, **more},
         "seed": seed,
-        "num_nodes": tree.num_nodes,
+        "num_nodes": engine.num_nodes(temperature),
         "dtype": str(engine.base.dtype).removeprefix("torch."),
         "tau": sum(len(generation.ids) for generation in ours) / sum(generation.num_steps for generation in ours),
-        "tau_by_depth": tau_by_depth(ours, tree.max_depth),
+        "tau_by_depth": tau_by_depth(ours, engine.max_depth(temperature)),
         "repeated_8grams": repeated_ngram_share(generation.ids for generation in ours),
         "total": len(prompts),
         "accuracy": head_accuracy(engine, written_batches(prompts, plain, batch_size)),

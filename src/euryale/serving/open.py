@@ -1,6 +1,8 @@
 """How does an infer script get from its settings to an engine?"""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
@@ -19,16 +21,38 @@ def open_engine(config: DecodeConfig) -> Engine:
         raise UserError(f"accept={config.accept.name} is not known. Choose one of: {', '.join(ACCEPT_RULES)}.")
     if config.max_new_tokens < 1:
         raise UserError(f"max_new_tokens={config.max_new_tokens} cannot be. Give a number of at least 1.")
-    folder = find_checkpoint(config.checkpoint, PROJECT / "checkpoints")
-    base = open_base(config.base, read_description(folder))
+    folder, description = open_checkpoint(config)
+    base = open_base(config.base, description)
+    if folder is None:
+        return Engine(base, None, config.drafter, config.tree)
     if config.threads == 0:
         use_calibrated_threads(base, folder)
-    engine = Engine.load(folder, base, drafter=config.drafter.name, tree=config.tree.name)
-    return engine if config.tree.num_nodes is None else engine.with_num_nodes(config.tree.num_nodes)
+    return Engine.load(folder, base, drafter=config.drafter, tree=config.tree)
+
+
+def open_checkpoint(config: DecodeConfig) -> tuple[Path | None, dict[str, Any]]:
+    """The checkpoint's folder and what its heads.json says; (None, {}) for a base alone.
+
+    Raises UserError: no such checkpoint, a drafter that needs one, no base named instead.
+    """
+    if config.checkpoint is not None:
+        folder = find_checkpoint(config.checkpoint, PROJECT / "checkpoints")
+        return folder, read_description(folder)
+    config.drafter.check()
+    if config.drafter.needs_heads:
+        raise UserError(
+            f"checkpoint=null leaves drafter={config.drafter.name} without heads. Name a checkpoint, or use "
+            "drafter=lookup or drafter=none."
+        )
+    if config.base.path is None:
+        raise UserError("checkpoint=null names no base. Give one, for example base=tiny or base.path=FOLDER_OR_HUB_ID.")
+    return None, {}
 
 
 def open_base(config: BaseConfig, description: dict) -> Base:
     """The base that a checkpoint's description names, or the one that the settings name instead."""
+    if not description:
+        return load_base(config)
     trained_on = description.get("base")
     if not isinstance(trained_on, dict) or "path" not in trained_on:
         raise UserError("the checkpoint's heads.json does not say which base it belongs to. Use another checkpoint.")

@@ -64,6 +64,11 @@ def choose_data(data: DataConfig | None, description: dict[str, Any]) -> DataCon
         return data
     settings = description.get("provenance", {}).get("settings", {})
     known = {f.name: settings[f"data.{f.name}"] for f in fields(DataConfig) if f"data.{f.name}" in settings}
+    if not description:
+        raise UserError(
+            "without a checkpoint no prompts can be held out of its training. Give prompts=FILE, for example "
+            "data/prompts.txt."
+        )
     if "kind" not in known:
         raise UserError(
             "this checkpoint does not say what it was trained on, so no prompts can be held out of it. "

@@ -3,24 +3,11 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from euryale.decoding.drafters import DrafterConfig
 from euryale.decoding.sampling import MoreSampling, Sampling
+from euryale.decoding.trees import TreeConfig
 from euryale.errors import UserError
 from euryale.model.base import BaseConfig
-
-
-@dataclass
-class DrafterConfig:
-    """Who proposes."""
-
-    name: str = "heads"
-
-
-@dataclass
-class TreeConfig:
-    """What is proposed."""
-
-    name: str = "calibrated"
-    num_nodes: int | None = None
 
 
 @dataclass
@@ -34,7 +21,7 @@ class AcceptConfig:
 class DecodeConfig:
     """What every infer script takes."""
 
-    checkpoint: str = "last"
+    checkpoint: str | None = "last"
     base: BaseConfig = field(default_factory=BaseConfig)
     drafter: DrafterConfig = field(default_factory=DrafterConfig)
     tree: TreeConfig = field(default_factory=TreeConfig)

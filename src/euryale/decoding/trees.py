@@ -1,0 +1,89 @@
+"""Which tree does an engine verify? Named, made from calibration, or only a number of nodes.
+
+    chain       the first candidate of every depth
+    medusa63    Medusa's published tree
+    calibrated  the paths that were most often right when the checkpoint was calibrated
+    dynamic     a number of nodes; every step takes those that look likeliest in that moment
+
+Drafters without heads were not calibrated: for them `calibrated` is `dynamic`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from euryale.decoding.calibrated import Calibration, nearest
+from euryale.decoding.tree import ROOT_ONLY, Budget, Tree, chain, check_depth, medusa63
+from euryale.errors import UserError
+from euryale.model.heads import Heads
+
+TREES = ("chain", "medusa63", "calibrated", "dynamic")
+DEFAULT_NODES = 16  # of a dynamic tree that nothing was calibrated for
+MOST_NODES = 256
+
+
+@dataclass
+class TreeConfig:
+    """What is proposed."""
+
+    name: str = "calibrated"
+    num_nodes: int | None = None
+
+    def check(self) -> None:
+        """Raises UserError for a name or number that cannot be."""
+        if self.name not in TREES:
+            raise UserError(f"tree={self.name} is not known. Choose one of: {', '.join(TREES)}.")
+        if self.num_nodes is not None and self.name in ("chain", "medusa63"):
+            raise UserError(f"tree={self.name} has its own number of nodes. Leave tree.num_nodes out, or use another.")
+        if self.num_nodes is not None and not 1 <= self.num_nodes <= MOST_NODES:
+            raise UserError(f"tree.num_nodes={self.num_nodes} cannot be. Give a number from 1 to {MOST_NODES}.")
+
+
+def plan_tree(
+    asked: Tree | TreeConfig,
+    heads: Heads | None,
+    depth: int,
+    calibrations: Sequence[Calibration],
+    temperature: float,
+) -> Tree | Budget:
+    """The tree of a drafter that reads these heads (None: of one that reaches `depth` tokens ahead).
+
+    Raises UserError: a tree deeper than the heads, more nodes than were calibrated.
+    """
+    if heads is None:
+        return _without_heads(asked, depth)
+    if isinstance(asked, Tree):
+        name, tree = "given", asked
+    elif asked.name == "dynamic":
+        usual = nearest(calibrations, temperature).num_nodes if calibrations else DEFAULT_NODES
+        return Budget(asked.num_nodes or usual, heads.num_heads)
+    elif asked.name == "calibrated" and calibrations:
+        calibration = nearest(calibrations, temperature)
+        _check_num_nodes(asked.num_nodes, len(calibration.paths) + 1)
+        name, tree = asked.name, calibration.tree(asked.num_nodes)
+    elif asked.name == "medusa63":
+        name, tree = asked.name, medusa63()
+    else:
+        _check_num_nodes(asked.num_nodes, 0)
+        name, tree = asked.name, chain(heads.num_heads)
+    check_depth(tree, name, heads.num_heads)
+    return tree.pruned(heads.num_heads, heads.num_candidates)
+
+
+def _without_heads(asked: Tree | TreeConfig, depth: int) -> Tree | Budget:
+    if isinstance(asked, Tree):
+        return asked
+    if asked.name == "chain":
+        return chain(depth)
+    if asked.name == "medusa63":
+        return medusa63()
+    num_nodes = asked.num_nodes or DEFAULT_NODES
+    return Budget(num_nodes, depth) if num_nodes > 1 else ROOT_ONLY
+
+
+def _check_num_nodes(asked: int | None, most: int) -> None:
+    if asked is not None and asked > most:
+        found = f"the calibrated trees have 1 to {most} nodes" if most else "there is no calibrated tree"
+        raise UserError(
+            f"tree.num_nodes={asked} was asked for, and {found}. "
+            "Use tree=calibrated with such a number, or tree=dynamic."
+        )
