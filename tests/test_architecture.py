@@ -27,6 +27,7 @@ FLOORS = {
     "data": 1,
     "model": 1,
     "commandline": 1,
+    "processes": 1,
     "kernels": 0,
     "errors": 0,
     "progress": 0,

@@ -169,12 +169,6 @@ def test_conversations_that_the_template_refuses_stop_or_are_counted(config: Dat
     assert (stream.num_rows, stream.num_skipped) == (3, 1)
 
 
-def test_two_processes_train_on_different_rows(config: DataConfig) -> None:
-    streams = [build_batches(config, "train", TOKENIZER, rank, 2) for rank in range(2)]
-    first, second = ({tuple(piece) for piece in pieces_of(next(stream))} for stream in streams)
-    assert not first & second
-
-
 def test_the_library_becomes_blocks_of_the_bundled_form(material: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(material / "models" / "tiny-base")
     stream = build_batches(DataConfig(), "train", tokenizer)

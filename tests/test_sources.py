@@ -135,19 +135,6 @@ def test_held_out_rows_are_the_rest(configs: dict[str, DataConfig], kind: str) -
     assert Counter(train + held_out) == Counter(build_source(everything, "train"))
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_the_shares_of_processes_are_disjoint_and_complete(configs: dict[str, DataConfig], world_size: int) -> None:
-    config = configs["a folder, shuffled"]
-    shares = [list(build_source(config, "train", rank, world_size)) for rank in range(world_size)]
-    assert Counter(itertools.chain(*shares)) == Counter(build_source(config, "train"))
-    source = build_source(config, "train", 1, world_size)
-    rows = iter(source)
-    first = [next(rows) for _ in range(9)]
-    resumed = build_source(config, "train", 1, world_size)
-    resumed.load_state_dict(json.loads(json.dumps(source.state_dict())))
-    assert first + list(resumed) == shares[1]
-
-
 def test_the_library_is_held_out_by_the_hash_of_the_path() -> None:
     root = Path(sysconfig.get_paths()["stdlib"])
     held_out, train = (list(build_source(DataConfig(), split)) for split in ("held_out", "train"))

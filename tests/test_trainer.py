@@ -258,7 +258,7 @@ def test_a_loss_that_is_not_finite_is_saved_before_and_resumed_behind_its_rows(
             make_trainer(tiny_base, run).fit()
     [save] = (run / "resume").iterdir()
     state = json.loads((save / "state.json").read_text())
-    assert (state["step"], state["ranks"][0]["cursor"]) == (5, {"number": 12})
+    assert (state["step"], state["cursor"]) == (5, {"number": 12})
     resumed = make_trainer(tiny_base, run, resume=True)
     assert resumed.fit()["step"] == 12 and resumed.batches.state_dict() == {"number": 26}
     assert load_heads(run, tiny_base).num_heads == 2
@@ -275,7 +275,7 @@ def test_a_save_at_the_same_step_takes_the_new_cursor(tiny_base: Base, tmp_path:
     next(trainer.batches)
     trainer.save()
     state = json.loads((save / "state.json").read_text())
-    assert state["ranks"][0]["cursor"] == {"number": 3} and state["step"] == 1
+    assert state["cursor"] == {"number": 3} and state["step"] == 1
 
 
 def test_a_batch_whose_every_target_is_masked_moves_nothing_and_is_counted(tiny_base: Base, tmp_path: Path) -> None:
@@ -324,8 +324,10 @@ def test_held_out_text_without_labels_is_refused_before_training(tiny_base: Base
 def test_random_states_come_back() -> None:
     state = json.loads(json.dumps(random_state(torch.device("cpu"))))
     drawn = torch.rand(3).tolist(), random.random()
-    restore_random_state(state, torch.device("cpu"))
+    restore_random_state([state], 0, torch.device("cpu"))
     assert (torch.rand(3).tolist(), random.random()) == drawn
+    restore_random_state([state], 1, torch.device("cpu"))
+    assert torch.rand(3).tolist() != drawn[0], "a process that was not there before draws numbers of its own"
 
 
 def test_pretraining_trains_the_base_and_saves_a_folder_that_loads(tmp_path: Path) -> None:

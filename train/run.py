@@ -1,13 +1,13 @@
 """Trains heads for a base and measures them: python train/run.py [group=option] [key=value]
 
 Without arguments: the bundled base, its own text, a few minutes on two cores. The last line on stdout is JSON.
+Several GPUs: torchrun --nproc_per_node=N train/run.py [...]
 """
 
 import logging
 
-from euryale import pipeline, preflight
-from euryale.config import script, settle_run, use_threads, whole_or_nothing
-from euryale.model.base import load_base
+from euryale import pipeline, preflight, processes
+from euryale.config import device_of, script, settle_run, use_threads, whole_or_nothing
 from euryale.schemas import TrainConfig
 from euryale.serving.tables import training_summary
 
@@ -16,19 +16,25 @@ log = logging.getLogger(__name__)
 
 @script("train")
 def main(config: TrainConfig) -> dict[str, object]:
-    config, folder = settle_run(config)
+    processes.join(device_of(config))
+    config, folder = processes.first(lambda: settle_run(config))
     use_threads(config.threads)
-    preflight.check_settings(config)
+    processes.first(lambda: preflight.check_settings(config))
     log.info("run folder %s", folder)
     with whole_or_nothing(folder):
         if config.objective.kind == "pretrain":
             return pipeline.pretrain(config, folder)
-        base = load_base(config.base)
+        base = pipeline.load(config)
         preflight.check_base(base, config)
-        openings, prompts = pipeline.draw_prompts(base, config)
+        openings, prompts = processes.first(lambda: pipeline.draw_prompts(base, config))
         data = pipeline.prepare_text(base, config)
         heads = pipeline.make_heads(base, data, config)
         trained = pipeline.train(base, heads, data, config, folder)
+        processes.leave()
+        if not processes.is_first():
+            return {}
+        if config.parallel == "fsdp":
+            return pipeline.headline_unmeasured(trained, folder)
         report = pipeline.measure(base, trained, openings, prompts, config, folder)
     print(training_summary(report))
     return pipeline.headline(report, folder, config.metric)

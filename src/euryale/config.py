@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]  # comes with omegaconf
 
+from euryale import processes
 from euryale.commandline import check_keys, is_setting, quote_text
 from euryale.errors import UserError
 from euryale.model.files import write_atomically
@@ -55,17 +56,20 @@ def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable
             nonlocal is_composed
             is_composed = True
             logging.captureWarnings(True)
+            if not processes.is_first():
+                logging.getLogger().setLevel(logging.ERROR)  # the first one says it
             try:
                 result = main(_to_dataclass(composed))
             except UserError as error:
                 sys.exit(_refuse(str(error)))
             except Interrupted as interruption:
-                print(interruption, file=sys.stderr)
+                _say(str(interruption))
                 sys.exit(interruption.exit_status)
             except KeyboardInterrupt:
-                print("interrupted; what was saved before is kept", file=sys.stderr)
+                _say("interrupted; what was saved before is kept")
                 sys.exit(CTRL_C_STATUS)
-            print(json.dumps(result), flush=True)
+            if processes.is_first():
+                print(json.dumps(result), flush=True)
             is_composed = False  # a sweep composes the next job
             return result.get("metric")
 
@@ -116,6 +120,11 @@ def _to_dataclass(composed: DictConfig) -> object:
         raise UserError(f"the settings cannot be read: {error}") from error
 
 
+def device_of(config: TrainConfig) -> str:
+    """base.device of this run, or of the one that it goes on with."""
+    return (settle_run(config)[0] if config.resume is not None else config).base.device
+
+
 def settle_run(config: TrainConfig) -> tuple[TrainConfig, Path]:
     """The settings of this run and its folder: one that is not there yet, or with `resume` an old one and what it has.
 
@@ -143,7 +152,7 @@ def whole_or_nothing(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not (folder / CONFIG_FILE).exists():
+        if processes.is_first() and not (folder / CONFIG_FILE).exists():
             shutil.rmtree(folder, ignore_errors=True)
         raise
 
@@ -200,5 +209,12 @@ def use_threads(threads: int) -> None:
 
 
 def _refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    processes.hold_back()
+    who = "" if processes.is_first() else f" (process {processes.number()} of {processes.count()})"
+    print(f"error{who}: {message}", file=sys.stderr, flush=True)
     return USER_ERROR_STATUS
+
+
+def _say(message: str) -> None:
+    if processes.is_first():
+        print(message, file=sys.stderr, flush=True)

@@ -9,8 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from euryale import processes
 from euryale.config import output_root, save_settings, settings_of
 from euryale.data.batches import build_batches
+from euryale.data.dealing import Dealt
 from euryale.data.frequencies import count_tokens
 from euryale.data.openings import Opening
 from euryale.data.sources import DataConfig, build_source
@@ -18,11 +20,12 @@ from euryale.decoding.calibrated import TREE_FILE, read_calibrations
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
 from euryale.model.adapter import add_adapter, remove_adapter
-from euryale.model.base import Base, load_base
+from euryale.model.base import Base, load_base, pick_device
 from euryale.model.checkpoint import find_checkpoint, load_heads, provenance, read_description
 from euryale.model.files import write_json
 from euryale.model.heads import Heads, build_heads
 from euryale.model.locate import PROJECT
+from euryale.model.sharding import shard_base
 from euryale.preflight import check_base
 from euryale.schemas import CalibrateScriptConfig, TrainConfig
 from euryale.serving.benchmark import BenchSettings, bench
@@ -42,6 +45,17 @@ from euryale.training.objective import OBJECTIVES
 from euryale.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+
+def load(config: TrainConfig) -> Base:
+    """The base: whole in every process, or (parallel=fsdp) divided among them."""
+    if config.parallel == "ddp":
+        return load_base(config.base)
+    device = pick_device(config.base.device)
+    dtype = "bfloat16" if config.base.dtype == "auto" and device.type == "cuda" else config.base.dtype
+    base = load_base(replace(config.base, device="cpu", dtype=dtype))
+    shard_base(base, device)
+    return base
 
 
 def draw_prompts(base: Base, config: TrainConfig) -> tuple[list[Opening], list[list[int]]]:
@@ -70,7 +84,7 @@ def prepare_text(base: Base, config: TrainConfig) -> DataConfig:
     """The data to train on: text that the base writes from the rows' openings, or the rows themselves."""
     if not config.data.regenerate or config.data.kind == "regenerated":
         return config.data
-    folder = write_text(base, config.data, config.regenerate)
+    folder = processes.first(lambda: write_text(base, config.data, config.regenerate))
     return replace(config.data, kind="regenerated", folder=str(folder))
 
 
@@ -100,13 +114,14 @@ def pretrain(config: TrainConfig, folder: Path) -> dict[str, object]:
     base_config = config.base
     if config.scratch.enabled:
         rows = build_source(config.data, "train")
-        made = make_base(config.scratch, rows, folder / "initial", config.seed)
+        made = processes.first(lambda: make_base(config.scratch, rows, folder / "initial", config.seed))
         base_config = replace(base_config, path=str(made))
     base = load_base(base_config)
     check_base(base, config)
     trained = train(base, None, config.data, config, folder)
     loss = trained.get("held_out_loss_nats")  # optim.eval_batches=0 measures none
-    print(f"the base is in {folder / 'base'}" + (f"; held-out loss {loss:.3f} nats a token" if loss else ""))
+    if processes.is_first():
+        print(f"the base is in {folder / 'base'}" + (f"; held-out loss {loss:.3f} nats a token" if loss else ""))
     return {"checkpoint": str(folder / "base"), "held_out_loss_nats": loss, "metric": loss}
 
 
@@ -116,7 +131,8 @@ def train(base: Base, heads: Heads | None, data: DataConfig, config: TrainConfig
     if OBJECTIVES[config.objective.kind].trains_adapter:
         add_adapter(base, config.lora, config.seed)
         settings["lora"] = settings_of(config.lora)
-    stream = build_batches(data, "train", base.tokenizer)
+    whole = build_batches(data, "train", base.tokenizer)
+    stream = Dealt(whole, processes.number(), processes.count()) if processes.count() > 1 else whole
     held_out = list(islice(build_batches(data, "held_out", base.tokenizer), config.optim.eval_batches))
     trainer = Trainer(
         base,
@@ -130,7 +146,8 @@ def train(base: Base, heads: Heads | None, data: DataConfig, config: TrainConfig
         resume=config.resume is not None,
         wandb=config.wandb,
     )
-    save_settings(config, folder)
+    if processes.is_first():
+        save_settings(config, folder)
     return trainer.fit()
 
 
@@ -217,6 +234,16 @@ def headline(report: dict[str, Any], folder: Path, metric: str) -> dict[str, obj
         "held_out_loss_nats": report["training"]["final_loss_nats"],
     }
     return numbers | {"metric": numbers[metric]}
+
+
+def headline_unmeasured(trained: dict[str, Any], folder: Path) -> dict[str, object]:
+    """The last line of a run whose base no process holds whole: there is nothing to decode with."""
+    print(
+        "The heads are trained; no process holds the whole base, so nothing was decoded with them. On a machine that "
+        f"holds it: python infer/calibrate.py checkpoint={folder}, then python infer/bench.py checkpoint={folder}"
+    )
+    loss = trained.get("held_out_loss_nats")
+    return {"checkpoint": str(folder), "held_out_loss_nats": loss, "metric": loss}
 
 
 def headline_temperature(calibration: dict[str, Any], asked: float | None) -> float:

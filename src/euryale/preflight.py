@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from euryale import processes
 from euryale.data.sources import SPLITS, DataConfig, build_source
 from euryale.data.sources import check as check_data
 from euryale.decoding.sampling import Sampling
@@ -15,6 +16,7 @@ from euryale.training.objective import OBJECTIVES
 from euryale.training.optim import check_optimizer
 
 MAX_SEED = 2**62  # rows and prompts are numbered upwards from a seed, and noise takes 63 bits
+PARALLEL = ("ddp", "fsdp")
 METRICS = ("tau", "speedup", "speedup_vs_hf", "tokens_per_s", "held_out_loss_nats")
 
 
@@ -48,12 +50,36 @@ def check_settings(config: TrainConfig) -> None:
         config.scratch.check()
         if not is_pretraining:
             raise UserError("scratch.enabled=true makes a base to be pretrained. Use recipe=pretrain_tiny, or false.")
+    check_parallel(config)
     if not is_pretraining and config.calibrate.new_tokens < config.heads.num_heads:
         raise UserError(
             f"calibrate.new_tokens={config.calibrate.new_tokens} is too short to see all heads.num_heads="
             f"{config.heads.num_heads} heads at work. Give at least as many."
         )
     check_rows(config.data, needs_held_out=not is_pretraining or config.optim.eval_batches > 0)
+
+
+def check_parallel(config: TrainConfig) -> None:
+    """Raises UserError for what a divided base (parallel=fsdp) cannot do: it trains heads, and writes nothing."""
+    if config.parallel not in PARALLEL:
+        raise UserError(f"parallel={config.parallel} is not known. Choose one of: {', '.join(PARALLEL)}.")
+    if config.parallel == "ddp":
+        return
+    if processes.count() == 1:
+        raise UserError(
+            "parallel=fsdp divides the base among processes, and there is one. Start several: torchrun "
+            "--nproc_per_node=N train/run.py ..., or use parallel=ddp."
+        )
+    if config.objective.kind != "medusa1":
+        raise UserError(
+            f"parallel=fsdp trains heads beside a frozen base: objective=medusa1, not {config.objective.kind}."
+        )
+    if config.data.regenerate and config.data.kind != "regenerated":
+        raise UserError(
+            "parallel=fsdp: no process holds the whole base, so it cannot write its training text. Train on a set that "
+            "a server of the base wrote (train/regenerate.py, then data=regenerated), or on the rows themselves "
+            "(data.regenerate=false)."
+        )
 
 
 def check_rows(data: DataConfig, needs_held_out: bool) -> None:

@@ -43,6 +43,7 @@ class TrainConfig:
     output: str = "checkpoints"
     name: str | None = None
     resume: str | None = None
+    parallel: str = "ddp"
     metric: str = "tau"
     seed: int = 0
     threads: int = 0

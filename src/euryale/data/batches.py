@@ -47,11 +47,9 @@ class Piece(NamedTuple):
     is_target: list[bool]
 
 
-def build_batches(
-    config: DataConfig, split: str, tokenizer: PreTrainedTokenizerBase, rank: int = 0, world_size: int = 1
-) -> BatchStream:
+def build_batches(config: DataConfig, split: str, tokenizer: PreTrainedTokenizerBase) -> BatchStream:
     """The batches of a split: `train` without end, `held_out` one pass. Starts at the beginning."""
-    source = build_source(config, split, rank, world_size)
+    source = build_source(config, split)
     return BatchStream(source, tokenizer, config.block_size, config.batch_size, config.on_error, split == "train")
 
 

@@ -1,7 +1,7 @@
 """Where do the rows come from? The settings of the data stage, and the source that they describe.
 
 A source is built from the inside out: records (the standard library, files, the hub, regenerated shards, or a mixture
-of such sources), joined lines, the held-out split, shuffling by windows, one process's share.
+of such sources), joined lines, the held-out split, shuffling by windows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from euryale.data.file_source import FileSource, file_row, library_files, librar
 from euryale.data.files import find_files
 from euryale.data.hub import HubSource
 from euryale.data.rows import Message, Row, Source
-from euryale.data.wrappers import Joined, Mix, Sharded, Shuffled, Split
+from euryale.data.wrappers import Joined, Mix, Shuffled, Split
 from euryale.errors import UserError
 
 __all__ = ["SOURCES", "SPLITS", "DataConfig", "Message", "Row", "Source", "build_source"]
@@ -61,16 +61,15 @@ class DataConfig:
     regenerate: bool = True
 
 
-def build_source(config: DataConfig, split: str, rank: int = 0, world_size: int = 1) -> Source:
-    """The rows of `split` (train or held_out), of which process `rank` of `world_size` gets its share.
+def build_source(config: DataConfig, split: str) -> Source:
+    """The rows of `split` (train or held_out).
 
     Everything a user can get wrong about paths, names and numbers is said here; bad rows are met while reading.
     """
     if split not in SPLITS:
         raise UserError(f"there is no split {split!r}. Known: {', '.join(SPLITS)}")
     check(config)
-    source = SOURCES[config.kind](config, split)
-    return Sharded(source, rank, world_size) if world_size > 1 else source
+    return SOURCES[config.kind](config, split)
 
 
 def check(config: DataConfig) -> None:

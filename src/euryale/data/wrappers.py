@@ -136,34 +136,6 @@ class Joined:
         self._has_ended = state["has_ended"]
 
 
-class Sharded:
-    """The share of process `rank` among `world_size`: every world_size-th row. All processes read all rows, which
-    costs little beside training on them and keeps the shares disjoint, complete and exact for every source."""
-
-    def __init__(self, source: Source, rank: int, world_size: int) -> None:
-        self._source = source
-        self._rank = rank
-        self._world_size = world_size
-        self._num_rows = 0
-
-    @property
-    def num_skipped(self) -> int:
-        return self._source.num_skipped
-
-    def __iter__(self) -> Iterator[Row]:
-        for row in self._source:
-            self._num_rows += 1
-            if (self._num_rows - 1) % self._world_size == self._rank:
-                yield row
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"source": self._source.state_dict(), "num_rows": self._num_rows}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._source.load_state_dict(state["source"])
-        self._num_rows = state["num_rows"]
-
-
 class Mix:
     """Rows drawn from several sources, in proportion to their weights (by rows, not by tokens).
 

@@ -1,7 +1,8 @@
 """What happens when a person presses Ctrl-C, or a scheduler sends SIGTERM, in the middle of a step?
 
 The signal is noted, the step is finished, the run is saved, and `Interrupted` says how to go on. A second signal
-acts as it would without us, for a person who will not wait.
+acts as it would without us, for a person who will not wait. Under torchrun it is passed over: a Ctrl-C reaches every
+process twice there, once from the terminal and once from torchrun, which itself ends what is too slow.
 """
 
 import logging
@@ -9,6 +10,8 @@ import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
+
+from euryale.processes import is_first, is_supervised
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 log = logging.getLogger(__name__)
@@ -39,9 +42,12 @@ class SignalGuard:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self._restore()
-        log.warning("%s: finishing this step, then saving (again to stop at once)", signal.Signals(number).name)
+        is_new, self.received = not self.received, self.received or number
+        if not is_supervised():
+            self._restore()
+        if is_new and is_first():
+            again = "" if is_supervised() else " (again to stop at once)"
+            log.warning("%s: finishing this step, then saving%s", signal.Signals(number).name, again)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -169,9 +169,7 @@ def evaluate_base(
     base: Base, heads: Heads | None, batches: Iterable[PackedBatch], max_batches: int, config: ObjectiveConfig
 ) -> dict[str, object]:
     """Held-out quality of the base: loss_nats, perplexity, top-1 accuracy."""
-    means = score(
-        _base_problem(base, batch, config, _forward(base, batch)) for batch in islice(batches, max_batches)
-    )
+    means = score(_base_problem(base, batch, config, _forward(base, batch)) for batch in islice(batches, max_batches))
     return {
         "loss_nats": means.loss,
         "perplexity": float(torch.tensor(means.loss, dtype=torch.float64).exp()),

@@ -8,8 +8,8 @@ Tensors are safetensors and the rest is JSON: nothing in it is executed.
 
 import random
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -24,9 +24,11 @@ from euryale.model.heads import Heads
 from euryale.training.objective import ObjectiveConfig
 from euryale.training.optim import OptimConfig, moments, restore_moments
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3  # 3: one cursor for all processes
 # What may differ between a run and its continuation, because no weight depends on it.
 FREE_SETTINGS = ("eval_every", "eval_batches", "save_every", "log_every")
+# Only the product with the number of processes decides a weight.
+SHARED_SETTINGS = ("gradient_accumulation",)
 
 
 def find_run(name: str, root: Path) -> Path:
@@ -88,6 +90,23 @@ def load_resume(run: Path, settings: Mapping[str, object]) -> tuple[Path, dict]:
     return saves[-1], state
 
 
+def share_batches(run: Path, optim: OptimConfig, num_processes: int) -> OptimConfig:
+    """The settings by which `num_processes` go on with a run: together they take as many batches a step as it did.
+
+    Raises UserError when these cannot be shared evenly.
+    """
+    saves = _saves(run)
+    settings = read_json(saves[-1] / "state.json").get("settings", {}) if saves else {}
+    whole = settings.get("optim.batches_per_step", optim.gradient_accumulation * num_processes)
+    if whole % num_processes:
+        fitting = ", ".join(str(n) for n in range(1, whole + 1) if whole % n == 0)
+        raise UserError(
+            f"resume={run} takes {whole} batches a step, and {num_processes} processes cannot share these evenly. "
+            f"Go on with {fitting} processes."
+        )
+    return replace(optim, gradient_accumulation=whole // num_processes)
+
+
 def restore_tensors(
     save: Path,
     shapes: Mapping[str, Mapping[str, list[int]]],
@@ -119,13 +138,16 @@ def random_state(device: torch.device) -> dict[str, object]:
     }
 
 
-def restore_random_state(state: dict, device: torch.device) -> None:
-    """The inverse of random_state."""
+def restore_random_state(states: Sequence[dict], process: int, device: torch.device) -> None:
+    """The inverse of random_state, of which each process saved one; one that is new draws numbers of its own."""
+    state = states[process % len(states)]
     torch.set_rng_state(_from_hex(state["torch"]))
     if device.type == "cuda" and state["device"]:
         torch.cuda.set_rng_state(_from_hex(state["device"]), device)
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
+    if process >= len(states):
+        torch.manual_seed(int(torch.randint(2**62, ())) + process)
 
 
 def run_settings(
@@ -142,8 +164,8 @@ def run_settings(
         "base": identity | {"dtype": str(base.dtype).removeprefix("torch.")},
         "heads": asdict(heads.config) if heads is not None else {},
         "objective": asdict(objective),
-        "optim": {key: value for key, value in asdict(optim).items() if key not in FREE_SETTINGS},
-        "num_processes": num_processes,
+        "optim": {key: value for key, value in asdict(optim).items() if key not in FREE_SETTINGS + SHARED_SETTINGS}
+        | {"batches_per_step": optim.gradient_accumulation * num_processes},
     }
     return {**others, **flatten(own)}
 

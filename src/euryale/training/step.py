@@ -1,12 +1,13 @@
 """What is one optimizer step, across micro-batches and ranks, and what is remembered of it?
 
 Gradients are of sums over labels. They are added over micro-batches (by autograd) and ranks (here), and divided once
-by the number of labels of the whole step, so every label weighs the same wherever it was counted. Ranks add
-gradients themselves, once per step: what is trained is small beside the base, and no wrapper around it is needed.
+by the number of labels of the whole step, so every label weighs the same wherever it was counted. Processes add
+gradients themselves, once per step and in one piece: what is trained is small beside the base, so that there is little
+to hide behind the backward pass, and no wrapper around modules is needed.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -124,10 +125,33 @@ def average_gradients(
     parameters: Iterable[nn.Parameter], num_labels: Tensor, max_norm: float, accelerator: Accelerator
 ) -> Tensor:
     """Sums gradients over ranks, divides them by the labels of the whole step, clips (0: not). Returns the norm."""
+    parameters = list(parameters)
+    if accelerator.num_processes > 1:
+        _add_over_processes(parameters, accelerator)
     with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
     for parameter in with_gradient:
         assert parameter.grad is not None
-        if accelerator.num_processes > 1:
-            parameter.grad = accelerator.reduce(parameter.grad, "sum")
         parameter.grad.div_(num_labels.clamp(min=1).to(parameter.grad.dtype))
     return nn.utils.clip_grad_norm_(with_gradient, max_norm or float("inf"))
+
+
+MAX_TOGETHER = 2**26  # numbers sent at once: 256 MB in float32
+
+
+def _add_over_processes(parameters: Sequence[nn.Parameter], accelerator: Accelerator) -> None:
+    """A gradient that is missing here but not everywhere (no label of a head in this batch) counts as zeros."""
+    device = parameters[0].device
+    present_P = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=device)
+    present_P = accelerator.reduce(present_P, "sum")
+    gradients: list[Tensor] = []
+    for parameter, is_present in zip(parameters, present_P.tolist(), strict=True):
+        if is_present:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradients.append(parameter.grad)
+    while gradients:
+        together = [gradients.pop()]
+        while gradients and sum(map(Tensor.numel, together)) + gradients[-1].numel() <= MAX_TOGETHER:
+            together.append(gradients.pop())
+        flat = accelerator.reduce(torch.cat([gradient.flatten() for gradient in together]), "sum")
+        for gradient, total in zip(together, flat.split([g.numel() for g in together]), strict=True):
+            gradient.copy_(total.view_as(gradient))

@@ -1,6 +1,6 @@
 """How does one training run go: fetch, forward, backward, step, log, evaluate, save, and go on after a stop?
 
-The loop is `Trainer.fit`. Every rank runs it on batches of its own; the first one writes.
+The loop is `Trainer.fit`. Every process runs it on batches of its own; the first one writes.
 """
 
 import logging
@@ -33,6 +33,7 @@ from euryale.training.resume import (
     restore_tensors,
     run_settings,
     save_resume,
+    share_batches,
 )
 from euryale.training.scoring import NO_LABELS
 from euryale.training.stages import stage_at
@@ -83,6 +84,9 @@ class Trainer:
         if looked_at and not any(len(select_labels(b, [OBJECTIVES[objective.kind].gap])[0]) for b in looked_at):
             raise UserError(NO_LABELS)
         self.accelerator = Accelerator(cpu=base.device.type == "cpu")
+        num_processes = self.accelerator.num_processes
+        if resume:
+            self.optim = share_batches(folder, optim, num_processes)
         self.parameters = trained_parameters(base, heads, objective.kind)
         trains_adapter = OBJECTIVES[objective.kind].trains_adapter
         multiplier = objective.heads_lr_multiplier if trains_adapter else 1.0
@@ -90,8 +94,7 @@ class Trainer:
         self._first_share = objective.stage_one_share if trains_adapter else 1.0
         if optim.gradient_checkpointing:
             check_recompute(base)
-        num_processes = self.accelerator.num_processes
-        self.settings = run_settings(base, heads, objective, optim, flatten(settings or {}), num_processes)
+        self.settings = run_settings(base, heads, objective, self.optim, flatten(settings or {}), num_processes)
         self.step = 0
         self.tokens = 0
         self.seconds = 0.0
@@ -137,7 +140,7 @@ class Trainer:
         return self.held_out_metrics | counters | {"masked_batches": self.num_masked}
 
     def train_step(self) -> StepResult:
-        """One optimizer step over `gradient_accumulation` batches of this rank."""
+        """One optimizer step over `gradient_accumulation` batches of this process."""
         stage = stage_at(self.step, self.optim.num_steps, self._first_share)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(stage.step, self.optim, stage.num_steps) * group["lr_multiplier"]
@@ -182,12 +185,12 @@ class Trainer:
 
     def save(self) -> None:
         """Writes the resume state and, beside it, what can be used already: the heads; at the end a trained base."""
-        cursor = {"cursor": self.batches.state_dict(), "random": random_state(self.base.device)}
-        ranks = gather_object([cursor])
+        random_states = gather_object([random_state(self.base.device)])
         if self.accelerator.is_main_process:
             assert self.log is not None
             state = {
-                "ranks": ranks,
+                "cursor": self.batches.state_dict(),  # the same in all processes: see data.dealing
+                "random": random_states,
                 "settings": self.settings,
                 "tokens": self.tokens,
                 "seconds": self.seconds,
@@ -210,9 +213,8 @@ class Trainer:
         """Puts everything back as it was; returns the wandb id."""
         save, state = load_resume(self.folder, self.settings)
         restore_tensors(save, state["moments"], self.parameters, self.optimizer)
-        own = state["ranks"][self.accelerator.process_index]
-        self.batches.load_state_dict(own["cursor"])
-        restore_random_state(own["random"], self.base.device)
+        self.batches.load_state_dict(state["cursor"])
+        restore_random_state(state["random"], self.accelerator.process_index, self.base.device)
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.num_masked, self._num_barren = state["num_masked"], state["num_barren"]
         self.held_out_metrics = state["held_out_metrics"]

@@ -1,0 +1,109 @@
+"""How many processes work on this command, which of them is this one, and what does the first one decide for all?
+
+torchrun starts N processes of the same command line and tells each its number in the environment. accelerate connects
+them: gloo on CPUs, NCCL on GPUs. What a user reads, and what is written to disk, is the first one's business.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from euryale.errors import UserError
+
+Result = TypeVar("Result")
+PATIENCE = timedelta(days=30)  # stages differ in length; a process that died is noticed by the launcher, not by a clock
+HOLD_BACK_S = 2.0
+
+
+def count() -> int:
+    """The number of processes that the launcher started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def number() -> int:
+    """Which of them this is, from 0."""
+    return int(os.environ.get("RANK") or 0) if count() > 1 else 0
+
+
+def is_first() -> bool:
+    return number() == 0
+
+
+def is_supervised() -> bool:
+    """Whether torchrun watches over this process: it passes signals on, and kills what does not end in 30 seconds."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def join(device: str) -> None:
+    """Connects the processes; on GPUs each takes the one of its local number. Nothing happens to a single process.
+
+    Raises UserError for a device that they cannot share, or more processes on a machine than it has GPUs.
+    """
+    if count() == 1:
+        return
+    import torch  # here, and accelerate: composing a config must not wait for them
+    from accelerate import PartialState
+
+    if ":" in device:
+        raise UserError(
+            f"base.device={device} names one GPU, and {count()} processes cannot share it. Use base.device=cuda, which "
+            "gives each process its own."
+        )
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", count()))
+    if not on_cpu and local > torch.cuda.device_count():
+        raise UserError(
+            f"{local} processes were started on a machine with {torch.cuda.device_count()} GPUs. Give torchrun "
+            f"--nproc_per_node={torch.cuda.device_count()}, or base.device=cpu."
+        )
+    PartialState(cpu=on_cpu, timeout=PATIENCE)
+
+
+def first(work: Callable[[], Result]) -> Result:
+    """What `work` returns in the first process, in all of them; the others only wait.
+
+    A UserError of the first is raised there alone. The others end quietly with its status.
+    """
+    if count() == 1:
+        return work()
+    refusal: UserError | None = None
+    answer: list[Any] = [None, False]
+    if is_first():
+        try:
+            answer = [work(), False]
+        except UserError as error:
+            refusal, answer = error, [None, True]
+    from accelerate.utils import broadcast_object_list  # as in join
+
+    broadcast_object_list(answer)
+    if refusal is not None:
+        raise refusal
+    if answer[1]:
+        hold_back()
+        raise SystemExit(2)
+    return answer[0]
+
+
+def wait() -> None:
+    """Returns when all processes have come here."""
+    if count() > 1:
+        from accelerate import PartialState  # as in join
+
+        PartialState().wait_for_everyone()
+
+
+def leave() -> None:
+    """The others are not needed any more: from here on this process works, or ends, by itself."""
+    if count() > 1:
+        import torch.distributed  # as in join
+
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def hold_back() -> None:
+    """Gives the first process time to speak: the launcher stops all processes as soon as one of them has ended."""
+    if not is_first():
+        time.sleep(HOLD_BACK_S)
