@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,7 +120,7 @@ def test_the_expected_tokens_of_a_tree_are_those_that_real_steps_gain(
     paths, probabilities = frequent_paths(ranks, MAX_RANK, 11)
     calibration = Calibration(temperature, 1, paths, probabilities, len(ranks))
     for num_nodes in (2, 5, 12):
-        tree = calibration.tree(num_nodes)
+        tree = calibration.tree_of(num_nodes)
         steps = [
             gained(base, heads, tree, text.ids[: root + 1], temperature, text.seed) for root in range(2, 2 + len(ranks))
         ]
@@ -185,11 +186,40 @@ def test_the_chosen_size_gives_most_tokens_a_second(
 ) -> None:
     heads = random_heads(DESIGNS["hydra"], base)
     given = dict(zip("1248", step_ms, strict=True))
-    monkeypatch.setattr(module, "time_steps", lambda *_: given)
+    monkeypatch.setattr(module, "time_steps", lambda b, h, trees, *_: {size: given[str(size[0])] for size in trees})
     for entry in calibrate(base, heads, PROMPTS, SMALL)["calibrations"]:
         speeds = {n: entry["tau"][n] / given[n] for n in given}
-        assert entry["step_ms"] == given and entry["num_nodes"] == fastest
+        assert entry["step_ms"] == given and (entry["num_nodes"], entry["max_depth"]) == (fastest, None)
         assert speeds[str(fastest)] == max(speeds.values())
+
+
+def test_a_shallower_tree_is_chosen_where_levels_cost_more_than_they_bring(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = random_heads(DESIGNS["hydra"], base)
+    seen: dict[module.Size, Tree] = {}
+
+    def by_depth(base: Base, heads: Heads, trees: dict[module.Size, Tree], *rest: object) -> dict[module.Size, float]:
+        seen.update(trees)
+        return {size: 1.0 + 9.0 * max(tree.max_depth - 1, 0) for size, tree in trees.items()}
+
+    monkeypatch.setattr(module, "time_steps", by_depth)
+    config = replace(SMALL, node_counts=[1, 2, 4, 6, 30])
+    entry = calibrate(base, heads, PROMPTS, config)["calibrations"][0]
+    calibration = Calibration(**entry)
+    assert calibration.max_depth == 1 and calibration.tree().max_depth == 1
+    assert calibration.tree().num_nodes == calibration.num_nodes == max(n for n, depth in seen if depth == 1)
+    for size, tree in seen.items():
+        nodes = calibration.likeliest(*size)
+        assert tree.num_nodes == size[0] == len(nodes) + 1
+        assert all(size[1] is None or len(path) <= size[1] for path, _ in nodes)
+        left_out = [p for path, p in zip(calibration.paths, calibration.probabilities, strict=True)
+                    if list(path) not in [n for n, _ in nodes] and len(path) <= (size[1] or 99)]  # fmt: skip
+        assert not nodes or not left_out or min(p for _, p in nodes) >= max(left_out)
+    for tree in entry["shallow"]:
+        nodes = calibration.likeliest(tree["num_nodes"], tree["max_depth"])
+        assert tree["tau"] == pytest.approx(1 + sum(p for _, p in nodes))
+        assert tree["step_ms"] == 1.0 + 9.0 * (tree["max_depth"] - 1)
 
 
 def test_what_is_written_reads_back_and_an_engine_uses_it(base: Base, tmp_path: Path) -> None:
@@ -236,8 +266,9 @@ def test_steps_are_timed_in_turn_from_one_context(base: Base, monkeypatch: pytes
         return plain(self, is_open)
 
     monkeypatch.setattr(Decoder, "step", noted)
-    found = time_steps(base, heads, {n: calibration for n in (1, 2, 8)}, [4, 1, 7], 0.8, SMALL)
-    assert list(found) == ["1", "2", "8"] and min(found.values()) > 0
+    trees: dict[module.Size, Tree] = {(n, None): calibration.tree_of(n) for n in (1, 2, 8)}
+    found = time_steps(base, heads, trees, [4, 1, 7], 0.8, SMALL)
+    assert list(found) == list(trees) and min(found.values()) > 0
     expected = [(n, SMALL.context_tokens - 1) for _ in range(SMALL.repeats) for n in (1, 2, 8) for _ in range(4)]
     assert seen == expected
 
@@ -249,7 +280,8 @@ def test_the_timing_context_ends_at_half_of_the_base_s(monkeypatch: pytest.Monke
     monkeypatch.setattr(Decoder, "prefill", lambda self, p: prompts.append(len(p[0])) or plain(self, p))  # type: ignore[func-returns-value]
     config = CalibrateConfig(repeats=1, context_tokens=1000)
     calibration = Calibration(0.0, 1, [[0]], [0.1], 10)
-    time_steps(base, random_heads(DESIGNS["hydra"], base), {1: calibration, 2: calibration}, [4], 0.0, config)
+    trees: dict[module.Size, Tree] = {(n, None): calibration.tree_of(n) for n in (1, 2)}
+    time_steps(base, random_heads(DESIGNS["hydra"], base), trees, [4], 0.0, config)
     assert prompts == [10, 10]
 
 

@@ -93,7 +93,9 @@ def test_a_checkpoint_that_cannot_be_loaded_is_refused(checkpoint: Path, tiny_ba
     with pytest.raises(UserError, match="trained for"):
         Engine.load(checkpoint, base=random_base("llama", 99))
     (checkpoint / "tree.json").write_text(
-        TREE_JSON.replace("[0, 0]", "[0, 0], [0, 0, 0], [0, 0, 0, 0]").replace("3,", "5,", 1)
+        TREE_JSON.replace("[0, 0]", "[0, 0], [0, 0, 0], [0, 0, 0, 0]")
+        .replace("3,", "5,", 1)
+        .replace("0.3,", "0.3, 0.2, 0.2,")
     )
     with pytest.raises(UserError, match="tree=calibrated is 4 deep"):
         Engine.load(checkpoint, base=tiny_base)

@@ -1,7 +1,7 @@
 """Which tree did calibration find best on this machine?
 
 `tree.json` beside the heads holds, for one or more temperatures, paths ordered so that the best n-node tree is the
-root and the first n - 1 of them, and the n that was fastest here.
+root and the first n - 1 of them (of those that are not too deep), and the n and depth that were fastest here.
 """
 
 import json
@@ -21,18 +21,29 @@ class Calibration:
     """What was counted and timed at one temperature."""
 
     temperature: float
-    num_nodes: int  # chosen: argmax of tau(n) / step_ms(n)
+    num_nodes: int  # chosen, with max_depth: most tokens a millisecond
     paths: list[list[int]]  # most frequent first; every prefix of the list is a tree
     probabilities: list[float]  # share of positions whose true next tokens have these ranks
     num_positions: int
     tau: dict[str, float] = field(default_factory=dict)  # expected tokens a step by number of nodes
     step_ms: dict[str, float] = field(default_factory=dict)  # median time of a step by number of nodes
     repeated_8grams: float = 0.0  # share of the counted text that repeats itself: it flatters tau
+    max_depth: int | None = None  # chosen: every level is one more round of drafting; None: as deep as the heads
+    shallow: list[dict[str, float]] = field(default_factory=list)  # num_nodes, max_depth, tau, step_ms of other trees
 
-    def tree(self, num_nodes: int | None = None) -> Tree:
-        """The best tree of this many nodes (default: the chosen number), the root included."""
-        paths = self.paths[: (num_nodes or self.num_nodes) - 1]
+    def tree(self) -> Tree:
+        """The chosen tree."""
+        return self.tree_of(self.num_nodes, self.max_depth)
+
+    def tree_of(self, num_nodes: int, max_depth: int | None = None) -> Tree:
+        """The best tree of at most this many nodes, the root included, and of at most this depth."""
+        paths = [path for path, _ in self.likeliest(num_nodes, max_depth)]
         return Tree.from_paths(paths) if paths else ROOT_ONLY
+
+    def likeliest(self, num_nodes: int, max_depth: int | None = None) -> list[tuple[list[int], float]]:
+        """The nodes of that tree but the root, each with its chance to be accepted; their sum + 1 is its tau."""
+        nodes = zip(self.paths, self.probabilities, strict=True)
+        return [node for node in nodes if max_depth is None or len(node[0]) <= max_depth][: num_nodes - 1]
 
 
 def read_calibrations(folder: Path) -> list[Calibration]:

@@ -59,7 +59,8 @@ def plan_tree(
     elif asked.name == "calibrated" and calibrations:
         calibration = nearest(calibrations, temperature)
         _check_num_nodes(asked.num_nodes, len(calibration.paths) + 1)
-        name, tree = asked.name, calibration.tree(asked.num_nodes)
+        tree = calibration.tree() if asked.num_nodes is None else calibration.tree_of(asked.num_nodes)
+        name = asked.name
     elif asked.name == "medusa63":
         name, tree = asked.name, medusa63()
     else:

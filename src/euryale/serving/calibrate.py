@@ -4,7 +4,8 @@ For deterministic candidates the walk depends only on the ranks of the true next
 own text is read once, and at every position the vector of those ranks is noted. The share of positions whose vector
 starts with a path is that node's chance of being accepted: no independence between heads is assumed. A child is never
 likelier than its parent, hence the best n-node tree is the root and the n - 1 most frequent paths: one sort. The time
-of a real step is then measured for several n, and the n with the most tokens a second is kept.
+of a real step is then measured for several n, and for small trees also at every smaller depth, since each level is
+one more round of drafting. The size with the most tokens a second is kept.
 
 Letters: B batch, T tokens, M positions, K heads, D width, V vocabulary.
 """
@@ -25,7 +26,7 @@ from euryale.decoding.engine import Engine
 from euryale.decoding.noise import gumbel
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.step import Decoder
-from euryale.decoding.tree import Path
+from euryale.decoding.tree import Path, Tree
 from euryale.errors import UserError
 from euryale.model.base import Base
 from euryale.model.heads import Heads, normalise
@@ -35,6 +36,8 @@ from euryale.serving.settings import CalibrateConfig
 from euryale.serving.textstats import repeated_ngram_share
 
 log = logging.getLogger(__name__)
+Size = tuple[int, int | None]  # nodes of a tree, and the depth it was held to
+_SHALLOW_UP_TO = 16  # nodes; in larger trees the verifier's time hides what a level costs
 _BURST = 4  # steps of one size at a time, of which the first is not counted
 _CHUNK = 256  # positions whose [M, V] scores exist at a time
 
@@ -66,21 +69,32 @@ def calibrate(base: Base, heads: Heads, openings: list[Opening], config: Calibra
             )
         paths, probabilities = frequent_paths(ranks, config.max_rank, max(config.node_counts) - 1)
         calibration = Calibration(temperature, 1, paths, probabilities, len(ranks))
-        counts = [n for n in sorted(set(config.node_counts)) if n <= len(paths) + 1]
-        tau = {str(n): 1.0 + sum(probabilities[: n - 1]) for n in counts}
-        step_ms = time_steps(base, heads, {n: calibration for n in counts}, openings[0].ids, temperature, config)
-        best = max(counts, key=lambda n: tau[str(n)] / step_ms[str(n)])
+        sizes = _sizes(calibration, config.node_counts)
+        tau = {size: 1.0 + sum(p for _, p in calibration.likeliest(*size)) for size in sizes}
+        trees = {size: calibration.tree_of(*size) for size in sizes}
+        step_ms = time_steps(base, heads, trees, openings[0].ids, temperature, config)
+        best = max(sizes, key=lambda size: tau[size] / step_ms[size])
         answers = [text.ids[text.num_prompt :] for text in texts]
         entries.append(
             {
                 **vars(calibration),
-                "num_nodes": best,
-                "tau": tau,
-                "step_ms": step_ms,
+                "num_nodes": best[0],
+                "max_depth": best[1],
+                "tau": {str(n): tau[n, depth] for n, depth in sizes if depth is None},
+                "step_ms": {str(n): step_ms[n, depth] for n, depth in sizes if depth is None},
+                "shallow": [
+                    {"num_nodes": n, "max_depth": depth, "tau": tau[n, depth], "step_ms": step_ms[n, depth]}
+                    for n, depth in sizes
+                    if depth is not None
+                ],
                 "repeated_8grams": repeated_ngram_share(answers),
             }
         )
-        log.info("calibration at T = %s: %d nodes, tau %.2f", temperature, best, tau[str(best)])
+        chosen = trees[best]
+        log.info(
+            "calibration at T = %s: %d nodes, %d deep, tau %.2f",
+            *(temperature, chosen.num_nodes, chosen.max_depth, tau[best]),
+        )
     return {
         "format_version": TREE_FORMAT,
         "device": hardware()["gpu"] or hardware()["cpu"],
@@ -88,6 +102,18 @@ def calibrate(base: Base, heads: Heads, openings: list[Opening], config: Calibra
         "threads": torch.get_num_threads(),
         "calibrations": entries,
     }
+
+
+def _sizes(calibration: Calibration, node_counts: list[int]) -> list[Size]:
+    """The trees to time; the root alone first."""
+    counts = [n for n in sorted(set(node_counts)) if n <= len(calibration.paths) + 1]
+    shallow: list[Size] = []
+    for n in counts:
+        if n <= _SHALLOW_UP_TO:
+            shallow += [
+                (n, d) for d in range(1, calibration.tree_of(n).max_depth) if calibration.tree_of(n, d).num_nodes == n
+            ]
+    return [(n, None) for n in counts] + shallow
 
 
 def check(config: CalibrateConfig) -> None:
@@ -175,12 +201,12 @@ def frequent_paths(ranks_MK: Tensor, max_rank: int, num_paths: int) -> tuple[lis
 def time_steps(
     base: Base,
     heads: Heads,
-    sizes: dict[int, Calibration],
+    trees: dict[Size, Tree],
     prompt: list[int],
     temperature: float,
     config: CalibrateConfig,
-) -> dict[str, float]:
-    """Median milliseconds of a whole step for each number of nodes, in turns so that a busy moment hits all.
+) -> dict[Size, float]:
+    """Median milliseconds of a whole step for each tree, in turns so that a busy moment hits all.
 
     A turn is several steps of one size, as in decoding: single steps would each start with cold caches, which costs
     the smallest the most and makes speculation look better than it is.
@@ -189,15 +215,15 @@ def time_steps(
     """
     context = (prompt * (config.context_tokens // len(prompt) + 1))[: min(config.context_tokens, base.max_length // 2)]
     decoders = {}
-    for n, calibration in sizes.items():
-        tree = calibration.tree(n)
+    for size, tree in trees.items():
+        n = tree.num_nodes
         drafter = build_drafter("heads" if n > 1 else "none", base, heads, tree)
         seconds = dict.fromkeys(("prefill", "draft", "verify", "accept", "commit"), 0.0)
-        decoders[n] = Decoder(base, drafter, Sampling(temperature), [config.seed], len(context) + 2 * n + 8, seconds)
-        decoders[n].prefill([context])
-    times: dict[int, list[float]] = {n: [] for n in sizes}
+        decoders[size] = Decoder(base, drafter, Sampling(temperature), [config.seed], len(context) + 2 * n + 8, seconds)
+        decoders[size].prefill([context])
+    times: dict[Size, list[float]] = {size: [] for size in trees}
     for _ in range(config.repeats):
-        for n, decoder in decoders.items():
+        for size, decoder in decoders.items():
             for step in range(_BURST):
                 decoder.arena.lengths = [len(context) - 1]
                 _synchronise(base)
@@ -205,8 +231,8 @@ def time_steps(
                 decoder.step([True])
                 _synchronise(base)
                 if step:  # the first step of a turn finds other trees' weights in the processor's caches
-                    times[n].append((time.perf_counter() - start) * 1e3)
-    return {str(n): statistics.median(values) for n, values in times.items()}
+                    times[size].append((time.perf_counter() - start) * 1e3)
+    return {size: statistics.median(values) for size, values in times.items()}
 
 
 def _synchronise(base: Base) -> None:

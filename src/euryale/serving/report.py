@@ -20,6 +20,7 @@ report.json; any section or value may be absent, shares are between 0 and 1:
 from pathlib import Path
 from typing import Any
 
+from euryale.decoding.calibrated import Calibration
 from euryale.model.files import json_text, write_atomically
 from euryale.serving.card import model_card
 from euryale.serving.plots import accuracy_plot, bench_plot, calibration_plot
@@ -59,11 +60,8 @@ def report_files(report: dict[str, Any]) -> dict[str, str | bytes]:
 
 def calibrated_tree_plot(calibration: dict[str, Any]) -> bytes:
     """The tree that one entry of tree.json chose."""
-    num_nodes = calibration["num_nodes"]
-    expected = calibration.get("tau", {}).get(str(num_nodes))
-    title = f"Tree of {num_nodes} nodes, temperature {calibration.get('temperature', 0.0):g}"
-    return tree_plot(
-        calibration["paths"][: num_nodes - 1],
-        calibration["probabilities"][: num_nodes - 1],
-        title + (f", tau {expected:.2f}" if expected else ""),
-    )
+    chosen = Calibration(**calibration)
+    nodes = chosen.likeliest(chosen.num_nodes, chosen.max_depth)
+    tau = 1 + sum(p for _, p in nodes)
+    title = f"Tree of {chosen.num_nodes} nodes, temperature {chosen.temperature:g}, tau {tau:.2f}"
+    return tree_plot([path for path, _ in nodes], [p for _, p in nodes], title)

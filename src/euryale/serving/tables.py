@@ -134,14 +134,19 @@ def calibration_table(calibration: dict[str, Any]) -> str:
     """One entry of tree.json: what each number of nodes costs and brings on this machine."""
     tau, step_ms = calibration.get("tau") or {}, calibration.get("step_ms") or {}
     alone = _ratio(tau.get("1"), step_ms.get("1"))
+    chosen = calibration.get("num_nodes"), calibration.get("max_depth")
+    sizes: list[tuple[Any, Any, Any, Any]] = [(int(n), None, tau[n], step_ms.get(n)) for n in tau]
+    for tree in calibration.get("shallow") or []:
+        if (tree["num_nodes"], tree["max_depth"]) == chosen:
+            sizes.append((*chosen, tree["tau"], tree["step_ms"]))
     rows = []
-    for nodes in sorted(tau, key=int):
-        per_ms = _ratio(tau[nodes], step_ms.get(nodes))
+    for nodes, depth, tokens, milliseconds in sorted(sizes, key=lambda size: (size[0], size[1] is None)):
+        per_ms = _ratio(tokens, milliseconds)
         rows.append(
             [
-                nodes + (" <- chosen" if int(nodes) == calibration.get("num_nodes") else ""),
-                number(tau[nodes]),
-                number(step_ms.get(nodes)),
+                f"{nodes}" + (f", {depth} deep" if depth else "") + (" <- chosen" if (nodes, depth) == chosen else ""),
+                number(tokens),
+                number(milliseconds),
                 number(None if per_ms is None else 1000 * per_ms, 1),
                 times(_ratio(per_ms, alone)),
             ]
