@@ -122,6 +122,7 @@ def test_a_script_s_own_values_are_its_schema_s(name: str) -> None:
 def test_a_recipe_changes_what_it_says_and_the_command_line_wins() -> None:
     settings = composed("train", "recipe=pretrain_tiny", "optim.num_steps=3")
     assert (settings.objective.kind, settings.scratch.enabled, settings.data.regenerate) == ("pretrain", True, False)
+    assert settings.optim.name == "adamw"  # muon, the default, moves heads
     assert (settings.optim.num_steps, settings.metric) == (3, "held_out_loss_nats")
 
 

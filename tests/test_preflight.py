@@ -46,6 +46,7 @@ PRETRAIN: dict[str, Any] = {"objective": ObjectiveConfig(kind="pretrain")}
         ({"evaluate": EvaluateConfig(repeats=0)}, "evaluate.repeats=0 cannot be"),
         ({"scratch": ScratchConfig(enabled=True)}, "scratch.enabled=true .* recipe=pretrain_tiny"),
         ({"scratch": ScratchConfig(enabled=True, num_heads=7), **PRETRAIN}, "scratch.hidden_size=256"),
+        ({"optim": OptimConfig(name="muon"), **PRETRAIN}, "optim=muon .* Add optim=adamw"),
         ({"data": DataConfig(kind="files", files="gone.txt")}, "data.files=gone.txt: there is no such file"),
         ({"data": DataConfig(held_out_one_in=0)}, "data=stdlib gives no row for the split held_out"),
     ],

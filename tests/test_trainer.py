@@ -387,10 +387,44 @@ def test_only_matrices_decay(tiny_base: Base, tmp_path: Path) -> None:
     assert sum(len(group["params"]) for group in groups) == len(trainer.parameters)
 
 
+MUON = {"name": "muon", "lr": 0.02, "weight_decay": 0.3}
+
+
+def test_muon_moves_the_matrices_of_heads_and_adamw_the_rest(tiny_base: Base, tmp_path: Path) -> None:
+    heads = build_heads(HeadsConfig(num_heads=2, output="own"), tiny_base.lm_head_weight)
+    parameters = dict(heads.named_parameters()) | {"adapter.a": torch.nn.Parameter(torch.ones(2, 2))}
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    config = OptimConfig(**MUON, adamw_lr=0.004)
+    optimizer = build_optimizer(parameters, config, heads_multiplier=4.0, blocks=heads.blocks_of_matrices())
+    found = {
+        names[id(p)]: (g["blocks"], g["lr_multiplier"] * config.lr, g["weight_decay"])
+        for g in optimizer.param_groups for p in g["params"]
+    }  # fmt: skip
+    assert found.keys() == parameters.keys()
+    assert found["bodies.1.0.hidden_in.weight"] == found["bodies.1.0.out.weight"] == (1, 0.02, 0.3)
+    assert found["bodies.1.0.tokens_in.weight"] == (2, 0.02, 0.3)  # the root and one token of the path
+    assert found["bodies.0.0.hidden_in.bias"] == found["outputs.0.weight"] == (0, 0.004, 0.0)
+    assert found["adapter.a"] == (0, 0.001, 0.0)
+    with pytest.raises(UserError, match="optim=muon moves the matrices of heads"):
+        build_optimizer(parameters, config)
+
+
+def test_a_run_with_muon_goes_on_exactly(tiny_base: Base, tmp_path: Path) -> None:
+    optim = MUON | {"num_steps": 6}
+    make_trainer(tiny_base, tmp_path / "whole", optim=optim).fit()
+    stop_at_five = make_trainer(
+        tiny_base, tmp_path / "run", lambda n: os.kill(os.getpid(), signal.SIGINT) if n == 5 else None, optim=optim
+    )
+    with pytest.raises(Interrupted):
+        stop_at_five.fit()
+    make_trainer(tiny_base, tmp_path / "run", optim=optim, resume=True).fit()
+    assert_same_run(tmp_path / "run", tmp_path / "whole", tiny_base)
+
+
 @pytest.mark.parametrize(
     "changes",
-    [{"name": "sgd"}, {"autocast": "fp16"}, {"num_steps": 0}, {"lr": 0.0}, {"lr": math.nan}, {"beta2": 1.0},
-     {"min_lr_ratio": 2.0}, {"save_every": -1}, {"gradient_accumulation": 0}],
+    [{"name": "sgd"}, {"adamw_lr": 0.0}, {"autocast": "fp16"}, {"num_steps": 0}, {"lr": 0.0}, {"lr": math.nan},
+     {"beta2": 1.0}, {"min_lr_ratio": 2.0}, {"save_every": -1}, {"gradient_accumulation": 0}],
     ids=str,
 )  # fmt: skip
 def test_a_setting_that_cannot_be_trained_with_is_refused(changes: dict) -> None:

@@ -51,6 +51,8 @@ def check_settings(config: TrainConfig) -> None:
         if not is_pretraining:
             raise UserError("scratch.enabled=true makes a base to be pretrained. Use recipe=pretrain_tiny, or false.")
     check_parallel(config)
+    if is_pretraining and config.optim.name == "muon":
+        raise UserError("optim=muon moves the matrices of heads, and objective=pretrain has none. Add optim=adamw.")
     if not is_pretraining and config.calibrate.new_tokens < config.heads.num_heads:
         raise UserError(
             f"calibrate.new_tokens={config.calibrate.new_tokens} is too short to see all heads.num_heads="

@@ -186,6 +186,15 @@ class Heads(nn.Module):
         weight_VD = self.output_weight(k, lm_head_weight_VD)
         return weight_VD if self.draft_ids is None else weight_VD[self.draft_ids]
 
+    def blocks_of_matrices(self) -> dict[str, int]:
+        """The matrices of the bodies by parameter name, and how many vectors each reads side by side."""
+        return {
+            f"bodies.{name}.weight": matrix.in_features
+            // (matrix.in_features if name.endswith(".out") else self.hidden_size)
+            for name, matrix in self.bodies.named_modules()
+            if isinstance(matrix, nn.Linear)
+        }
+
     def num_parameters(self) -> int:
         """Trainable numbers in all heads."""
         return sum(p.numel() for p in self.parameters())

@@ -1,7 +1,7 @@
 """Which weights are trained, and how are they moved: optimizer, learning rate at each step, in which numbers?"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +13,15 @@ from euryale.errors import UserError
 from euryale.model.adapter import adapter_parameters
 from euryale.model.base import Base
 from euryale.model.heads import Heads
+from euryale.training.muon import Muon
 from euryale.training.objective import OBJECTIVES
 
 ADAPTER_PREFIX = "adapter."
 
-# Name -> the class of bitsandbytes; torch's own AdamW for none. Paged moments live where a GPU can swap them out.
+# Name -> the class of bitsandbytes; torch's AdamW, or Muon, for none. Paged moments live where a GPU can swap them out.
 OPTIMIZERS = {
     "adamw": None,
+    "muon": None,
     "adamw_8bit": "AdamW8bit",
     "paged_adamw": "PagedAdamW32bit",
     "paged_adamw_8bit": "PagedAdamW8bit",
@@ -33,6 +35,7 @@ class OptimConfig:
 
     name: str = "adamw"
     lr: float = 3e-3
+    adamw_lr: float = 3e-3
     weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.95
@@ -59,8 +62,9 @@ class OptimConfig:
         for name in ("weight_decay", "warmup_steps", "max_grad_norm", "eval_every", "eval_batches", "save_every"):
             if getattr(self, name) < 0:
                 raise UserError(f"optim.{name}={getattr(self, name)}: a number of at least 0 is needed (0 is off).")
-        if not 0 < self.lr < math.inf:
-            raise UserError(f"optim.lr={self.lr}: a positive learning rate is needed.")
+        for name in ("lr", "adamw_lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"optim.{name}={getattr(self, name)}: a positive learning rate is needed.")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"optim.{name}={getattr(self, name)}: a number from 0 to below 1 is needed.")
@@ -93,13 +97,19 @@ def trained_parameters(base: Base, heads: Heads | None, kind: str) -> dict[str, 
 
 
 def build_optimizer(
-    parameters: dict[str, nn.Parameter], config: OptimConfig, heads_multiplier: float = 1.0
+    parameters: dict[str, nn.Parameter],
+    config: OptimConfig,
+    heads_multiplier: float = 1.0,
+    blocks: Mapping[str, int] | None = None,
 ) -> torch.optim.Optimizer:
-    """AdamW over named parameters; only matrices decay (a bias or norm has nothing to shrink towards).
+    """The optimizer over named parameters; only matrices decay (a bias or norm has nothing to shrink towards).
 
     Beside adapters all of the heads, biases included, learn at `heads_multiplier` times the rate (`lr_multiplier` of a
-    group). Raises UserError for an optimizer that this device, or this installation, does not have.
+    group). `blocks` are the matrices that Muon can move (Heads.blocks_of_matrices); everything else is then AdamW's.
+    Raises UserError for an optimizer that this device, or this installation, does not have.
     """
+    if config.name == "muon":
+        return _muon(parameters, config, heads_multiplier, blocks or {})
     groups = []
     for is_adapter in (False, True):
         chosen = [p for name, p in parameters.items() if name.startswith(ADAPTER_PREFIX) == is_adapter]
@@ -113,6 +123,29 @@ def build_optimizer(
         return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)
     device = next(iter(parameters.values())).device
     return _bitsandbytes_optimizer(config.name, device)(groups, lr=config.lr, betas=betas)
+
+
+def _muon(
+    parameters: dict[str, nn.Parameter], config: OptimConfig, heads_multiplier: float, blocks: Mapping[str, int]
+) -> Muon:
+    """optim.lr is the rate of the heads' matrices, optim.adamw_lr that of all else; adapters keep their distance."""
+    if not blocks:
+        raise UserError("optim=muon moves the matrices of heads, and none are trained here. Use optim=adamw.")
+    groups: dict[tuple[int, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        others = config.adamw_lr / (heads_multiplier if name.startswith(ADAPTER_PREFIX) else 1.0)
+        key = (blocks[name], config.lr) if name in blocks else (0, others)
+        groups.setdefault(key, []).append(parameter)
+    described = [
+        {
+            "params": members,
+            "blocks": num,
+            "lr_multiplier": rate / config.lr,
+            "weight_decay": config.weight_decay * bool(num),
+        }
+        for (num, rate), members in groups.items()
+    ]
+    return Muon(described, config.lr, betas=(config.beta1, config.beta2))
 
 
 def check_optimizer(config: OptimConfig, device: torch.device) -> None:
@@ -143,7 +176,7 @@ def moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[s
 
 def restore_moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, saved: dict[str, Tensor]) -> None:
     """The inverse of moments, on the parameter's device."""
-    if isinstance(optimizer, torch.optim.AdamW):
+    if isinstance(optimizer, (torch.optim.AdamW, Muon)):
         optimizer.state[parameter] = {key: t.to(parameter.device, copy=True) for key, t in saved.items()}
         return
     # bitsandbytes lays out its own memory, some of it paged: that is filled, not replaced.

@@ -90,7 +90,9 @@ class Trainer:
         self.parameters = trained_parameters(base, heads, objective.kind)
         trains_adapter = OBJECTIVES[objective.kind].trains_adapter
         multiplier = objective.heads_lr_multiplier if trains_adapter else 1.0
-        self.optimizer = build_optimizer(self.parameters, optim, multiplier)
+        self.optimizer = build_optimizer(
+            self.parameters, optim, multiplier, heads.blocks_of_matrices() if heads is not None else None
+        )
         self._first_share = objective.stage_one_share if trains_adapter else 1.0
         if optim.gradient_checkpointing:
             check_recompute(base)
