@@ -86,7 +86,10 @@ def reference_loss(base: Base, heads: Heads, batch: SimpleNamespace, loss: str) 
                 sum_k = sum_k - log_q_V[batch.ids_BT[b, t + 2 + k]]
             else:
                 log_p_V = torch.log_softmax(base_logits_BTV[b, t + 1 + k], dim=-1)
-                sum_k = sum_k + (log_p_V.exp() * (log_p_V - log_q_V)).sum()
+                kl = (log_p_V.exp() * (log_p_V - log_q_V)).sum()
+                accepted = torch.minimum(log_p_V.exp(), log_q_V.exp()).sum()
+                weight = torch.exp(-3 * accepted.detach()) if loss == "lk" else 1.0
+                sum_k = sum_k + weight * kl + (1 - weight) * (1 - accepted)
         total = total + sum_k
         by_head.append(float(sum_k.detach()))
     return total, by_head
@@ -111,7 +114,7 @@ def test_labels_stay_inside_documents_targets_and_padding() -> None:
         assert len(counted(batch, 0)) > 5
 
 
-@pytest.mark.parametrize("loss", ["kl", "ce"])
+@pytest.mark.parametrize("loss", ["kl", "ce", "lk"])
 @pytest.mark.parametrize("config", DESIGNS, ids=lambda c: f"{c.kind}-{c.body}-{c.output}-{c.root_token}")
 def test_loss_and_gradient_equal_the_plain_definition(base64: Base, config: HeadsConfig, loss: str) -> None:
     # float64, so the two may only differ by rounding: 1e-10 is five orders above it and far below any slip of sign,

@@ -1,10 +1,8 @@
 """How can K heads be scored on a vocabulary of V without ever holding [positions, K, V] logits?
 
 Labels are walked in chunks of C. For a chunk the base's logits are computed once and serve every head; each head's
-logits are computed, turned into loss and gradient, and dropped. The gradient is known in the forward pass:
+logits are computed, turned into loss and gradient (losses.py), and dropped. The gradient is known in the forward pass:
 
-    cross-entropy    L = -log q[label]                 dL/dlogits = q - onehot(label)
-    KL divergence    L = sum_v p_v (log p_v - log q_v)    dL/dlogits = q - p          (p: the base, constant)
     dL/dhidden = dL/dlogits @ W        dL/dW = dL/dlogits^T @ hidden        (q = softmax(hidden @ W^T))
 
 so backward only multiplies by the incoming scalar. What is avoided: 3 K U V numbers (logits, softmax, gradient);
@@ -20,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from euryale.training.losses import Loss, Target
+
 
 class Labels(NamedTuple):
     """What is to be predicted, and by which heads."""
@@ -28,7 +28,8 @@ class Labels(NamedTuple):
     members_KM: list[Tensor]  # per head: ascending indices into ids_U, on the same device
     bounds_K: list[list[int]]  # per head: where in its members each chunk begins, and the end
     chunk: int  # C
-    teacher_logits: Callable[[int, int], Tensor] | None  # labels [start, stop) -> the base's logits; None: hard labels
+    teacher_logits: Callable[[int, int], Tensor] | None  # labels [start, stop) -> the base's logits; None: not asked
+    loss: Loss
 
 
 class HeadSums(NamedTuple):
@@ -50,6 +51,12 @@ class Chunk(NamedTuple):
     labels_C: Tensor
     teacher_CV: Tensor | None  # the base's probabilities
     teacher_entropy_C: Tensor | None
+    loss: Loss
+
+    @property
+    def target(self) -> Target:
+        """What the logits are held to."""
+        return Target(self.labels_C, self.teacher_CV, self.teacher_entropy_C)
 
 
 def chunked_loss(hidden_KMD: list[Tensor], weights_KVD: list[Tensor], labels: Labels) -> HeadSums:
@@ -61,10 +68,7 @@ def label_loss(chunk: Chunk) -> Tensor:
     """Loss of each label [C]; chunk.logits_CV becomes the log-probabilities."""
     log_q_CV = chunk.logits_CV
     log_q_CV.sub_(torch.logsumexp(log_q_CV, dim=-1, keepdim=True))
-    if chunk.teacher_CV is None:
-        return -log_q_CV.gather(1, chunk.labels_C[:, None])[:, 0]
-    assert chunk.teacher_entropy_C is not None
-    return -chunk.teacher_entropy_C - torch.linalg.vecdot(chunk.teacher_CV, log_q_CV)
+    return chunk.loss.value(log_q_CV, chunk.target)
 
 
 def chunks(hidden_KMD: list[Tensor] | tuple[Tensor, ...], weights_KVD: list[Tensor], labels: Labels) -> Iterator[Chunk]:
@@ -85,7 +89,8 @@ def chunks(hidden_KMD: list[Tensor] | tuple[Tensor, ...], weights_KVD: list[Tens
             own_p_CV, own_entropy_C = p_CV, entropy_C
             if p_CV is not None and entropy_C is not None and len(members_C) < stop - start:
                 own_p_CV, own_entropy_C = p_CV[members_C - start], entropy_C[members_C - start]
-            yield Chunk(k, rows, hidden_CD, weight_VD, logits_CV, labels.ids_U[members_C], own_p_CV, own_entropy_C)
+            label_ids_C = labels.ids_U[members_C]
+            yield Chunk(k, rows, hidden_CD, weight_VD, logits_CV, label_ids_C, own_p_CV, own_entropy_C, labels.loss)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -107,7 +112,7 @@ class _ChunkedLoss(torch.autograd.Function):
             hidden_grad_MD, weight_grad_VD = grads[k], grads[num_heads + k]
             if hidden_grad_MD is None and weight_grad_VD is None:
                 continue
-            grad_CV = _logit_gradient(chunk).to(chunk.weight_VD.dtype)
+            grad_CV = chunk.loss.gradient(chunk.logits_CV, chunk.target).to(chunk.weight_VD.dtype)
             if hidden_grad_MD is not None:
                 hidden_grad_MD[chunk.rows] = (grad_CV @ chunk.weight_VD).to(hidden_grad_MD.dtype)
             if weight_grad_VD is not None:
@@ -126,15 +131,6 @@ class _ChunkedLoss(torch.autograd.Function):
             for grad, dtype in zip(grads, ctx.dtypes, strict=True)
         )
         return None, None, *scaled
-
-
-def _logit_gradient(chunk: Chunk) -> Tensor:
-    """dL/dlogits [C, V], written over the log-probabilities that label_loss left."""
-    grad_CV = chunk.logits_CV.exp_()
-    if chunk.teacher_CV is not None:
-        return grad_CV.sub_(chunk.teacher_CV)
-    grad_CV[torch.arange(len(chunk.labels_C), device=grad_CV.device), chunk.labels_C] -= 1
-    return grad_CV
 
 
 def _probabilities(logits_CV: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,10 +25,9 @@ from euryale.model.base import Base
 from euryale.model.heads import Heads, normalise
 from euryale.training.chunked import Labels, chunked_loss
 from euryale.training.labels import FIRST_GAP, PackedBatch, Selection, select_labels
+from euryale.training.losses import LOSSES
 from euryale.training.scoring import RANKS, Problem, score
 from euryale.training.stages import SCHEDULES, Stage, heads_weight
-
-LOSSES = ("kl", "ce")
 
 
 @dataclass
@@ -47,7 +46,7 @@ class ObjectiveConfig:
         """Raises UserError for a value that does not exist."""
         for name, value, options in (
             ("kind", self.kind, tuple(OBJECTIVES)),
-            ("loss", self.loss, LOSSES),
+            ("loss", self.loss, tuple(LOSSES)),
             ("lambda_schedule", self.lambda_schedule, SCHEDULES),
         ):
             if value not in options:
@@ -215,7 +214,8 @@ def _head_problem(
     def teacher_logits(start: int, stop: int) -> Tensor:
         return torch.nn.functional.linear(base_hidden_PD[positions_U[start:stop] - 1].detach(), teacher_weight_VD)
 
-    labels = _labels(label_BT, selection, config.chunk_tokens, teacher_logits if config.loss == "kl" else None)
+    teacher = teacher_logits if LOSSES[config.loss].needs_teacher else None
+    labels = _labels(label_BT, selection, config.chunk_tokens, teacher, config.loss)
     outputs = [heads.output_weight(k, base.lm_head_weight) for k in range(heads.num_heads)]
     if draft_ids is not None:
         drawn = {id(weight): weight[draft_ids] for weight in outputs}  # heads that share a matrix share its rows
@@ -235,7 +235,7 @@ def _base_problem(
         return torch.nn.functional.linear(teacher_BTD.flatten(0, 1)[sources_U[start:stop]], base.lm_head_weight)
 
     teacher = None if teacher_BTD is None else teacher_logits
-    labels = _labels(batch.ids_BT.to(base.device), selection, config.chunk_tokens, teacher)
+    labels = _labels(batch.ids_BT.to(base.device), selection, config.chunk_tokens, teacher, "kl" if teacher else "ce")
     return Problem([hidden_BTD.flatten(0, 1)[sources_U]], [base.lm_head_weight], labels)
 
 
@@ -245,7 +245,11 @@ def _forward(base: Base, batch: PackedBatch) -> Tensor:
 
 
 def _labels(
-    ids_BT: Tensor, selection: Selection, chunk: int, teacher_logits: Callable[[int, int], Tensor] | None
+    ids_BT: Tensor,
+    selection: Selection,
+    chunk: int,
+    teacher_logits: Callable[[int, int], Tensor] | None,
+    loss: str,
 ) -> Labels:
     device = ids_BT.device
     edges = torch.arange(0, len(selection.positions_U) + chunk, chunk, device=selection.positions_U.device)
@@ -255,6 +259,7 @@ def _labels(
         [torch.searchsorted(members_M, edges).tolist() for members_M in selection.members_KM],
         chunk,
         teacher_logits,
+        LOSSES[loss],
     )
 
 
