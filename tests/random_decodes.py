@@ -63,7 +63,7 @@ class Report:
     seconds: float = 0.0
 
 
-def random_model(rng: random.Random, dtype: torch.dtype) -> tuple[str, Base, Heads]:
+def random_model(rng: random.Random, dtype: torch.dtype) -> tuple[str, Base, Heads, int]:
     family = rng.choice(list(FAMILIES))
     vocab_size = rng.choice([5, 5, rng.randint(5, 12), rng.randint(5, 40)])
     eos = rng.choice([None, None, rng.randrange(vocab_size), rng.sample(range(vocab_size), rng.randint(1, 3))])
@@ -75,11 +75,20 @@ def random_model(rng: random.Random, dtype: torch.dtype) -> tuple[str, Base, Hea
     vocab_share = rng.choice([1.0, 1.0, 1.0, 0.6])
     design = replace(rng.choice(HEAD_DESIGNS), num_heads=rng.randint(1, 6), vocab_share=vocab_share)
     name = f"{family} V={vocab_size} eos={eos} seed={seed} max_length={base.max_length} {design}"
-    return name, base, random_heads(design, base, seed)
+    return name, base, random_heads(design, base, seed), seed
 
 
 def any_drafter(rng: random.Random) -> DrafterConfig:
-    return DrafterConfig(rng.choice(["heads", *DRAFTERS[1:]]), depth=rng.randint(1, 8))
+    return DrafterConfig(rng.choice(["heads", *DRAFTERS[1:]]), depth=rng.randint(1, 8), spare=rng.randint(1, 6))
+
+
+def any_draft_base(rng: random.Random, base: Base, seed: int) -> Base:
+    """Half of the time the very same weights, which are never wrong; else another model, which mostly is."""
+    family = base.path.removeprefix("random-")
+    if rng.random() < 0.5:
+        tied = base.model.config.tie_word_embeddings
+        return random_base(family, base.vocab_size, seed, base.dtype, base.max_length, tie_word_embeddings=tied)
+    return random_base(rng.choice(list(FAMILIES)), base.vocab_size, seed + 1, base.dtype, rng.randint(20, 70))
 
 
 def any_tree(rng: random.Random, vocab_size: int, num_heads: int) -> Tree | TreeConfig:
@@ -127,7 +136,7 @@ def random_decodes(num: int, seed: int, dtype: torch.dtype = torch.float64) -> R
     report = Report()
     start = time.perf_counter()
     while report.num_decodes < num:
-        name, base, heads = random_model(rng, dtype)
+        name, base, heads, model_seed = random_model(rng, dtype)
         model = twin(base)
         plain = Engine(base, drafter="none")
         target = min(num, report.num_decodes + DECODES_PER_MODEL)
@@ -135,7 +144,8 @@ def random_decodes(num: int, seed: int, dtype: torch.dtype = torch.float64) -> R
             drafter, tree = any_drafter(rng), any_tree(rng, base.vocab_size, heads.num_heads)
             batch = random_batch(rng, base)
             where = f"{name} {drafter} {tree} batch of {len(batch)}"
-            found = generate(Engine(base, heads, drafter, tree), batch, report)
+            draft_base = any_draft_base(rng, base, model_seed) if drafter.name == "model" else None
+            found = generate(Engine(base, heads, drafter, tree, draft_base=draft_base), batch, report)
             shape = "dynamic" if isinstance(tree, TreeConfig) else "fixed"
             report.drafters[f"{drafter.name} {shape}"] += sum(len(answer.ids) for answer in found)
             expected = [answer_slowly(model, base, request) for request in batch]

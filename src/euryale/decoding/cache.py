@@ -146,10 +146,17 @@ class TreeMask:
                 self._template[:, self._num_slots :].zero_().masked_fill_(~ancestors_RNN[0], hidden)
             return self._template[None, None, :, self._num_slots - arena.lengths[0] :]
         lengths_B1 = torch.tensor(arena.lengths, device=ancestors_RNN.device)[:, None]
-        node_BS = torch.arange(arena.bound, device=lengths_B1.device) - lengths_B1  # below 0: a committed slot
-        B, S = node_BS.shape
-        nodes_BNS = node_BS.clamp(0, N - 1)[:, None].expand(B, N, S)
-        seen_BNS = ancestors_RNN.expand(B, N, N).gather(2, nodes_BNS) & (node_BS < N)[:, None]
-        seen_B1NS = (seen_BNS | (node_BS < 0)[:, None])[:, None]
-        mask = torch.zeros(seen_B1NS.shape, dtype=self.dtype, device=seen_B1NS.device)
-        return mask.masked_fill_(~seen_B1NS, hidden)
+        return draw_mask(ancestors_RNN, lengths_B1, arena.bound, self.dtype)
+
+
+def draw_mask(seen_RNM: Tensor, lengths_B1: Tensor, num_slots: int, dtype: torch.dtype) -> Tensor:
+    """[B, 1, N, num_slots]: N queries see the first lengths_B1 slots of their row, and of the M behind what is said."""
+    M = seen_RNM.shape[2]
+    node_BS = torch.arange(num_slots, device=lengths_B1.device) - lengths_B1  # below 0: a committed slot
+    B, S = node_BS.shape
+    N = seen_RNM.shape[1]
+    nodes_BNS = node_BS.clamp(0, M - 1)[:, None].expand(B, N, S)
+    seen_BNS = seen_RNM.expand(B, N, M).gather(2, nodes_BNS) & (node_BS < M)[:, None]
+    seen_B1NS = (seen_BNS | (node_BS < 0)[:, None])[:, None]
+    mask = torch.zeros(seen_B1NS.shape, dtype=dtype, device=seen_B1NS.device)
+    return mask.masked_fill_(~seen_B1NS, torch.finfo(dtype).min)

@@ -1,12 +1,22 @@
-"""Who proposes the tokens of a tree? The closed list of drafters, by the name they have everywhere."""
+"""Who proposes the tokens of a tree? The closed list of drafters, by the name they have everywhere.
+
+none           nobody: autoregressive decoding
+heads          the trained heads
+lookup         what followed the same tokens earlier in prompt and answer
+heads+lookup   the heads, and a copied chain in nodes of its own
+model          a smaller model with the same tokenizer
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from euryale.decoding.calibrated import Calibration
 from euryale.decoding.draft import Drafter
 from euryale.decoding.drafter_heads import HeadsDrafter
+from euryale.decoding.drafter_heads_lookup import HeadsLookupDrafter
 from euryale.decoding.drafter_lookup import LookupDrafter
+from euryale.decoding.drafter_model import ModelDrafter, check_same_tokens, load_draft_base
 from euryale.decoding.drafter_none import NoDrafter
 from euryale.decoding.tree import Budget, Tree
 from euryale.errors import UserError
@@ -20,6 +30,8 @@ class DrafterConfig:
 
     name: str = "heads"
     depth: int = 8
+    spare: int = 4
+    path: str | None = None
 
     def check(self) -> None:
         """Raises UserError for a name or number that cannot be."""
@@ -27,31 +39,44 @@ class DrafterConfig:
             raise UserError(f"drafter={self.name} is not known. Choose one of: {', '.join(DRAFTERS)}.")
         if not 1 <= self.depth <= 64:
             raise UserError(f"drafter.depth={self.depth} cannot be. Give a number of tokens from 1 to 64 (8 is usual).")
+        if not 1 <= self.spare <= 64:
+            raise UserError(f"drafter.spare={self.spare} cannot be. Give a number of nodes from 1 to 64 (4 is usual).")
+        if self.path is not None and self.name != "model":
+            raise UserError(
+                f"drafter.path={self.path} names a model, and drafter={self.name} uses none. Use drafter=model with it."
+            )
 
     @property
     def needs_heads(self) -> bool:
-        return self.name in ("heads",)
+        return self.name in ("heads", "heads+lookup")
 
 
-class Parts:
-    """What drafters are made of."""
+class Parts(NamedTuple):
+    """What drafters are made of; each takes what it needs."""
 
-    def __init__(self, base: Base, heads: Heads | None, tree: Tree | Budget, calibration: Calibration | None) -> None:
-        self.base = base
-        self.tree = tree
-        self.calibration = calibration
-        self._heads = heads
+    base: Base
+    heads: Heads | None
+    tree: Tree | Budget
+    calibration: Calibration | None  # tells a tree that grows best first how often the heads are right
+    draft_base: Base | None
 
-    @property
-    def heads(self) -> Heads:
-        assert self._heads is not None, "build_drafter has checked that"
-        return self._heads
+
+def _heads(config: DrafterConfig, parts: Parts) -> HeadsDrafter:
+    assert parts.heads is not None, "check_parts has seen them"
+    return HeadsDrafter(parts.base, parts.heads, parts.tree, parts.calibration)
+
+
+def _model(config: DrafterConfig, parts: Parts) -> ModelDrafter:
+    assert parts.draft_base is not None, "settle_draft_base has loaded it"
+    return ModelDrafter(parts.base, parts.draft_base, parts.tree)
 
 
 _BUILDERS: dict[str, Callable[[DrafterConfig, Parts], Drafter]] = {
     "none": lambda config, parts: NoDrafter(parts.base),
-    "heads": lambda config, parts: HeadsDrafter(parts.base, parts.heads, parts.tree, parts.calibration),
+    "heads": _heads,
     "lookup": lambda config, parts: LookupDrafter(parts.base, parts.tree),
+    "heads+lookup": lambda config, parts: HeadsLookupDrafter(parts.base, _heads(config, parts), config.spare),
+    "model": _model,
 }
 DRAFTERS = tuple(_BUILDERS)
 
@@ -62,15 +87,15 @@ def build_drafter(
     heads: Heads | None,
     tree: Tree | Budget,
     calibration: Calibration | None = None,
+    draft_base: Base | None = None,
 ) -> Drafter:
-    """`calibration` tells a tree that grows best first how often the heads are right.
-
-    Raises UserError for an unknown name, or for a drafter that needs heads where none were loaded."""
+    """Raises UserError for an unknown name, or for a drafter that needs heads or a model where there are none."""
     if isinstance(config, str):
         config = DrafterConfig(config)
     config.check()
     check_heads(config, heads)
-    return _BUILDERS[config.name](config, Parts(base, heads, tree, calibration))
+    draft_base = settle_draft_base(config, base, draft_base)
+    return _BUILDERS[config.name](config, Parts(base, heads, tree, calibration, draft_base))
 
 
 def check_heads(config: DrafterConfig, heads: Heads | None) -> None:
@@ -79,3 +104,13 @@ def check_heads(config: DrafterConfig, heads: Heads | None) -> None:
         raise UserError(
             f"drafter={config.name} needs a heads checkpoint, and only a base was given. Give one, or drafter=none."
         )
+
+
+def settle_draft_base(config: DrafterConfig, base: Base, draft_base: Base | None) -> Base | None:
+    """The smaller model of drafter=model: the one given, else loaded. Raises UserError when it does not fit."""
+    if config.name != "model":
+        return None
+    if draft_base is None:
+        return load_draft_base(config.path, base)
+    check_same_tokens(draft_base, base)
+    return draft_base

@@ -11,7 +11,7 @@ from typing import Unpack
 
 from euryale.decoding.calibrated import TREE_FILE, Calibration, nearest, read_calibrations
 from euryale.decoding.draft import Drafter
-from euryale.decoding.drafters import DrafterConfig, build_drafter, check_heads
+from euryale.decoding.drafters import DrafterConfig, build_drafter, check_heads, settle_draft_base
 from euryale.decoding.noise import check_seeds
 from euryale.decoding.rows import Ends, Generation, Row
 from euryale.decoding.sampling import MoreSampling, Sampling
@@ -37,16 +37,19 @@ class Engine:
         drafter: str | DrafterConfig = "heads",
         tree: Tree | TreeConfig | str | None = None,
         calibrations: Sequence[Calibration] = (),
+        draft_base: Base | None = None,
     ) -> None:
         """`tree` names or is the tree; None is `calibrated`, and a chain of all heads where nothing was calibrated.
 
-        Raises UserError: an unknown drafter or tree, `heads` without heads, a tree deeper than the heads.
+        draft_base: the smaller model of drafter=model, where it is loaded already. Raises UserError: an unknown
+        drafter or tree, `heads` without heads, a tree deeper than the heads, a draft model with another tokenizer.
         """
         self.base = base
         self.heads = heads
         self.drafter = DrafterConfig(drafter) if isinstance(drafter, str) else drafter
         self.drafter.check()
         check_heads(self.drafter, heads)
+        self.draft_base = settle_draft_base(self.drafter, base, draft_base)
         self.calibrations = list(calibrations)
         self.seconds = dict.fromkeys(("prefill", "draft", "verify", "accept", "commit"), 0.0)  # since the last reset
         self.last: Generation | None = None  # what `stream` gave, once it has ended
@@ -121,7 +124,7 @@ class Engine:
         if name == "given":
             raise UserError(f"tree.num_nodes={num_nodes} was asked for, and the tree was given. Use tree=calibrated.")
         tree = TreeConfig(name, num_nodes)
-        return Engine(self.base, self.heads, self.drafter, tree, self.calibrations)
+        return Engine(self.base, self.heads, self.drafter, tree, self.calibrations, self.draft_base)
 
     def generate(
         self,
@@ -253,7 +256,9 @@ class Engine:
         calibration = nearest(self.calibrations, temperature) if self.calibrations else None
         key = (self.tree(temperature), None if calibration is None else calibration.temperature)
         if key not in self._drafters:
-            self._drafters[key] = build_drafter(self.drafter, self.base, self.heads, key[0], calibration)
+            self._drafters[key] = build_drafter(
+                self.drafter, self.base, self.heads, key[0], calibration, self.draft_base
+            )
         return self._drafters[key]
 
     def _finish(self, row: Row, seconds: float) -> Generation:
