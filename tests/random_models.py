@@ -46,7 +46,12 @@ HEAD_DESIGNS = tuple(
     for body in ("mlp", "resblock")
     for output in ("shared", "own")
     for num_layers in (1, 2)
-) + (HeadsConfig("hydra", vocab_share=0.5), HeadsConfig("medusa", output="own", vocab_share=0.3))
+) + (
+    HeadsConfig("hydra", vocab_share=0.5),
+    HeadsConfig("medusa", output="own", vocab_share=0.3),
+    HeadsConfig("hydra", num_layers=2, features="several"),
+    HeadsConfig("medusa", body="resblock", features="several"),
+)
 
 
 def random_base(

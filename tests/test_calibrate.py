@@ -20,7 +20,7 @@ from euryale.decoding.tree import Tree
 from euryale.errors import UserError
 from euryale.model.base import Base
 from euryale.model.files import read_json, write_json
-from euryale.model.heads import Heads, HeadsConfig, normalise
+from euryale.model.heads import Heads, HeadsConfig, join_states, normalise
 from euryale.serving import calibrate as module
 from euryale.serving.calibrate import Text, calibrate, check, frequent_paths, rank_vectors, time_steps
 from euryale.serving.settings import CalibrateConfig
@@ -29,6 +29,7 @@ MAX_RANK = 6
 DESIGNS = {
     "hydra": HeadsConfig("hydra", num_heads=3, vocab_share=1.0),
     "hydra, draft vocabulary": HeadsConfig("hydra", num_heads=3, vocab_share=0.5),
+    "hydra, several features": HeadsConfig("hydra", num_heads=3, features="several"),
     "medusa": HeadsConfig("medusa", num_heads=3, body="resblock", vocab_share=1.0),
     "medusa, published form": HeadsConfig(
         "medusa", num_heads=3, body="resblock", output="own", root_token=False, vocab_share=1.0
@@ -53,7 +54,9 @@ def written(base: Base, prompt: Sequence[int], temperature: float, seed: int = 5
 
 def slow_rank(base: Base, heads: Heads, ids: list[int], t: int, k: int, temperature: float, seed: int) -> int:
     """Head k's rank of the true token at t + 2 + k: one position, transformers' own forward, a whole sort."""
-    hidden_D = twin(base).base_model(torch.tensor([ids[: t + 1]]), use_cache=False).last_hidden_state[0, -1]
+    out = twin(base).base_model(torch.tensor([ids[: t + 1]]), use_cache=False, output_hidden_states=True)
+    layers = heads.layers_read(base.num_layers)
+    hidden_D = join_states(out.last_hidden_state, [out.hidden_states[layer] for layer in layers])[0, -1]
     embedded_JD = normalise(base.embed(torch.tensor(ids[t + 1 : t + 2 + k])))
     head_hidden_D = heads.head_hidden(k, hidden_D[None], embedded_JD[None])[0]
     scores_V = heads.output_weight(k, base.lm_head_weight) @ head_hidden_D

@@ -206,6 +206,13 @@ DAMAGES = {
 }
 
 
+def test_heads_from_before_features_could_be_chosen_read_the_last_state(saved: Path, tiny_base: Base) -> None:
+    content = json.loads((saved / "heads.json").read_text())
+    del content["heads"]["features"]
+    (saved / "heads.json").write_text(json.dumps(content))
+    assert load_heads(saved, tiny_base).config.features == "last"
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_checkpoint_that_does_not_fit_is_refused(saved: Path, tiny_base: Base, damage: str) -> None:
     spoil, message = DAMAGES[damage]

@@ -46,13 +46,13 @@ def propose_slowly(base: Base, heads: Heads, tree: Tree, known: Known) -> list[l
     return rows
 
 
-def random_known(base: Base, num_rows: int, num_depths: int, temperature: float, seed: int) -> Known:
+def random_known(base: Base, num_rows: int, num_depths: int, temperature: float, seed: int, states: int = 1) -> Known:
     generator = torch.Generator().manual_seed(seed)
     noise: Tensor | None = None
     if temperature > 0:
         noise = -(-torch.rand(num_rows, num_depths + 1, V, generator=generator).log()).log()
     return Known(
-        torch.randn(num_rows, base.hidden_size, generator=generator, dtype=base.dtype),
+        torch.randn(num_rows, states * base.hidden_size, generator=generator, dtype=base.dtype),
         torch.randint(V, (num_rows,), generator=generator),
         noise,
         temperature,
@@ -76,7 +76,7 @@ def test_the_fast_drafter_equals_its_slow_twin(design: HeadsConfig) -> None:
     for number, tree in enumerate(trees):  # the 63 nodes once are enough
         drafter = HeadsDrafter(base, heads, tree)
         for temperature in (0.0, 0.8) if number else (0.0,):
-            known = random_known(base, rng.randint(1, 3), tree.max_depth, temperature, seed=number)
+            known = random_known(base, rng.randint(1, 3), tree.max_depth, temperature, number, heads.num_states)
             assert drafter.propose(known).tokens_BN.tolist() == propose_slowly(base, heads, tree, known)
 
 
@@ -161,7 +161,7 @@ def test_half_precision_and_kept_embeddings_change_scores_by_rounding_alone(
     """float32 bases are drafted in bfloat16 on processors that multiply it, from a table of normalised embeddings."""
     base = random_base("llama", V, seed=4)
     heads = random_heads(design, base)
-    hidden_BD = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    hidden_BD = torch.randn(2, 16 * heads.num_states, generator=torch.Generator().manual_seed(0))
     known = Known(hidden_BD, torch.tensor([3, 5]), None, 0.0, [[3], [5]])
     found = {}
     for dtype, entries in ((torch.float32, 0), (torch.float32, 1 << 25), (torch.bfloat16, 1 << 25)):

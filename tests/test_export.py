@@ -186,6 +186,7 @@ def test_the_base_is_loaded_only_where_its_matrix_is_needed(tmp_path: Path, base
         ({"kind": "hydra", "root_token": True}, "heads.kind=hydra, heads.root_token=true"),
         ({"root_token": True}, "heads.root_token=true"),
         ({"body": "mlp"}, "heads.body=mlp"),
+        ({"features": "several"}, "heads.features=several"),
     ],
 )
 def test_heads_that_a_peer_cannot_express_are_refused_by_the_setting(

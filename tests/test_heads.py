@@ -13,10 +13,10 @@ from euryale.model.heads import Heads, HeadsConfig, build_heads, normalise
 D, V = 16, 13
 
 
-def known(num: int = 7, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Random hidden states [M, D] and embeddings of the five tokens after each [M, 5, D]."""
+def known(num: int = 7, seed: int = 0, dtype: torch.dtype = torch.float32, states: int = 1) -> tuple[Tensor, Tensor]:
+    """Random states of the base [M, D], or several, and embeddings of the five tokens after each [M, 5, D]."""
     generator = torch.Generator().manual_seed(seed)
-    hidden_MD = torch.randn(num, D, generator=generator, dtype=dtype)
+    hidden_MD = torch.randn(num, states * D, generator=generator, dtype=dtype)
     return hidden_MD, normalise(torch.randn(num, 5, D, generator=generator, dtype=dtype))
 
 
@@ -28,16 +28,16 @@ def design_name(design: HeadsConfig) -> str:
 def test_an_untrained_head_is_the_base(design: HeadsConfig) -> None:
     base = random_base(vocab_size=V)
     heads = build_heads(design, base.lm_head_weight)
-    hidden_MD, embeddings_MJD = known()
+    hidden_MD, embeddings_MJD = known(states=heads.num_states)
     for k in range(heads.num_heads):
-        assert torch.equal(heads.head_hidden(k, hidden_MD, embeddings_MJD), hidden_MD)
+        assert torch.equal(heads.head_hidden(k, hidden_MD, embeddings_MJD), hidden_MD[:, :D])
         assert torch.equal(heads.output_weight(k, base.lm_head_weight), base.lm_head_weight)
 
 
 @pytest.mark.parametrize("design", HEAD_DESIGNS, ids=design_name)
 def test_a_head_reads_exactly_the_tokens_that_are_known(design: HeadsConfig) -> None:
     heads = random_heads(design, random_base(vocab_size=V))
-    hidden_MD, embeddings_MJD = known()
+    hidden_MD, embeddings_MJD = known(states=heads.num_states)
     for k in range(heads.num_heads):
         out_MD = heads.head_hidden(k, hidden_MD, embeddings_MJD)
         J = {"hydra": k + 1, "medusa": int(design.root_token)}[design.kind]
@@ -76,7 +76,8 @@ def num_parameters_by_hand(design: HeadsConfig) -> int:
         for layer in range(design.num_layers):
             num_tokens = design.num_known_tokens(k) if layer == 0 else 0
             inner = int(D * design.width) if design.body == "mlp" else D
-            total += (1 + num_tokens) * D * inner + inner + (inner * D if design.body == "mlp" else 0)
+            num_states = 3 if design.features == "several" and layer == 0 else 1
+            total += (num_states + num_tokens) * D * inner + inner + (inner * D if design.body == "mlp" else 0)
         total += V * D if design.output == "own" else 0
     return total
 

@@ -29,6 +29,7 @@ DESIGNS = [
     HeadsConfig(kind="hydra", num_heads=2, body="resblock", num_layers=2, output="own"),
     HeadsConfig(kind="medusa", num_heads=3, root_token=True, width=2.0),
     HeadsConfig(kind="medusa", num_heads=2, root_token=False, body="resblock", output="own"),
+    HeadsConfig(kind="hydra", num_heads=2, features="several"),
 ]
 
 
@@ -72,15 +73,16 @@ def counted(batch: SimpleNamespace, k: int) -> list[tuple[int, int]]:
 def reference_loss(base: Base, heads: Heads, batch: SimpleNamespace, loss: str) -> tuple[Tensor, list[float]]:
     """The specification: one label at a time, plain autograd. Returns the sum and the sum of each head."""
     with torch.no_grad():
-        hidden_BTD = base.forward_packed(batch.ids_BT, batch.positions_BT, batch.documents_BT)
-        base_logits_BTV = base.logits(hidden_BTD)
+        layers = heads.layers_read(base.num_layers)
+        hidden_BTC = base.forward_packed(batch.ids_BT, batch.positions_BT, batch.documents_BT, layers)
+        base_logits_BTV = base.logits(hidden_BTC[..., : base.hidden_size])
         embeddings_BTD = normalise(base.embed(batch.ids_BT))
     total, by_head = torch.zeros((), dtype=base.dtype), []
     for k in range(heads.num_heads):
         sum_k = torch.zeros((), dtype=base.dtype)
         for b, t in counted(batch, k):
             known = embeddings_BTD[b, t + 1 : t + 1 + heads.num_known_tokens(k)]
-            hidden = heads.head_hidden(k, hidden_BTD[b, t][None], known[None])
+            hidden = heads.head_hidden(k, hidden_BTC[b, t][None], known[None])
             log_q_V = torch.log_softmax(hidden @ heads.output_weight(k, base.lm_head_weight).T, dim=-1)[0]
             if loss == "ce":
                 sum_k = sum_k - log_q_V[batch.ids_BT[b, t + 2 + k]]
@@ -115,7 +117,7 @@ def test_labels_stay_inside_documents_targets_and_padding() -> None:
 
 
 @pytest.mark.parametrize("loss", ["kl", "ce", "lk"])
-@pytest.mark.parametrize("config", DESIGNS, ids=lambda c: f"{c.kind}-{c.body}-{c.output}-{c.root_token}")
+@pytest.mark.parametrize("config", DESIGNS, ids=lambda c: f"{c.kind}-{c.body}-{c.output}-{c.root_token}-{c.features}")
 def test_loss_and_gradient_equal_the_plain_definition(base64: Base, config: HeadsConfig, loss: str) -> None:
     # float64, so the two may only differ by rounding: 1e-10 is five orders above it and far below any slip of sign,
     # shift or mask. Chunks of 7 leave a shorter last one and heads whose labels are only part of a chunk.

@@ -20,7 +20,7 @@ from euryale.decoding.tree import Tree
 class Known(NamedTuple):
     """What is known when a step begins."""
 
-    hidden_BD: Tensor  # the base's final hidden state at the last committed token
+    hidden_BD: Tensor  # the base's final state at the last committed token, and those of the drafter's `layers` behind
     root_B: Tensor  # the token after it, decided but not in the cache yet
     noise_BPV: Tensor | None  # keyed noise of the positions after the root's, nearest first; None at T = 0
     temperature: float
@@ -73,6 +73,7 @@ class Drafter(Protocol):
 
     num_nodes: int
     max_depth: int
+    layers: tuple[int, ...]  # of the base whose outputs it reads beside the last, numbered from 1
 
     def begin(self, batch_size: int, num_slots: int) -> "Drafter":
         """The drafter of one batch, whose rows never exceed num_slots tokens; itself if it remembers nothing."""

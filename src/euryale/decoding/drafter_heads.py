@@ -56,7 +56,7 @@ class HeadMatrices:
         ]
         if K:  # a tree of the root alone asks no head
             bias = torch.cat([f.hidden_in.bias for f in firsts])
-            self._entry = self._product(torch.cat(with_root), bias)  # [D or 2 D] -> [K x F]
+            self._entry = self._product(torch.cat(with_root), bias)  # [C, and D for the root] -> [K x F]
         self._paths = [
             self._product(f.tokens_in.weight[:, D:])
             if f.tokens_in is not None and f.tokens_in.in_features > D
@@ -85,9 +85,11 @@ class HeadMatrices:
 
     def enter(self, known: Known) -> Entry:
         """What hidden state and root bring to every head; once a step."""
-        hidden_BD = known.hidden_BD.to(self.dtype)
-        entry = torch.cat([hidden_BD, self._embed(known.root_B)], -1) if self._reads_root else hidden_BD
-        return Entry(hidden_BD[:, None], self._entry(entry).unflatten(-1, (self._num_heads, -1)))
+        states_BC = known.hidden_BD.to(self.dtype)
+        entry = torch.cat([states_BC, self._embed(known.root_B)], -1) if self._reads_root else states_BC
+        return Entry(
+            states_BC[:, None, : self.base.hidden_size], self._entry(entry).unflatten(-1, (self._num_heads, -1))
+        )
 
     def scores(self, k: int, known: Known, entry: Entry, path_BPC: Tensor | None) -> Tensor:
         """Head k's scores [B, P, V] over the draft vocabulary, whose best are its candidates.
@@ -131,6 +133,7 @@ class HeadsDrafter:
         self._growth = build_growth(tree, heads.num_candidates, base.device, per_parent, calibration)
         self.num_nodes, self.max_depth = self._growth.num_nodes, self._growth.max_depth
         self._heads = HeadMatrices(base, heads, self.max_depth)
+        self.layers = heads.layers_read(base.num_layers) if self.max_depth else ()
 
     def begin(self, batch_size: int, num_slots: int) -> "HeadsDrafter":
         return self

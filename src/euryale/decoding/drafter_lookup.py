@@ -23,6 +23,7 @@ class LookupDrafter:
     def __init__(self, base: Base, tree: Tree | Budget, batch_size: int = 0) -> None:
         self.tree = tree
         self.num_nodes, self.max_depth = tree.num_nodes, tree.max_depth
+        self.layers: tuple[int, ...] = ()
         self._base = base
         self._device = base.device
         self._memories = [Memory() for _ in range(batch_size)]

@@ -10,6 +10,7 @@ class NoDrafter:
 
     num_nodes = 1
     max_depth = 0
+    layers: tuple[int, ...] = ()
 
     def __init__(self, base: Base) -> None:
         self._shape = Shape.of_tree(ROOT_ONLY, base.device)

@@ -56,7 +56,9 @@ class Decoder:
         self._noise = KeyedNoise(seeds, base.vocab_size, device) if sampling.temperature > 0 else None
         self._processors = PathProcessors.of(sampling, len(seeds), end_ids, base.vocab_size, device)
         self._root_B = torch.zeros(len(seeds), dtype=torch.long, device=device)
-        self._hidden_BD = torch.zeros(len(seeds), base.hidden_size, dtype=base.dtype, device=device)
+        self._layers = drafter.layers
+        num_numbers = base.hidden_size * (1 + len(self._layers))
+        self._hidden_BD = torch.zeros(len(seeds), num_numbers, dtype=base.dtype, device=device)
 
     @torch.inference_mode()
     def prefill(self, prompts: list[list[int]]) -> None:
@@ -148,14 +150,16 @@ class Decoder:
             self._masks[N] = TreeMask(N, self._num_slots, self.base.dtype, self.base.device)
         hidden_BND = self._read(draft.tokens_BN, positions_BN, self._masks[N], draft.shape.ancestors_RNN)
         noise_BNV = _at_depths(noise_BPV, depths_RN) if noise_BPV is not None else None
-        logits_BNV = self._forward.logits(hidden_BND)
+        final_BND = hidden_BND[..., : self.base.hidden_size] if self._layers else hidden_BND
+        logits_BNV = self._forward.logits(final_BND)
         if self._processors is not None:
             logits_BNV = self._processors.apply(logits_BNV, draft.tokens_BN, draft.shape, self.ids)
         return hidden_BND, draw(logits_BNV, self.sampling, noise_BNV)
 
     def _read(self, tokens_BN: Tensor, positions_BN: Tensor, mask: TreeMask, ancestors_RNN: Tensor) -> Tensor:
         self.arena.begin(tokens_BN.shape[1])
-        return self._forward.hidden(tokens_BN, positions_BN, self.arena, mask.of(self.arena, ancestors_RNN))
+        mask_4d = mask.of(self.arena, ancestors_RNN)
+        return self._forward.hidden(tokens_BN, positions_BN, self.arena, mask_4d, self._layers)
 
     def _advance(self, hidden_BND: Tensor, targets_BN: Tensor, last_nodes: list[int]) -> None:
         """The bonus token becomes the root, and the state it follows from is what the drafter reads next."""

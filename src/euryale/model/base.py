@@ -8,6 +8,7 @@ Letters: B batch, T tokens, D width, V vocabulary.
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from euryale.errors import UserError
 from euryale.model.attention import adopt_tree_attention
+from euryale.model.heads import join_states
 from euryale.model.lean import Forward, LeanForward, PlainForward, lean_forward
 from euryale.model.locate import PROJECT, check_folder, find_model, hub_answers
 
@@ -101,18 +103,29 @@ class Base:
         """Token ids [...] -> embeddings [..., D]."""
         return self.model.get_input_embeddings()(ids_x)
 
-    def forward_packed(self, ids_BT: Tensor, positions_BT: Tensor, documents_BT: Tensor) -> Tensor:
+    @property
+    def num_layers(self) -> int:
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
+    def forward_packed(
+        self, ids_BT: Tensor, positions_BT: Tensor, documents_BT: Tensor, layers: Sequence[int] = ()
+    ) -> Tensor:
         """One causal pass over packed documents; nobody sees another document. Returns hidden [B, T, D].
 
         documents_BT numbers the documents of a row; -1 is padding, which sees (and is seen by) padding alone.
-        The states are those after the final norm, which heads and the output matrix read.
+        The states are those after the final norm, which heads and the output matrix read; the outputs of `layers`
+        (numbered from 1) lie behind them, [B, T, (1 + len(layers)) D], as heads of several features read them.
         """
         same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
         mask_B1TT = (same_BTT & torch.ones_like(same_BTT[0]).tril())[:, None]
         out = self.model.base_model(
-            input_ids=ids_BT, position_ids=positions_BT, attention_mask=mask_B1TT, use_cache=False
+            input_ids=ids_BT,
+            position_ids=positions_BT,
+            attention_mask=mask_B1TT,
+            use_cache=False,
+            output_hidden_states=bool(layers),
         )
-        return out.last_hidden_state
+        return join_states(out.last_hidden_state, [out.hidden_states[layer] for layer in layers])
 
     def identity(self) -> dict[str, str | int | None]:
         """What a heads checkpoint remembers of its base."""

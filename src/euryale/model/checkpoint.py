@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -34,6 +35,7 @@ __all__ = [
 FORMAT_VERSION = 1
 DESCRIPTION = "heads.json"
 WEIGHTS = "heads.safetensors"
+_LATER_KEYS: dict[str, Any] = {"features": "last"}  # what older heads are, whose description does not say
 LABEL_OFFSET = 2  # head k at position t is scored on ids[t + 2 + k]
 LIBRARIES = ("euryale", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "bitsandbytes", "peft")
 Objects = Mapping[str, object]
@@ -199,6 +201,7 @@ def _heads_config(folder: Path, description: Mapping) -> HeadsConfig:
     if not isinstance(design, dict):
         raise UserError(f"{folder / DESCRIPTION} does not describe its heads. Use another checkpoint.")
     defaults = asdict(HeadsConfig())
+    design = {**_LATER_KEYS, **design}
     wrong = sorted(set(design) ^ {field.name for field in fields(HeadsConfig)})
     wrong += [key for key in set(design) & set(defaults) if type(design[key]) is not type(defaults[key])]
     if wrong:

@@ -10,15 +10,20 @@ chose) and, for kind `hydra`, the k tokens of the path below the root. It predic
     body `resblock`  x + SiLU(W [h; e_root; e_path] + b)
     body `mlp`       x + W_out SiLU(W [h; e_root; e_path] + b), `width` times the hidden size inside
 
+The first matrix reads h as the output matrix does (features `last`), or beside it the outputs of two middle layers of
+the base, scaled to unit root-mean-square (features `several`; Li et al. 2025, EAGLE-3): the last state is made to tell
+the next token, earlier ones still know more of the text. x is the last state in any case.
+
 The last matrix of every body starts at zero, so an untrained head is the base. Token embeddings are the base's
 own, frozen, scaled to unit root-mean-square because bases differ by two orders of magnitude in theirs.
 The result goes through the base's frozen output matrix (`shared`) or one of the head's own (`own`). With
 `vocab_share` below 1 only the most frequent tokens are drafted: fewer rows to read, and rare tokens are never guessed.
 
-Letters: M positions, J known tokens, D width, F inner width, V vocabulary, K heads.
+Letters: M positions, J known tokens, D width, C numbers of the features, F inner width, V vocabulary, K heads.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +34,7 @@ from euryale.errors import UserError
 KINDS = ("medusa", "hydra")
 BODIES = ("resblock", "mlp")
 OUTPUTS = ("shared", "own")
+FEATURES = {"last": 1, "several": 3}  # how many states of the base a head reads
 
 
 @dataclass
@@ -43,6 +49,7 @@ class HeadsConfig:
     output: str = "shared"
     root_token: bool = True
     vocab_share: float = 1.0
+    features: str = "last"
 
     def check(self) -> None:
         """Raises UserError for a value or combination that cannot be built."""
@@ -50,6 +57,7 @@ class HeadsConfig:
             ("kind", self.kind, KINDS),
             ("body", self.body, BODIES),
             ("output", self.output, OUTPUTS),
+            ("features", self.features, tuple(FEATURES)),
         ):
             if value not in options:
                 raise UserError(f"heads.{name}={value} is not known. Choose one of: {', '.join(options)}.")
@@ -74,12 +82,12 @@ class HeadsConfig:
 
 
 class HeadBody(nn.Module):
-    """One residual block; the first of a head also reads the known tokens."""
+    """One residual block; the first of a head also reads the known tokens, and may read several states of the base."""
 
-    def __init__(self, hidden_size: int, num_tokens: int, body: str, width: float) -> None:
+    def __init__(self, hidden_size: int, num_tokens: int, body: str, width: float, num_states: int = 1) -> None:
         super().__init__()
         inner = hidden_size if body == "resblock" else max(8, int(hidden_size * width))
-        self.hidden_in = nn.Linear(hidden_size, inner)
+        self.hidden_in = nn.Linear(num_states * hidden_size, inner)
         self.tokens_in = nn.Linear(num_tokens * hidden_size, inner, bias=False) if num_tokens else None
         self.out = nn.Linear(inner, hidden_size, bias=False) if body == "mlp" else None
         self.reset()
@@ -99,12 +107,12 @@ class HeadBody(nn.Module):
         inner_MF = nn.functional.silu(inner_MF)
         return x_MD + (inner_MF if self.out is None else self.out(inner_MF))
 
-    def forward(self, x_MD: Tensor, tokens_MC: Tensor | None) -> Tensor:
-        """x_MD [M, D] and the embeddings of the known tokens side by side, [M, J x D] or None -> [M, D]."""
-        inner_MF = self.hidden_in(x_MD)
+    def forward(self, x_MD: Tensor, states_MC: Tensor, tokens: Tensor | None) -> Tensor:
+        """x_MD [M, D], what is read [M, C], and the embeddings of the known tokens [M, J x D] or None -> [M, D]."""
+        inner_MF = self.hidden_in(states_MC)
         if self.tokens_in is not None:
-            assert tokens_MC is not None, "this head reads known tokens"
-            inner_MF = inner_MF + self.tokens_in(tokens_MC)
+            assert tokens is not None, "this head reads known tokens"
+            inner_MF = inner_MF + self.tokens_in(tokens)
         return self.finish(x_MD, inner_MF)
 
 
@@ -118,9 +126,12 @@ class Heads(nn.Module):
         self.hidden_size = hidden_size
         self.vocab_size = vocab_size
         self.num_heads = config.num_heads
+        self.num_states = FEATURES[config.features]
         self.bodies = nn.ModuleList(
             nn.ModuleList(
-                HeadBody(hidden_size, config.num_known_tokens(k) if layer == 0 else 0, config.body, config.width)
+                HeadBody(hidden_size, 0, config.body, config.width)
+                if layer
+                else HeadBody(hidden_size, config.num_known_tokens(k), config.body, config.width, self.num_states)
                 for layer in range(config.num_layers)
             )
             for k in range(config.num_heads)
@@ -142,22 +153,27 @@ class Heads(nn.Module):
         assert isinstance(blocks, nn.ModuleList)
         return [block for block in blocks if isinstance(block, HeadBody)]
 
-    def head_hidden(self, k: int, hidden_MD: Tensor, embeddings_MJD: Tensor | None) -> Tensor:
+    def head_hidden(self, k: int, states_MC: Tensor, embeddings_MJD: Tensor | None) -> Tensor:
         """What head k hands to its output matrix.
 
-        hidden_MD: the base's final hidden states (after its last norm). embeddings_MJD: `normalise`d embeddings
+        states_MC: the base's final hidden states (after its last norm), [M, D]; with features `several` the states of
+        `middle_layers` behind them, as Base.forward_packed gives them. embeddings_MJD: `normalise`d embeddings
         of the first J = num_known_tokens(k) tokens after each position, ignored when J is 0. Returns [M, D].
         """
         J = self.num_known_tokens(k)
-        tokens_MC = None
+        tokens = None
         if J:
             assert embeddings_MJD is not None and embeddings_MJD.shape[1] >= J, "too few known tokens"
-            tokens_MC = embeddings_MJD[:, :J].flatten(1)
-        x_MD = hidden_MD
+            tokens = embeddings_MJD[:, :J].flatten(1)
+        x_MD = states_MC[:, : self.hidden_size]
         for body in self.blocks(k):
-            x_MD = body(x_MD, tokens_MC)
-            tokens_MC = None
+            x_MD = body(x_MD, states_MC, tokens)
+            states_MC, tokens = x_MD, None
         return x_MD
+
+    def layers_read(self, num_layers: int) -> tuple[int, ...]:
+        """Which outputs of the base's layers (1 to num_layers) heads read beside the last."""
+        return middle_layers(num_layers) if self.num_states > 1 else ()
 
     def output_weight(self, k: int, lm_head_weight_VD: Tensor) -> Tensor:
         """The [V, D] matrix that turns head k's hidden state into logits."""
@@ -198,6 +214,16 @@ class Heads(nn.Module):
     def num_parameters(self) -> int:
         """Trainable numbers in all heads."""
         return sum(p.numel() for p in self.parameters())
+
+
+def middle_layers(num_layers: int) -> tuple[int, int]:
+    """The layers of features `several`: a third and two thirds of the way through the base."""
+    return max(1, num_layers // 3), max(1, 2 * num_layers // 3)
+
+
+def join_states(final_xD: Tensor, middle: Sequence[Tensor]) -> Tensor:
+    """What heads read of the base: final states, and behind them middle ones, at the scale of embeddings."""
+    return torch.cat([final_xD, *map(normalise, middle)], -1) if middle else final_xD
 
 
 def normalise(embeddings_xD: Tensor) -> Tensor:

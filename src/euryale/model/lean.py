@@ -9,6 +9,7 @@ Letters: B batch, N nodes or tokens, M = B x N rows, D width, H query heads, G k
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from euryale.model.attention import tree_attention
+from euryale.model.heads import join_states
 from euryale.model.products import Product, has_room, product
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -30,7 +32,9 @@ class Forward(Protocol):
     """How decoding reads tokens: ids [B, N] to hidden states [B, N, D] to logits [B, N, V]."""
 
     def reserve(self, num_positions: int) -> None: ...
-    def hidden(self, ids_BN: Tensor, positions_BN: Tensor, cache: Cache, mask: Tensor | None) -> Tensor: ...
+    def hidden(
+        self, ids_BN: Tensor, positions_BN: Tensor, cache: Cache, mask: Tensor | None, layers: Sequence[int] = ()
+    ) -> Tensor: ...
     def logits(self, hidden_BND: Tensor) -> Tensor: ...
 
 
@@ -43,11 +47,22 @@ class PlainForward:
     def reserve(self, num_positions: int) -> None:
         """Nothing to prepare."""
 
-    def hidden(self, ids_BN: Tensor, positions_BN: Tensor, cache: Cache, mask: Tensor | None) -> Tensor:
-        """The final hidden states [B, N, D]. `cache` takes the keys and values."""
-        return self._model.base_model(
-            input_ids=ids_BN, position_ids=positions_BN, past_key_values=cache, attention_mask=mask, use_cache=True
-        ).last_hidden_state
+    def hidden(
+        self, ids_BN: Tensor, positions_BN: Tensor, cache: Cache, mask: Tensor | None, layers: Sequence[int] = ()
+    ) -> Tensor:
+        """The final hidden states [B, N, D], and behind them those of `layers` (join_states).
+
+        `cache` takes the keys and values.
+        """
+        out = self._model.base_model(
+            input_ids=ids_BN,
+            position_ids=positions_BN,
+            past_key_values=cache,
+            attention_mask=mask,
+            use_cache=True,
+            output_hidden_states=bool(layers),
+        )
+        return join_states(out.last_hidden_state, [out.hidden_states[layer] for layer in layers])
 
     def logits(self, hidden_BND: Tensor) -> Tensor:
         """Final hidden states [..., D] -> logits [..., V]."""
@@ -78,15 +93,23 @@ class LeanForward:
         if len(self._rotations) < num_positions:
             self._rotations = _rotations(self._inner, num_positions)
 
-    def hidden(self, ids_BN: Tensor, positions_BN: Tensor, cache: Cache, mask: Tensor | None) -> Tensor:
-        """The final hidden states [B, N, D]. `cache` takes the keys and values; positions must be reserved."""
+    def hidden(
+        self, ids_BN: Tensor, positions_BN: Tensor, cache: Cache, mask: Tensor | None, layers: Sequence[int] = ()
+    ) -> Tensor:
+        """The final hidden states [B, N, D], and behind them those of `layers` (join_states).
+
+        `cache` takes the keys and values; positions must be reserved.
+        """
         rotations = self._rotations[positions_BN[0]] if len(positions_BN) == 1 else self._rotations[positions_BN]
         cos, sin = rotations.view(*positions_BN.shape, 1, 2, -1).unbind(-2)
         x_MD = self._inner.embed_tokens(ids_BN).flatten(0, 1)
-        for layer in self._layers:
+        after = {}
+        for number, layer in enumerate(self._layers, 1):
             x_MD = layer(x_MD, ids_BN.shape, cos, sin, cache, mask)
-        norm = self._inner.norm
-        return rms_norm(x_MD, norm.weight.shape, norm.weight, norm.variance_epsilon).unflatten(0, ids_BN.shape)
+            if number in layers:
+                after[number] = x_MD
+        states_MC = join_states(_norm(self._inner.norm, x_MD), [after[number] for number in layers])
+        return states_MC.unflatten(0, ids_BN.shape)
 
     def logits(self, hidden_BND: Tensor) -> Tensor:
         """Final hidden states [..., D] -> logits [..., V]."""

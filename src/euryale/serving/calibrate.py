@@ -157,7 +157,8 @@ def rank_vectors(base: Base, heads: Heads, text: Text, temperature: float, max_r
     if M < 1:
         return torch.empty(0, K, dtype=torch.long)
     positions_1T = torch.arange(len(ids_T), device=base.device)[None]
-    hidden_TD = base.forward_packed(ids_T[None], positions_1T, torch.zeros_like(positions_1T))[0]
+    layers = heads.layers_read(base.num_layers)
+    hidden_TD = base.forward_packed(ids_T[None], positions_1T, torch.zeros_like(positions_1T), layers)[0]
     embedded_TD = normalise(base.embed(ids_T))
     # Token -> row of the draft vocabulary; a token outside of it is nobody's candidate.
     place_V = torch.full((base.vocab_size,), -1, device=base.device)

@@ -135,7 +135,7 @@ def _read_all(folder: Path) -> tuple[HeadsConfig, dict[str, Tensor]]:
 
 
 def _check_exportable(folder: Path, config: HeadsConfig) -> None:
-    wanted = {"kind": "medusa", "root_token": False, "body": "resblock"}
+    wanted = {"kind": "medusa", "root_token": False, "body": "resblock", "features": "last"}
     wrong = [f"heads.{name}={asdict(config)[name]}" for name, value in wanted.items() if asdict(config)[name] != value]
     if wrong:
         raise UserError(

@@ -104,11 +104,11 @@ def medusa2_loss(
     if stage.number == 1:
         with adapter_disabled(base):
             return medusa1_loss(base, heads, batch, config)
-    hidden_BTD = _forward(base, batch)
+    hidden_BTC = _forward(base, batch, heads)
     with torch.no_grad(), adapter_disabled(base):
         before_BTD = _forward(base, batch)
-    of_base = _sums(*_base_problem(base, batch, config, hidden_BTD, before_BTD))
-    of_heads = _sums(*_head_problem(base, heads, batch, config, heads.draft_ids, hidden_BTD))
+    of_base = _sums(*_base_problem(base, batch, config, hidden_BTC[..., : base.hidden_size], before_BTD))
+    of_heads = _sums(*_head_problem(base, heads, batch, config, heads.draft_ids, hidden_BTC))
     weight = heads_weight(stage, config.lambda_0, config.lambda_schedule)
     return of_heads._replace(
         loss=of_base.loss + weight * of_heads.loss, base_loss=of_base.loss_K.sum(), base_count=of_base.count_K.sum()
@@ -183,11 +183,11 @@ def _head_problem(
     batch: PackedBatch,
     config: ObjectiveConfig,
     draft_ids: Tensor | None = None,
-    hidden_BTD: Tensor | None = None,
+    hidden_BTC: Tensor | None = None,
 ) -> Problem:
     """With `draft_ids`, a problem over these tokens alone: a label is then its place among them.
 
-    `hidden_BTD`: the base's states, for heads whose gradient goes on into the base; else they are computed here.
+    `hidden_BTC`: the base's states, for heads whose gradient goes on into the base; else they are computed here.
     """
     ids_BT = batch.ids_BT.to(base.device)
     label_BT, allowed = ids_BT, None
@@ -198,7 +198,7 @@ def _head_problem(
         label_BT = torch.searchsorted(draft_ids, ids_BT)  # ascending ids; only read where allowed
     selection = select_labels(batch, [FIRST_GAP + k for k in range(heads.num_heads)], allowed)
     with torch.no_grad():
-        base_hidden_PD = (_forward(base, batch) if hidden_BTD is None else hidden_BTD).flatten(0, 1)
+        base_hidden_PC = (_forward(base, batch, heads) if hidden_BTC is None else hidden_BTC).flatten(0, 1)
         embeddings_PD = normalise(base.embed(ids_BT)).flatten(0, 1)
     dtype = next(heads.parameters()).dtype
     positions_U = selection.positions_U.to(base.device)
@@ -207,12 +207,13 @@ def _head_problem(
         sources_M = positions_U[members_M.to(base.device)] - FIRST_GAP - k
         known_J = 1 + torch.arange(heads.num_known_tokens(k), device=base.device)
         embeddings_MJD = embeddings_PD[sources_M[:, None] + known_J].to(dtype)
-        hidden_KMD.append(heads.head_hidden(k, base_hidden_PD[sources_M].to(dtype), embeddings_MJD))
+        hidden_KMD.append(heads.head_hidden(k, base_hidden_PC[sources_M].to(dtype), embeddings_MJD))
 
     teacher_weight_VD = base.lm_head_weight if draft_ids is None else base.lm_head_weight[draft_ids]
 
     def teacher_logits(start: int, stop: int) -> Tensor:
-        return torch.nn.functional.linear(base_hidden_PD[positions_U[start:stop] - 1].detach(), teacher_weight_VD)
+        final_UD = base_hidden_PC[positions_U[start:stop] - 1, : base.hidden_size]
+        return torch.nn.functional.linear(final_UD.detach(), teacher_weight_VD)
 
     teacher = teacher_logits if LOSSES[config.loss].needs_teacher else None
     labels = _labels(label_BT, selection, config.chunk_tokens, teacher, config.loss)
@@ -239,9 +240,13 @@ def _base_problem(
     return Problem([hidden_BTD.flatten(0, 1)[sources_U]], [base.lm_head_weight], labels)
 
 
-def _forward(base: Base, batch: PackedBatch) -> Tensor:
-    device = base.device
-    return base.forward_packed(batch.ids_BT.to(device), batch.positions_BT.to(device), batch.documents_BT.to(device))
+def _forward(base: Base, batch: PackedBatch, heads: Heads | None = None) -> Tensor:
+    """The base's final states, and for `heads` the others that they read."""
+    layers = () if heads is None else heads.layers_read(base.num_layers)
+    ids_BT, positions_BT, documents_BT = (
+        places_BT.to(base.device) for places_BT in (batch.ids_BT, batch.positions_BT, batch.documents_BT)
+    )
+    return base.forward_packed(ids_BT, positions_BT, documents_BT, layers)
 
 
 def _labels(
