@@ -8,6 +8,7 @@ from transformers import DynamicCache
 
 from euryale.decoding.draft import Draft, Known
 from euryale.decoding.drafter_heads import HeadsDrafter
+from euryale.decoding.drafter_heads_lookup import HeadsLookupDrafter
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree import Tree
 from euryale.model.base import Base
@@ -46,6 +47,12 @@ def test_every_way_through_the_base_gives_the_same_states(family: str) -> None:
         torch.tensor([ids + ids]), torch.arange(7).repeat(2)[None], torch.arange(2).repeat_interleave(7)[None], layers
     )
     torch.testing.assert_close(packed_1TC[0], expected_TC.repeat(2, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_drafted_beside_heads_leaves_them_their_states() -> None:
+    base = random_base(num_hidden_layers=6)
+    drafter = HeadsDrafter(base, random_heads(SEVERAL, base), TREE)
+    assert HeadsLookupDrafter(base, drafter, spare=3, batch_size=1).begin(1, 9).layers == drafter.layers == (2, 4)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

@@ -25,6 +25,7 @@ class HeadsLookupDrafter:
         self._memories = [Memory() for _ in range(batch_size)]
         self.num_nodes = heads.num_nodes + spare
         self.max_depth = heads.max_depth + spare
+        self.layers = heads.layers
 
     def begin(self, batch_size: int, num_slots: int) -> "HeadsLookupDrafter":
         return HeadsLookupDrafter(self._base, self._heads.begin(batch_size, num_slots), self._spare, batch_size)

@@ -20,10 +20,11 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # nodes of a step: few different sh
 class LookupDrafter:
     """Copies from the row's own text; needs no training and no model."""
 
+    layers: tuple[int, ...] = ()
+
     def __init__(self, base: Base, tree: Tree | Budget, batch_size: int = 0) -> None:
         self.tree = tree
         self.num_nodes, self.max_depth = tree.num_nodes, tree.max_depth
-        self.layers: tuple[int, ...] = ()
         self._base = base
         self._device = base.device
         self._memories = [Memory() for _ in range(batch_size)]

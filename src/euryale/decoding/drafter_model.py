@@ -63,6 +63,8 @@ def check_same_tokens(draft_base: Base, base: Base) -> None:
 class ModelDrafter:
     """A smaller model on a fixed tree, or on the one that looks best in each step."""
 
+    layers: tuple[int, ...] = ()
+
     def __init__(self, base: Base, draft_base: Base, tree: Tree | Budget) -> None:
         self._draft_base = draft_base
         self._num_scores = min(base.vocab_size, draft_base.vocab_size)
@@ -80,6 +82,8 @@ class ModelDrafter:
 
 class ModelBatch:
     """The smaller model's own reading of one batch."""
+
+    layers: tuple[int, ...] = ()
 
     def __init__(self, draft_base: Base, growth: Growth, num_scores: int, batch_size: int, num_slots: int) -> None:
         self.num_nodes, self.max_depth = growth.num_nodes, growth.max_depth
