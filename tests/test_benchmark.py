@@ -169,6 +169,10 @@ def test_the_result_is_the_bench_section_of_a_report(engine: Engine, temperature
     for row in (ours, plain):
         assert set(row["split_ms"]) == {"draft", "verify", "accept", "commit"}
         assert 0 < sum(row["split_ms"].values()) <= row["ms_per_step"] * 1.5
+        assert row["peak_host_bytes"] > 1e7, "an interpreter with torch needs more"
+        assert "peak_device_bytes" not in row, "there is no such memory on a CPU"
+    assert len(result["tau_by_depth"]) == result["max_depth"] == TREE.max_depth
+    assert sum(result["tau_by_depth"]) == pytest.approx(ours["tau"] - 1)
     assert 0.0 <= result["repeated_8grams"] <= 1.0
     assert json.loads(json.dumps(result)) == result
     assert "HF prompt lookup" in bench_table(result)

@@ -8,7 +8,8 @@ from random_models import five_tokens, random_base, random_heads
 
 from euryale.decoding.calibrated import Calibration
 from euryale.decoding.engine import Engine
-from euryale.decoding.tree import ROOT_ONLY, Tree, chain
+from euryale.decoding.tree import ROOT_ONLY, Budget, Tree, chain
+from euryale.decoding.trees import TreeConfig
 from euryale.errors import UserError
 from euryale.model.base import Base
 from euryale.model.checkpoint import save_heads
@@ -44,6 +45,30 @@ def test_calibrated_trees_can_have_another_size() -> None:
         engine.with_num_nodes(0)
     with pytest.raises(UserError, match="there is no calibrated tree"):
         Engine(base, heads).with_num_nodes(2)
+
+
+def test_a_tree_can_ask_fewer_heads() -> None:
+    base = five_tokens()
+    heads = random_heads(HeadsConfig("hydra", num_heads=3), base)
+    found = [calibration(0.0, [[0], [0, 0], [0, 0, 0], [1]], 4)]
+
+    def tree(drafter: str = "heads", **asked: object) -> Tree | Budget:
+        return Engine(base, heads, drafter, TreeConfig(**asked), found).tree()  # type: ignore[arg-type]
+
+    assert tree(max_depth=2).paths == ((), (0,), (0, 0), (1,)), "a deeper node leaves its place"
+    assert tree(max_depth=1, num_nodes=2) == chain(1)
+    assert tree(max_depth=2, name="chain") == chain(2)
+    assert tree(max_depth=1, name="medusa63").max_depth == 1
+    assert tree(max_depth=2, name="dynamic") == Budget(4, 2)
+    assert tree("lookup", max_depth=2, name="chain") == chain(2)
+    assert tree("lookup", max_depth=2, name="medusa63").max_depth == 2
+    assert tree("none", max_depth=2) == ROOT_ONLY, "a sweep may hold both"
+    with pytest.raises(UserError, match="tree.max_depth=4 was asked for, and the checkpoint has 3 heads"):
+        tree(max_depth=4)
+    with pytest.raises(UserError, match=r"tree.max_depth=9 was asked for, and drafter.depth=8. Give at most 8"):
+        tree("lookup", max_depth=9)
+    with pytest.raises(UserError, match="tree.max_depth=0 cannot be"):
+        tree(max_depth=0)
 
 
 def test_a_calibration_for_more_heads_is_refused() -> None:

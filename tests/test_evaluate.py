@@ -159,7 +159,7 @@ def test_an_answer_that_ends_early_differs_where_it_ends() -> None:
 
 def test_depth_shares_count_drafted_tokens_only() -> None:
     answers = [Generation("", [1] * 6, 3, [3, 1, 2], "length", 1.0), Generation("", [1] * 4, 1, [4], "eos", 1.0)]
-    assert tau_by_depth(answers, 4) == [0.75, 0.5, 0.25, 0.0]
+    assert tau_by_depth((answer.accepted for answer in answers), 4) == [0.75, 0.5, 0.25, 0.0]
 
 
 def test_accuracy_on_written_text_counts_the_answers_tokens_under_each_head(engine: Engine) -> None:

@@ -6,6 +6,7 @@ text. Autoregressive decoding is the same engine with drafter `none`.
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -110,6 +111,11 @@ class Engine:
         heads = self.heads if self.drafter.needs_heads else None
         return plan_tree(self._tree, heads, self.drafter.depth, self.calibrations, temperature)
 
+    @property
+    def tree_name(self) -> str:
+        """As in TREES; `given` for a tree that came without a name."""
+        return self._tree.name if isinstance(self._tree, TreeConfig) else "given"
+
     def num_nodes(self, temperature: float = 0.0) -> int:
         """Nodes that a step verifies at most at this temperature, the root included."""
         return self._drafter(temperature).num_nodes
@@ -120,10 +126,9 @@ class Engine:
 
     def with_num_nodes(self, num_nodes: int) -> "Engine":
         """The same engine with trees of this many nodes, the root included, instead of the fastest."""
-        name = self._tree.name if isinstance(self._tree, TreeConfig) else "given"
-        if name == "given":
+        if not isinstance(self._tree, TreeConfig):
             raise UserError(f"tree.num_nodes={num_nodes} was asked for, and the tree was given. Use tree=calibrated.")
-        tree = TreeConfig(name, num_nodes)
+        tree = replace(self._tree, num_nodes=num_nodes)
         return Engine(self.base, self.heads, self.drafter, tree, self.calibrations, self.draft_base)
 
     def generate(

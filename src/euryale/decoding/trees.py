@@ -27,6 +27,7 @@ class TreeConfig:
 
     name: str = "calibrated"
     num_nodes: int | None = None
+    max_depth: int | None = None
 
     def check(self) -> None:
         """Raises UserError for a name or number that cannot be."""
@@ -36,6 +37,10 @@ class TreeConfig:
             raise UserError(f"tree={self.name} has its own number of nodes. Leave tree.num_nodes out, or use another.")
         if self.num_nodes is not None and not 1 <= self.num_nodes <= MOST_NODES:
             raise UserError(f"tree.num_nodes={self.num_nodes} cannot be. Give a number from 1 to {MOST_NODES}.")
+        if self.max_depth is not None and self.max_depth < 1:
+            raise UserError(
+                f"tree.max_depth={self.max_depth} cannot be. Give a number of tokens of at least 1, or drafter=none."
+            )
 
 
 def plan_tree(
@@ -49,25 +54,35 @@ def plan_tree(
 
     Raises UserError: a tree deeper than the heads, more nodes than were calibrated.
     """
+    most = asked.max_depth if isinstance(asked, TreeConfig) else None
+    reach = depth if heads is None else heads.num_heads
+    if most is not None and most > reach:
+        found = f"drafter.depth={depth}" if heads is None else f"the checkpoint has {reach} heads"
+        raise UserError(f"tree.max_depth={most} was asked for, and {found}. Give at most {reach}.")
     if heads is None:
-        return _without_heads(asked, depth)
+        return _without_heads(asked, most or depth)
+    num_heads = most or heads.num_heads  # as many are asked
     if isinstance(asked, Tree):
         name, tree = "given", asked
     elif asked.name == "dynamic":
         usual = nearest(calibrations, temperature).num_nodes if calibrations else DEFAULT_NODES
-        return Budget(asked.num_nodes or usual, heads.num_heads)
+        return Budget(asked.num_nodes or usual, num_heads)
     elif asked.name == "calibrated" and calibrations:
         calibration = nearest(calibrations, temperature)
         _check_num_nodes(asked.num_nodes, len(calibration.paths) + 1)
-        tree = calibration.tree() if asked.num_nodes is None else calibration.tree_of(asked.num_nodes)
+        if asked.num_nodes is None and most is None:
+            tree = calibration.tree()
+        else:
+            tree = calibration.tree_of(asked.num_nodes or calibration.num_nodes, most)
         name = asked.name
     elif asked.name == "medusa63":
         name, tree = asked.name, medusa63()
     else:
         _check_num_nodes(asked.num_nodes, 0)
-        name, tree = asked.name, chain(heads.num_heads)
-    check_depth(tree, name, heads.num_heads)
-    return tree.pruned(heads.num_heads, heads.num_candidates)
+        name, tree = asked.name, chain(num_heads)
+    if most is None:  # a tree is cut as asked, never silently
+        check_depth(tree, name, heads.num_heads)
+    return tree.pruned(num_heads, heads.num_candidates)
 
 
 def _without_heads(asked: Tree | TreeConfig, depth: int) -> Tree | Budget:
@@ -76,7 +91,7 @@ def _without_heads(asked: Tree | TreeConfig, depth: int) -> Tree | Budget:
     if asked.name == "chain":
         return chain(depth)
     if asked.name == "medusa63":
-        return medusa63()
+        return medusa63() if asked.max_depth is None else medusa63().pruned(asked.max_depth, MOST_NODES)
     num_nodes = asked.num_nodes or DEFAULT_NODES
     return Budget(num_nodes, depth) if num_nodes > 1 else ROOT_ONLY
 

@@ -14,6 +14,7 @@ import torch
 from euryale.decoding.engine import Engine
 from euryale.decoding.sampling import Sampling
 from euryale.serving.baselines import count_new, generate_ids, generation_settings, transformers_attention
+from euryale.serving.memory import Peak
 
 PROMPT_LOOKUP_TOKENS = 10  # candidates a step, the number in transformers' own documentation
 
@@ -23,8 +24,9 @@ class Turn(NamedTuple):
 
     ids: list[int]  # new ones, as `count_new` counts
     seconds: float
-    num_steps: int | None = None
+    accepted: list[int] | None = None  # tokens gained by each step
     part_seconds: dict[str, float] | None = None  # of each part of a step, and of the prompt ("prefill")
+    peak: Peak | None = None  # of memory; whoever lets contenders take turns fills it in
 
 
 Contender = Callable[[list[int], int], Turn]  # (prompt, seed) -> answer
@@ -42,7 +44,7 @@ def _own(drafts: bool) -> Builder:
             [generation] = engine.generate([prompt], max_new_tokens, seed=seed, **sampling.keywords())
             parts = {part: total - before[part] for part, total in engine.seconds.items()}
             new = count_new(generation.ids, 0, engine.base.eos_ids, max_new_tokens)
-            return Turn(new, generation.seconds, generation.num_steps, parts)
+            return Turn(new, generation.seconds, generation.accepted, parts)
 
         return answer
 

@@ -5,7 +5,7 @@ counted; whatever differs is listed with how close the base's own choice was the
 deep paths are accepted, and the accuracy of every head on the text that the base itself writes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any, Unpack
 
@@ -70,7 +70,7 @@ def evaluate_text(
         "num_nodes": engine.num_nodes(temperature),
         "dtype": str(engine.base.dtype).removeprefix("torch."),
         "tau": sum(len(generation.ids) for generation in ours) / sum(generation.num_steps for generation in ours),
-        "tau_by_depth": tau_by_depth(ours, engine.max_depth(temperature)),
+        "tau_by_depth": tau_by_depth((g.accepted for g in ours), engine.max_depth(temperature)),
         "repeated_8grams": repeated_ngram_share(generation.ids for generation in ours),
         "total": len(prompts),
         "accuracy": head_accuracy(engine, written_batches(prompts, plain, batch_size)),
@@ -131,12 +131,13 @@ def _hf_answers(
     return answers
 
 
-def tau_by_depth(generations: Sequence[Generation], max_depth: int) -> list[float]:
+def tau_by_depth(accepted: Iterable[Sequence[int]], max_depth: int) -> list[float]:
     """Entry d - 1: the share of steps that gained at least d drafted tokens. Their sum is tau - 1.
 
+    `accepted` holds the tokens gained by each step of each answer.
     One token of every step is the base's own; an answer's last step may be cut short and then counts what was kept.
     """
-    gained = [tokens - 1 for generation in generations for tokens in generation.accepted]
+    gained = [tokens - 1 for steps in accepted for tokens in steps]
     return [sum(tokens >= depth for tokens in gained) / len(gained) for depth in range(1, max_depth + 1)]
 
 

@@ -1,0 +1,47 @@
+"""How much memory did a piece of work need at most?
+
+On the host the resident set of the process: everything in it, the libraries too. Linux can start counting anew; where
+that is not possible the number is the highest since the process began. On a GPU what torch's allocator gave out.
+"""
+
+import resource
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"  # see proc(5)
+
+
+class Peak(NamedTuple):
+    """Bytes; None where there is no such memory."""
+
+    host_bytes: int
+    device_bytes: int | None
+
+
+def begin_peak(device: torch.device) -> None:
+    """From here on `peak` counts."""
+    with suppress(OSError):  # another system, or a sandbox that forbids it: the process's own highest stands
+        _CLEAR.write_text(_RESET_PEAK)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak(device: torch.device) -> Peak:
+    """The highest since `begin_peak`."""
+    on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return Peak(_host_peak(_STATUS), on_device)
+
+
+def _host_peak(status: Path) -> int:
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
