@@ -15,10 +15,11 @@ PACKAGE = ROOT / "src" / "euryale"
 SCRIPTS = sorted([*ROOT.glob("train/*.py"), *ROOT.glob("infer/*.py")])
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-FLOORS = {
+FLOORS: dict[str, float] = {
     "euryale": 6,  # the front door: __init__.py re-exports Engine
     "pipeline": 5,
     "config": 4,
+    "sweeping": 3.5,
     "preflight": 4,
     "schemas": 3,
     "serving": 3,
@@ -119,7 +120,7 @@ def test_modules_do_not_import_in_circles() -> None:
 def test_only_scripts_and_config_know_hydra() -> None:
     for path in MODULES:
         tops = {name.split(".")[0] for name in imported_modules(path)}
-        assert unit_of(path) == "config" or not tops & {"hydra", "omegaconf"}, relative(path)
+        assert unit_of(path) in ("config", "sweeping") or not tops & {"hydra", "omegaconf"}, relative(path)
 
 
 def test_init_files_of_sub_packages_are_empty() -> None:

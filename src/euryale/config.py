@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]  # comes with omegaconf
 
-from euryale import processes
+from euryale import processes, sweeping
 from euryale.commandline import check_keys, is_setting, quote_text
 from euryale.errors import UserError
 from euryale.model.files import write_atomically
@@ -37,6 +37,8 @@ from euryale.training.resume import find_run
 USER_ERROR_STATUS = 2
 CTRL_C_STATUS = 130  # what a shell reports
 CONF = PROJECT / "conf"
+output_root = sweeping.output_root
+log = logging.getLogger(__name__)
 FREE_TEXT = {"prompt"}  # settings whose value is taken letter by letter
 CONFIG_FILE = "config.yaml"  # the settings of a run, in its folder
 
@@ -61,6 +63,8 @@ def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable
             try:
                 result = main(_to_dataclass(composed))
             except UserError as error:
+                if HydraConfig.get().mode == RunMode.MULTIRUN:
+                    return sweeping.give_up_job(str(error))
                 sys.exit(_refuse(str(error)))
             except Interrupted as interruption:
                 _say(str(interruption))
@@ -68,6 +72,11 @@ def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable
             except KeyboardInterrupt:
                 _say("interrupted; what was saved before is kept")
                 sys.exit(CTRL_C_STATUS)
+            except Exception as error:  # a bug, which must not cost the other jobs of a sweep
+                if HydraConfig.get().mode == RunMode.MULTIRUN:
+                    log.exception("this job of the sweep failed")
+                    return sweeping.give_up_job(f"{type(error).__name__}: {error}")
+                raise
             if processes.is_first():
                 print(json.dumps(result), flush=True)
             is_composed = False  # a sweep composes the next job
@@ -76,6 +85,7 @@ def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable
         def run() -> None:
             try:
                 check_keys(sys.argv[1:], SCHEMAS[name], _groups())
+                sweeping.check_arguments(sys.argv[1:])
                 sys.argv[1:] = quote_text(sys.argv[1:], FREE_TEXT)
                 _check_grammar(sys.argv[1:])
             except UserError as error:
@@ -183,11 +193,6 @@ def _new_folder(config: TrainConfig) -> Path:
     if hydra_config.mode == RunMode.MULTIRUN:
         return Path(hydra_config.runtime.output_dir)
     return output_root(config.output) / (config.name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
-
-
-def output_root(output: str) -> Path:
-    """`output`, below the project unless it is an absolute path: `last` finds runs from any working folder."""
-    return PROJECT / Path(output).expanduser()
 
 
 def settings_of(config: object) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from euryale.serving.evaluate import evaluate_text
 from euryale.serving.hardware import hardware
 from euryale.serving.open import open_base
 from euryale.serving.prompts import choose_data, fit_prompts, held_out_openings, load_prompts
+from euryale.serving.ranking import numbers_of
 from euryale.serving.regenerate import regenerate
 from euryale.serving.report import save_report
 from euryale.serving.scratch import make_base
@@ -219,20 +220,7 @@ def recalibrate(config: CalibrateScriptConfig) -> tuple[Path, dict[str, Any]]:
 
 def headline(report: dict[str, Any], folder: Path, metric: str) -> dict[str, object]:
     """What the last line on stdout says, and `metric`, by which a sweep ranks its jobs. UserError: no such number."""
-    timed = report["bench"]["contenders"]
-    numbers: dict[str, object] = {
-        "checkpoint": str(folder),
-        "tau": report["evaluation"]["tau"],
-        "speedup": report["bench"]["speedup_vs_ar"],
-        "speedup_vs_hf": report["bench"]["speedup_vs_hf"],
-        "tokens_per_s": timed["euryale"]["tokens_per_s"],
-        "temperature": report["bench"]["temperature"],
-        "num_nodes": report["bench"]["num_nodes"],
-        "identical": report["evaluation"]["identical"],
-        "total": report["evaluation"]["total"],
-        "repeated_8grams": report["evaluation"]["repeated_8grams"],
-        "held_out_loss_nats": report["training"]["final_loss_nats"],
-    }
+    numbers = {"checkpoint": str(folder)} | numbers_of(report)
     return numbers | {"metric": numbers[metric]}
 
 

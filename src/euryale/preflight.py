@@ -11,13 +11,13 @@ from euryale.model.adapter import chosen_targets
 from euryale.model.base import Base
 from euryale.schemas import TrainConfig
 from euryale.serving.calibrate import check as check_calibration
+from euryale.serving.ranking import check_metric
 from euryale.training.metrics import wandb_mode
 from euryale.training.objective import OBJECTIVES
 from euryale.training.optim import check_optimizer
 
 MAX_SEED = 2**62  # rows and prompts are numbered upwards from a seed, and noise takes 63 bits
 PARALLEL = ("ddp", "fsdp")
-METRICS = ("tau", "speedup", "speedup_vs_hf", "tokens_per_s", "held_out_loss_nats")
 
 
 def check_settings(config: TrainConfig) -> None:
@@ -33,8 +33,7 @@ def check_settings(config: TrainConfig) -> None:
     config.optim.check()
     check_calibration(config.calibrate)
     wandb_mode(config.wandb)
-    if config.metric not in METRICS:
-        raise UserError(f"metric={config.metric} is not known. Choose one of: {', '.join(METRICS)}.")
+    check_metric(config.metric)
     for name in ("num_prompts", "max_new_tokens", "repeats"):
         if getattr(config.evaluate, name) < 1:
             raise UserError(f"evaluate.{name}={getattr(config.evaluate, name)} cannot be. Give a number of at least 1.")

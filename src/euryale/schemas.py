@@ -110,6 +110,15 @@ class ExportConfig:
     output: str | None = None
 
 
+@dataclass
+class ReportConfig:
+    """infer/report.py"""
+
+    runs: str = "checkpoints"
+    metric: str = "tau"
+    output: str | None = None
+
+
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "regenerate": RegenerateScriptConfig,
@@ -118,4 +127,5 @@ SCHEMAS: dict[str, type] = {
     "eval": EvalConfig,
     "calibrate": CalibrateScriptConfig,
     "export": ExportConfig,
+    "report": ReportConfig,
 }

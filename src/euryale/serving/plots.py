@@ -43,7 +43,7 @@ def accuracy_plot(accuracy: Sequence[dict[str, Any]]) -> bytes:
     axes.set_ylabel("positions (%) with the base's\nown token among the guesses")
     axes.legend(loc="upper right", ncols=len(ranks), frameon=False, bbox_to_anchor=(1.0, 1.13), borderpad=0)
     axes.set_title("Head accuracy", loc="left")
-    return _png(figure)
+    return finish_png(figure)
 
 
 def calibration_plot(tree: dict[str, Any]) -> bytes:
@@ -61,7 +61,7 @@ def calibration_plot(tree: dict[str, Any]) -> bytes:
             _draw_curve(axes, curve, entry.get("num_nodes"), f"T = {entry.get('temperature', 0.0):g}", color)
     titles = ("Tokens per step", "Cost of a step", "Speed over one node")
     for axes, title, label in zip(panels, titles, ("tau (tokens)", "time (ms)", "ratio"), strict=True):
-        _polish(axes)
+        polish(axes)
         axes.set_title(title, loc="left")
         axes.set_xlabel("nodes in the tree")
         axes.set_ylabel(label)
@@ -77,7 +77,7 @@ def calibration_plot(tree: dict[str, Any]) -> bytes:
     threads = f", {tree['threads']} threads" if tree.get("threads") else ""
     if place:
         figure.suptitle(f"Calibration on {place}{threads}", fontsize=11, x=0.008, ha="left", color="#555555")
-    return _png(figure)
+    return finish_png(figure)
 
 
 def bench_plot(bench: dict[str, Any]) -> bytes:
@@ -92,7 +92,7 @@ def bench_plot(bench: dict[str, Any]) -> bytes:
         _draw_split(lower, split)
     else:
         upper = figure.subplots()
-    _polish(upper, grid="x")
+    polish(upper, grid="x")
     rows = range(len(names))
     upper.barh(rows, speeds, 0.66, color=[BLUE if name == "euryale" else GREY for name in names])
     own = bench["contenders"].get("ar", {}).get("tokens_per_s")
@@ -112,12 +112,12 @@ def bench_plot(bench: dict[str, Any]) -> bytes:
     vs_ar, _ = speedups(bench)
     claim = "Decoding speed" if vs_ar is None else f"Decoding speed: {times(vs_ar)} the same engine without drafts"
     upper.set_title(claim + (f"\n{', '.join(conditions)}" if conditions else ""), loc="left")
-    return _png(figure)
+    return finish_png(figure)
 
 
 def _draw_split(axes: Axes, split_ms: dict[str, float]) -> None:
     """One bar, cut into draft, verify, accept and commit; narrow pieces are named in the legend only."""
-    _polish(axes, grid=None)
+    polish(axes, grid=None)
     whole = sum(split_ms.values())
     left = 0.0
     for part, ms in split_ms.items():
@@ -145,18 +145,20 @@ def _draw_curve(axes: Axes, curve: dict[int, float], chosen: int | None, name: s
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
-    _polish(axes)
+    polish(axes)
     return figure, axes
 
 
-def _polish(axes: Axes, grid: str | None = "y") -> None:
+def polish(axes: Axes, grid: str | None = "y") -> None:
+    """The look of all our axes."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     if grid:
         axes.grid(axis=grid, color="#e4e6ea", linewidth=0.8)  # type: ignore[arg-type]
 
 
-def _png(figure: Figure) -> bytes:
+def finish_png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG."""
     FigureCanvasAgg(figure)
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=130, facecolor="white")

@@ -1,0 +1,25 @@
+"""Ranks the runs of a sweep, or of any folder: python infer/report.py runs=DIR [metric=tau]"""
+
+from pathlib import Path
+
+from euryale.config import output_root, script
+from euryale.errors import UserError
+from euryale.schemas import ReportConfig
+from euryale.serving.ranking import rank_jobs, ranking_table, save_ranking, summary
+
+
+@script("report")
+def main(config: ReportConfig) -> dict[str, object]:
+    here, ours = Path(config.runs).expanduser(), output_root(config.runs)
+    root = here if here.is_dir() else ours
+    if not root.is_dir():
+        raise UserError(f"runs={config.runs}: there is no such folder (looked at {here.absolute()} and {ours}).")
+    jobs = rank_jobs(root, config.metric)
+    print(ranking_table(jobs, config.metric))
+    paths = save_ranking(Path(config.output).expanduser() if config.output else root, jobs, config.metric)
+    print("\n" + "\n".join(str(path) for path in paths))
+    return summary(root, jobs, config.metric)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""What makes many jobs one sweep: where they go, what happens to one that fails, and what is said when all have ended?
+
+Hydra (-m, or sweep=...) starts the jobs: here, in other processes or on a cluster. Its callback speaks at the end.
+"""
+
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from euryale import processes
+from euryale.errors import UserError
+from euryale.model.locate import PROJECT
+from euryale.serving.ranking import better, rank_jobs, ranking_table, record_failure, save_ranking, summary
+
+PLUGINS = {
+    "joblib": "hydra_plugins.hydra_joblib_launcher",
+    "submitit_local": "hydra_plugins.hydra_submitit_launcher",
+    "submitit_slurm": "hydra_plugins.hydra_submitit_launcher",
+    "optuna": "hydra_plugins.hydra_optuna_sweeper",
+}
+FAILED_STATUS = 2
+
+
+def output_root(output: str) -> Path:
+    """`output`, below the project unless it is an absolute path: `last` finds runs from any working folder."""
+    return PROJECT / Path(output).expanduser()
+
+
+def sweep_folder(output: str, name: str | None, now: str) -> str:
+    """Where the jobs of a sweep go, by its name or by the time."""
+    return str(output_root(output) / (name or f"sweep-{now}"))
+
+
+# Registered on import, so that job processes, which unpickle what refers to this module, know them too.
+OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True)
+OmegaConf.register_new_resolver("better", better, replace=True)
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """Raises UserError for a sweep that cannot be: its plugin is not installed, or torchrun started several of it."""
+    chosen = [a.partition("=")[2] for a in arguments if a.lstrip("+").startswith("sweep=")]
+    is_sweep = bool(set(chosen) - {"null"}) or any(a in ("-m", "--multirun") for a in arguments)
+    for name in chosen:
+        if name in PLUGINS and not _is_installed(PLUGINS[name]):
+            raise UserError(
+                f"sweep={name} needs a plugin of Hydra that is not installed: pip install 'euryale[sweep]'."
+            )
+    if is_sweep and processes.count() > 1:
+        raise UserError(
+            f"a sweep starts its own jobs, and torchrun started {processes.count()} processes of it. Start it without "
+            "torchrun (sweep=submitit_slurm for a cluster), or train one setting at a time with torchrun."
+        )
+
+
+def give_up_job(error: str) -> None:
+    """Notes that this job failed and lets the others go on. The sweeper sees no number, which is a failure to it."""
+    hydra = HydraConfig.get()
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    record_failure(Path(hydra.runtime.output_dir), error, own_overrides(hydra))
+
+
+def own_overrides(hydra: DictConfig) -> list[str]:
+    """What was set for this job alone: all but what the command line gave to every job."""
+    shared = OmegaConf.load(Path(hydra.sweep.dir) / "multirun.yaml").hydra.overrides.task
+    return [override for override in hydra.overrides.task if override not in shared]
+
+
+class Ranking(Callback):
+    """Ranks the jobs when all have ended; ends with status 2 when some of them failed."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
+        root = Path(config.hydra.sweep.dir)
+        try:
+            jobs = rank_jobs(root, config.metric)
+        except UserError as error:  # not even one folder: each job was refused by Hydra itself
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(FAILED_STATUS)
+        print("\n" + ranking_table(jobs, config.metric))
+        print("\n" + "\n".join(str(path) for path in save_ranking(root, jobs, config.metric)))
+        found = summary(root, jobs, config.metric)
+        print(json.dumps(found), flush=True)
+        if found["finished"] != len(jobs):
+            sys.exit(FAILED_STATUS)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package of all plugins is missing
+        return False
