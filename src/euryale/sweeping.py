@@ -66,8 +66,10 @@ def give_up_job(error: str) -> None:
 
 def own_overrides(hydra: DictConfig) -> list[str]:
     """What was set for this job alone: all but what the command line gave to every job."""
-    shared = OmegaConf.load(Path(hydra.sweep.dir) / "multirun.yaml").hydra.overrides.task
-    return [override for override in hydra.overrides.task if override not in shared]
+    given = OmegaConf.load(Path(hydra.sweep.dir) / "multirun.yaml").hydra.overrides.task
+    values = dict(override.split("=", 1) for override in given if "=" in override)
+    fixed = {key for key, value in values.items() if value.startswith("[") or not set(",(") & set(value)}
+    return [override for override in hydra.overrides.task if override.partition("=")[0] not in fixed]
 
 
 class Ranking(Callback):
