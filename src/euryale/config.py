@@ -64,7 +64,8 @@ def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable
                 result = main(_to_dataclass(composed))
             except UserError as error:
                 if HydraConfig.get().mode == RunMode.MULTIRUN:
-                    return sweeping.give_up_job(str(error))
+                    sweeping.give_up_job(str(error))
+                    return None
                 sys.exit(_refuse(str(error)))
             except Interrupted as interruption:
                 _say(str(interruption))
@@ -75,7 +76,8 @@ def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable
             except Exception as error:  # a bug, which must not cost the other jobs of a sweep
                 if HydraConfig.get().mode == RunMode.MULTIRUN:
                     log.exception("this job of the sweep failed")
-                    return sweeping.give_up_job(f"{type(error).__name__}: {error}")
+                    sweeping.give_up_job(f"{type(error).__name__}: {error}")
+                    return None
                 raise
             if processes.is_first():
                 print(json.dumps(result), flush=True)
@@ -85,7 +87,7 @@ def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable
         def run() -> None:
             try:
                 check_keys(sys.argv[1:], SCHEMAS[name], _groups())
-                sweeping.check_arguments(sys.argv[1:])
+                sys.argv[1:] = sweeping.settle_arguments(sys.argv[1:])
                 sys.argv[1:] = quote_text(sys.argv[1:], FREE_TEXT)
                 _check_grammar(sys.argv[1:])
             except UserError as error:

@@ -8,6 +8,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -41,10 +42,14 @@ OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True)
 OmegaConf.register_new_resolver("better", better, replace=True)
 
 
-def check_arguments(arguments: list[str]) -> None:
-    """Raises UserError for a sweep that cannot be: its plugin is not installed, or torchrun started several of it."""
+def settle_arguments(arguments: list[str]) -> list[str]:
+    """The same arguments, with -m where sweep=... says as much.
+
+    Raises UserError for a sweep that cannot be: its plugin is not installed, or torchrun started several of it.
+    """
     chosen = [a.partition("=")[2] for a in arguments if a.lstrip("+").startswith("sweep=")]
-    is_sweep = bool(set(chosen) - {"null"}) or any(a in ("-m", "--multirun") for a in arguments)
+    has_flag = any(a in ("-m", "--multirun") for a in arguments)
+    is_sweep = has_flag or bool(set(chosen) - {"null"})
     for name in chosen:
         if name in PLUGINS and not _is_installed(PLUGINS[name]):
             raise UserError(
@@ -55,6 +60,7 @@ def check_arguments(arguments: list[str]) -> None:
             f"a sweep starts its own jobs, and torchrun started {processes.count()} processes of it. Start it without "
             "torchrun (sweep=submitit_slurm for a cluster), or train one setting at a time with torchrun."
         )
+    return ["-m", *arguments] if is_sweep and not has_flag else arguments
 
 
 def give_up_job(error: str) -> None:
@@ -64,9 +70,10 @@ def give_up_job(error: str) -> None:
     record_failure(Path(hydra.runtime.output_dir), error, own_overrides(hydra))
 
 
-def own_overrides(hydra: DictConfig) -> list[str]:
-    """What was set for this job alone: all but what the command line gave to every job."""
-    given = OmegaConf.load(Path(hydra.sweep.dir) / "multirun.yaml").hydra.overrides.task
+def own_overrides(hydra: HydraConf) -> list[str]:
+    """What was set for this job alone: all but what the command line gave to every job, where Hydra kept that."""
+    kept = Path(hydra.sweep.dir) / "multirun.yaml"
+    given = OmegaConf.load(kept).hydra.overrides.task if kept.is_file() else []  # a search keeps none
     values = dict(override.split("=", 1) for override in given if "=" in override)
     fixed = {key for key, value in values.items() if value.startswith("[") or not set(",(") & set(value)}
     return [override for override in hydra.overrides.task if override.partition("=")[0] not in fixed]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from euryale.errors import UserError
 from euryale.model.files import read_json, write_atomically, write_json
@@ -23,7 +23,13 @@ METRICS = ("tau", "tau_16", "speedup", "speedup_vs_hf", "tokens_per_s", "held_ou
 LOWER_IS_BETTER = ("held_out_loss_nats",)
 CONFIG_FILE, FAILURE_FILE = "config.yaml", "failure.json"
 OWN_SETTINGS = ("name", "output", "resume", "wandb", "metric")  # they name a run and decide nothing
-COLUMNS = {"tau": "tau", "tau_16": "tau of 16 nodes", "speedup": "over AR", "tokens_per_s": "tokens/s", "held_out_loss_nats": "loss (nats)"}
+COLUMNS = {
+    "tau": "tau",
+    "tau_16": "tau of 16 nodes",
+    "speedup": "over AR",
+    "tokens_per_s": "tokens/s",
+    "held_out_loss_nats": "loss (nats)",
+}
 
 
 @dataclass
@@ -89,9 +95,8 @@ def rank_jobs(root: Path, metric: str) -> list[Job]:
     sign = 1 if metric in LOWER_IS_BETTER else -1
 
     def place(job: Job) -> tuple:
-        value = job.numbers.get(metric)
-        known = value is not None
-        return (not known, sign * value if known else 0, job.numbers.get("num_parameters") or 0, _natural(job.name))
+        value: float | None = job.numbers.get(metric)
+        return (value is None, sign * (value or 0.0), job.numbers.get("num_parameters") or 0, _natural(job.name))
 
     return sorted(jobs, key=place)
 
