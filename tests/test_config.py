@@ -116,7 +116,7 @@ def test_a_script_s_own_values_are_its_schema_s(name: str) -> None:
     own = {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
     defaults = settings_of(SCHEMAS[name]())
     assert own == {key: defaults[key] for key in own}
-    assert set(own) | set(groups_of(name)) - {"recipe"} == {item.name for item in fields(SCHEMAS[name])}
+    assert set(own) | set(groups_of(name)) - {"recipe", "sweep"} == {item.name for item in fields(SCHEMAS[name])}
 
 
 def test_a_recipe_changes_what_it_says_and_the_command_line_wins() -> None:
