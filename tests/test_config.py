@@ -169,7 +169,7 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         ("data.files=a,b", ["Ambiguous value for argument", "data.files"]),
         ("data=files", ["data.files is empty"]),
         ("data=checkpoint", ["data.kind='checkpoint' is not known", "stdlib, files, hub"]),
-        ("metric=speed", ["metric=speed is not known", "tau, speedup"]),
+        ("metric=speed", ["metric=speed is not known", "tau, tau_16, speedup"]),
         ("threads=-1", ["threads=-1"]),
     ],
 )
