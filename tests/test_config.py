@@ -184,7 +184,7 @@ def test_a_wrong_setting_is_one_message_and_nothing_is_left(output: str, argumen
         ("infer/run.py", ["checkpoint=no/such/run"], ["checkpoint=no/such/run", "train one with train/run.py"]),
         ("infer/run.py", ["max_tokens=3"], ["max_tokens is no setting", "Did you mean max_new_tokens?"]),
         ("infer/calibrate.py", ["calibrate.repeats=0", "checkpoint=x"], ["calibrate.repeats=0"]),
-        ("infer/run.py", ["accept=typical"], ["accept/typical", "exact"]),
+        ("infer/run.py", ["accept=nucleus"], ["accept/nucleus", "exact", "rejection", "typical"]),
         ("infer/run.py", ["drafter=eagle"], ["drafter/eagle", "heads", "none"]),
         ("train/regenerate.py", ["optim.lr=1"], ["optim.lr is no setting"]),
         ("train/regenerate.py", ["data=files", "data.files=gone.txt"], ["data.files=gone.txt", "no such file"]),

@@ -213,7 +213,7 @@ def recalibrate(config: CalibrateScriptConfig) -> tuple[Path, dict[str, Any]]:
     else:
         data = choose_data(config.data, description)
         openings, _ = held_out_openings(base, data, config.calibrate.num_prompts, config.calibrate.prompt_tokens)
-    content = calibrate(base, heads, openings, config.calibrate)
+    content = calibrate(base, heads, openings, config.calibrate, config.accept.coupled)
     write_json(folder / TREE_FILE, content)
     return folder, content
 

@@ -25,6 +25,7 @@ class Known(NamedTuple):
     noise_BPV: Tensor | None  # keyed noise of the positions after the root's, nearest first; None at T = 0
     temperature: float
     ids: Sequence[Sequence[int]] = ()  # each row's prompt and answer so far, its root last
+    draws: bool = False  # the noise is the drafter's own: candidates are draws, and the draft says of what (log_q_BNV)
 
 
 class Shape(NamedTuple):
@@ -66,6 +67,24 @@ class Draft(NamedTuple):
     tokens_BN: Tensor  # node 0 is the root
     shape: Shape
     is_real_BN: Tensor | None = None  # False where a node carries no candidate; None: every node does
+    # The log of the distribution that each node's children were drawn from without replacement, in the order of the
+    # nodes; None: they were named with certainty. Only a drafter that was asked to draw gives it.
+    log_q_BNV: Tensor | None = None
+
+
+def log_q(scores_BPV: Tensor, known: Known, level: int, ids: Tensor | None) -> Tensor:
+    """The log of what candidates with these scores were drawn from, [B, P, V], over the whole vocabulary.
+
+    scores = log q + Gumbel noise, so their best are a draw from q without replacement. `ids` are the tokens that the
+    scores stand for; None: all.
+    """
+    assert known.noise_BPV is not None, "drawing needs noise"
+    noise_BV = known.noise_BPV[:, level]
+    if ids is None:
+        return (scores_BPV - noise_BV[:, None]).log_softmax(-1)
+    log_q_BPV = scores_BPV.new_full((*scores_BPV.shape[:2], noise_BV.shape[-1]), -torch.inf)
+    log_q_BPV[..., ids] = (scores_BPV - noise_BV[:, ids][:, None]).log_softmax(-1)
+    return log_q_BPV
 
 
 class Drafter(Protocol):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from euryale.decoding.calibrated import Calibration
-from euryale.decoding.draft import Draft, Known
+from euryale.decoding.draft import Draft, Known, log_q
 from euryale.decoding.growth import build_growth
 from euryale.decoding.tree import Budget, Tree
 from euryale.model.base import Base
@@ -141,15 +141,20 @@ class HeadsDrafter:
     def propose(self, known: Known) -> Draft:
         entry = self._heads.enter(known) if self.max_depth else None
         path_BPC: Tensor | None = None
+        drawn_from: list[Tensor] = []
 
         def ask(level: int, slots: Tensor | None, tokens_BP: Tensor | None) -> Tensor:
             nonlocal path_BPC
             assert entry is not None
             if slots is not None and tokens_BP is not None:
                 path_BPC = self._heads.extend(path_BPC, slots, tokens_BP)
-            return self._heads.scores(level, known, entry, path_BPC)
+            scores_BPV = self._heads.scores(level, known, entry, path_BPC)
+            if known.draws:
+                drawn_from.append(log_q(scores_BPV, known, level, self._heads.draft_ids))
+            return scores_BPV
 
-        return self._growth.grow(known.root_B, ask, self._heads.draft_ids)
+        draft = self._growth.grow(known.root_B, ask, self._heads.draft_ids)
+        return draft._replace(log_q_BNV=self._growth.spread(drawn_from))
 
 
 class _Finish:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from euryale.decoding.cache import Arena, draw_mask
-from euryale.decoding.draft import Draft, Known
+from euryale.decoding.draft import Draft, Known, log_q
 from euryale.decoding.growth import MOST_PARENTS, Growth, build_growth
 from euryale.decoding.tree import Budget, Tree
 from euryale.errors import UserError
@@ -101,6 +101,7 @@ class ModelBatch:
     def propose(self, known: Known) -> Draft:
         hidden_BD = self._read(known.ids) if self.max_depth else None
         lengths = list(self._arena.lengths)
+        drawn_from: list[Tensor] = []
         seen_RPM: Tensor | None = None  # which drafted nodes each parent of the last level sees, itself included
 
         def ask(level: int, slots: Tensor | None, tokens_BP: Tensor | None) -> Tensor:
@@ -114,11 +115,16 @@ class ModelBatch:
             if known.noise_BPV is None:
                 return scores_BPV
             noise_BV = known.noise_BPV[:, level, : self._num_scores]
-            return scores_BPV.float() / known.temperature + noise_BV[:, None]
+            scores_BPV = scores_BPV.float() / known.temperature + noise_BV[:, None]
+            if known.draws:
+                drawn_from.append(
+                    log_q(scores_BPV, known, level, torch.arange(self._num_scores, device=noise_BV.device))
+                )
+            return scores_BPV
 
         draft = self._growth.grow(known.root_B, ask, None)
         self._arena.lengths = lengths  # what was drafted is forgotten
-        return draft
+        return draft._replace(log_q_BNV=self._growth.spread(drawn_from))
 
     def _read(self, ids: Sequence[Sequence[int]]) -> Tensor:
         """Reads what is new of every row, its last token in any case; the states there, [B, D]."""

@@ -10,14 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
+from euryale.decoding.accept import LOSSY, AcceptConfig
 from euryale.decoding.calibrated import TREE_FILE, Calibration, nearest, read_calibrations
 from euryale.decoding.draft import Drafter
 from euryale.decoding.drafters import DrafterConfig, build_drafter, check_heads, settle_draft_base
-from euryale.decoding.noise import check_seeds
+from euryale.decoding.noise import seeds_of
 from euryale.decoding.rows import Ends, Generation, Row
 from euryale.decoding.sampling import MoreSampling, Sampling
 from euryale.decoding.step import Decoder
-from euryale.decoding.text import Detokenizer, check_stop, special_ids
+from euryale.decoding.text import Detokenizer
 from euryale.decoding.tree import ROOT_ONLY, Budget, Tree
 from euryale.decoding.trees import TreeConfig, plan_tree
 from euryale.errors import UserError
@@ -39,12 +40,16 @@ class Engine:
         tree: Tree | TreeConfig | str | None = None,
         calibrations: Sequence[Calibration] = (),
         draft_base: Base | None = None,
+        accept: AcceptConfig | str = "exact",
     ) -> None:
         """`tree` names or is the tree; None is `calibrated`, and a chain of all heads where nothing was calibrated.
 
         draft_base: the smaller model of drafter=model, where it is loaded already. Raises UserError: an unknown
-        drafter or tree, `heads` without heads, a tree deeper than the heads, a draft model with another tokenizer.
+        drafter, tree or accept rule, `heads` without heads, a tree deeper than the heads, a draft model with another
+        tokenizer.
         """
+        self.accept = AcceptConfig.of(accept)
+        self.accept.check()
         self.base = base
         self.heads = heads
         self.drafter = DrafterConfig(drafter) if isinstance(drafter, str) else drafter
@@ -70,6 +75,7 @@ class Engine:
         drafter: str | DrafterConfig = "heads",
         tree: str | TreeConfig = "calibrated",
         merge_adapter: bool = False,
+        accept: AcceptConfig | str = "exact",
     ) -> "Engine":
         """Loads a heads checkpoint and the base it names (or `base`: another path to it, or one already loaded).
 
@@ -102,14 +108,16 @@ class Engine:
         # A dynamic tree only takes its size from there, where there is one.
         is_calibrated = tree.name == "calibrated" or (tree.name == "dynamic" and (folder / TREE_FILE).is_file())
         calibrations = read_calibrations(folder) if drafter.needs_heads and is_calibrated else []
-        return Engine(base, heads, drafter, tree, calibrations)
+        return Engine(base, heads, drafter, tree, calibrations, accept=accept)
 
     def tree(self, temperature: float = 0.0) -> Tree | Budget:
         """The tree that a step verifies at this temperature, or the number of nodes that it arranges anew."""
         if self.drafter.name == "none":
             return ROOT_ONLY
         heads = self.heads if self.drafter.needs_heads else None
-        return plan_tree(self._tree, heads, self.drafter.depth, self.calibrations, temperature)
+        tree = plan_tree(self._tree, heads, self.drafter.depth, self.calibrations, temperature)
+        # Draws without replacement come one after another: none can be left out.
+        return tree.without_gaps() if self.accept.name == "rejection" and isinstance(tree, Tree) else tree
 
     @property
     def tree_name(self) -> str:
@@ -129,7 +137,7 @@ class Engine:
         if not isinstance(self._tree, TreeConfig):
             raise UserError(f"tree.num_nodes={num_nodes} was asked for, and the tree was given. Use tree=calibrated.")
         tree = replace(self._tree, num_nodes=num_nodes)
-        return Engine(self.base, self.heads, self.drafter, tree, self.calibrations, self.draft_base)
+        return Engine(self.base, self.heads, self.drafter, tree, self.calibrations, self.draft_base, self.accept)
 
     def generate(
         self,
@@ -155,10 +163,10 @@ class Engine:
         is_single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
         rows_asked: Sequence[Prompt] = [prompts] if is_single else prompts  # type: ignore[list-item,assignment]
         sampling = Sampling(temperature, top_p, **more)
-        ends = self._ends(stop, stop_ids, ignore_eos)
+        ends = Ends.of(self.base, stop, stop_ids, ignore_eos)
         rows = [self._row(prompt, max_new_tokens, ends) for prompt in rows_asked]
         sampling.check_tokens(self.base.vocab_size, max_new_tokens)
-        seeds = _seeds(seed, len(rows))
+        seeds = seeds_of(seed, len(rows))
         if not rows:
             return []
         start = time.perf_counter()
@@ -184,11 +192,11 @@ class Engine:
         When it has ended, `last` is the whole Generation. What cannot be is refused here, before the first piece.
         """
         sampling = Sampling(temperature, top_p, **more)
-        row = self._row(prompt, max_new_tokens, self._ends(stop, stop_ids, ignore_eos))
+        row = self._row(prompt, max_new_tokens, Ends.of(self.base, stop, stop_ids, ignore_eos))
         sampling.check_tokens(self.base.vocab_size, max_new_tokens)
         row.detokenizer = row.detokenizer or Detokenizer(self.base.tokenizer)
         self.last = None
-        return self._pieces(row, row.detokenizer, sampling, _seeds(seed, 1))
+        return self._pieces(row, row.detokenizer, sampling, seeds_of(seed, 1))
 
     def _pieces(self, row: Row, detokenizer: Detokenizer, sampling: Sampling, seeds: list[int]) -> Iterator[str]:
         start = time.perf_counter()
@@ -213,20 +221,6 @@ class Engine:
             )
         return list(ids)
 
-    def _ends(self, stop: str | Sequence[str] | None, stop_ids: Sequence[int], ignore_eos: bool) -> Ends:
-        strings = check_stop(stop)
-        wrong = [token for token in stop_ids if not 0 <= token < self.base.vocab_size]
-        if wrong:
-            raise UserError(
-                f"stop_ids names token {wrong[0]}, and {self.base.path} knows 0 to {self.base.vocab_size - 1}. "
-                "Leave it out: it can never be written."
-            )
-        return Ends(
-            strings,
-            (*stop_ids, *special_ids(self.base.tokenizer, strings)),
-            () if ignore_eos else self.base.eos_ids,
-        )
-
     def _row(self, prompt: Prompt, max_new_tokens: int, ends: Ends) -> Row:
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens={max_new_tokens} cannot be. Give a number of at least 1.")
@@ -244,10 +238,13 @@ class Engine:
     def _run(self, rows: list[Row], sampling: Sampling, seeds: list[int]) -> Iterator[None]:
         """Steps until every row has ended; yields after each step."""
         drafter = self._drafter(sampling.temperature)
+        is_lossy = self.accept.name in LOSSY and sampling.temperature > 0 and drafter.max_depth > 0
+        for row in rows:
+            row.is_lossless = not is_lossy
         # A row that ended inside a path keeps that whole path while the others go on, hence max_depth.
         num_slots = max(len(row.prompt) + row.max_ids for row in rows) + drafter.max_depth + drafter.num_nodes
         end_ids = rows[0].ends.ids
-        decoder = Decoder(self.base, drafter, sampling, seeds, num_slots, self.seconds, end_ids)
+        decoder = Decoder(self.base, drafter, sampling, seeds, num_slots, self.seconds, end_ids, self.accept)
         decoder.prefill([row.prompt for row in rows])
         is_open = [True] * len(rows)
         while any(is_open):
@@ -277,12 +274,4 @@ class Engine:
         detokenizer.close()
         # A stop string may come to light only here, when half a character behind it was held back.
         reason = "stop" if detokenizer.is_stopped else row.finish_reason
-        return Generation(detokenizer.text, row.ids, len(row.accepted), row.accepted, reason, seconds)
-
-
-def _seeds(seed: int | Sequence[int], num_rows: int) -> list[int]:
-    seeds = list(seed) if isinstance(seed, Sequence) else [seed] * num_rows
-    if len(seeds) != num_rows:
-        raise UserError(f"{len(seeds)} seeds were given for {num_rows} prompts. Give one for all, or one each.")
-    check_seeds(seeds)
-    return seeds
+        return Generation(detokenizer.text, row.ids, len(row.accepted), row.accepted, reason, seconds, row.is_lossless)

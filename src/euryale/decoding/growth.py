@@ -46,6 +46,13 @@ class Growth(Protocol):
         """draft_ids turns a place among the scores into a token; None: the place is the token."""
         ...
 
+    def spread(self, log_q: list[Tensor]) -> Tensor | None:
+        """What each level's candidates were drawn from, [B, P, V] -> the same by node, [B, N, V] (Draft.log_q_BNV).
+
+        None where nothing was drawn, or where the tree chose among what was drawn: then candidates are named.
+        """
+        ...
+
 
 def build_growth(
     tree: Tree | Budget,
@@ -63,6 +70,7 @@ def build_growth(
 class _Level(NamedTuple):
     """The nodes of one depth and where their tokens come from."""
 
+    nodes_P: Tensor  # the parents of this depth's nodes
     num_ranks: int  # candidates needed at each parent
     child_slots_C: Tensor  # node -> parent slot x num_ranks + rank, into the flattened candidates
     parents_P: Tensor  # the children (by index in this level) that are parents of the next level
@@ -94,6 +102,15 @@ class FixedTree:
         tokens_BN = torch.cat(tokens, 1)
         return Draft(tokens_BN if self._place_N is None else tokens_BN[:, self._place_N], self._shape)
 
+    def spread(self, log_q: list[Tensor]) -> Tensor | None:
+        if not log_q:
+            return None
+        B, _, V = log_q[0].shape
+        log_q_BNV = log_q[0].new_full((B, self.num_nodes, V), -torch.inf)  # a node without children draws nothing
+        for level, log_q_BPV in zip(self._levels, log_q, strict=True):
+            log_q_BNV[:, level.nodes_P] = log_q_BPV
+        return log_q_BNV
+
 
 def _best_ids(scores_xV: Tensor, num: int) -> Tensor:
     """The places of the best `num` scores, best first, [..., num]."""
@@ -114,10 +131,12 @@ def _plan(tree: Tree, per_parent: bool, device: torch.device) -> list[_Level]:
         children = _nodes_at(tree, depth)
         num_ranks = max(tree.ranks[c] for c in children) + 1
         slots = [slot_of[tree.parents[c]] if per_parent else 0 for c in children]
+        nodes_P = torch.tensor(parents, device=device)
         parents = [c for c in children if c in has_child]
         slot_of = {parent: slot for slot, parent in enumerate(parents)}
         levels.append(
             _Level(
+                nodes_P=nodes_P,
                 num_ranks=num_ranks,
                 child_slots_C=torch.tensor(
                     [s * num_ranks + tree.ranks[c] for s, c in zip(slots, children, strict=True)], device=device
@@ -170,6 +189,9 @@ class BestFirst:
                 chance_BP, best_BP = chance_BM.topk(self._num_parents)
                 parents_BP, slots, asked_BP = first + best_BP, best_BP // R, ids_BM.gather(1, best_BP)
         return self._keep_best(torch.cat(tokens, 1), torch.cat(chances, 1), torch.cat(parents, 1))
+
+    def spread(self, log_q: list[Tensor]) -> Tensor | None:
+        return None
 
     def _keep_best(self, tokens_BM: Tensor, chances_BM: Tensor, parents_BM: Tensor) -> Draft:
         """The parent of whatever is kept is likelier, hence kept before it: the order is a tree's."""

@@ -1,9 +1,12 @@
 """What is known of one prompt while it is answered, and of its answer afterwards?"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from euryale.decoding.text import Detokenizer
+from euryale.decoding.text import Detokenizer, check_stop, special_ids
+from euryale.errors import UserError
+from euryale.model.base import Base
 
 
 @dataclass
@@ -16,6 +19,7 @@ class Generation:
     accepted: list[int]  # tokens gained by each step; their sum is len(ids)
     finish_reason: str  # "eos" | "stop" (a string or an id) | "length" | "context"
     seconds: float  # wall clock of the whole batch, prompt included
+    is_lossless: bool = True  # False: the accept rule (`typical`) may write what the base alone would not
 
     @property
     def tau(self) -> float:
@@ -29,6 +33,19 @@ class Ends(NamedTuple):
     strings: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()
     eos_ids: tuple[int, ...] = ()
+
+    @staticmethod
+    def of(base: Base, stop: str | Sequence[str] | None, stop_ids: Sequence[int], ignore_eos: bool) -> "Ends":
+        """A stop string that is a special token stops by its id. Raises UserError for what can never match."""
+        strings = check_stop(stop)
+        wrong = [token for token in stop_ids if not 0 <= token < base.vocab_size]
+        if wrong:
+            raise UserError(
+                f"stop_ids names token {wrong[0]}, and {base.path} knows 0 to {base.vocab_size - 1}. Leave it out: it "
+                "can never be written."
+            )
+        ids = (*stop_ids, *special_ids(base.tokenizer, strings))
+        return Ends(strings, ids, () if ignore_eos else base.eos_ids)
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -47,6 +64,7 @@ class Row:
     ids: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     finish_reason: str | None = None
+    is_lossless: bool = True
 
     def take(self, tokens: list[int]) -> None:
         """Adds one step's tokens up to the first that ends the answer; an end inside a path cuts the path."""

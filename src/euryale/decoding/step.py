@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from euryale.decoding.accept import accept_exact
+from euryale.decoding.accept import AcceptConfig, Verified, accept
 from euryale.decoding.cache import Arena, TreeMask
 from euryale.decoding.draft import Draft, Drafter, Known
-from euryale.decoding.noise import KeyedNoise
 from euryale.decoding.processors import PathProcessors
-from euryale.decoding.sampling import Drawn, Sampling, draw
+from euryale.decoding.sampling import Sampling, draw
+from euryale.decoding.streams import StepNoise, Streams
 from euryale.errors import UserError
 from euryale.model.base import Base
 from euryale.model.finite import first_not_finite
@@ -37,10 +37,11 @@ class Decoder:
         num_slots: int,
         seconds: dict[str, float],
         end_ids: Sequence[int] = (),
+        rule: AcceptConfig | None = None,
     ) -> None:
         """num_slots: the longest row, plus the nodes of a tree. `seconds` collects the time of each part of a step.
 
-        end_ids: the tokens that would end an answer; only `min_new_tokens` asks for them.
+        end_ids: the tokens that would end an answer; only `min_new_tokens` asks for them. rule: default `exact`.
         """
         self.base = base
         self.drafter = drafter.begin(len(seeds), num_slots)
@@ -53,7 +54,8 @@ class Decoder:
         device = base.device
         self._num_slots = num_slots
         self._masks: dict[int, TreeMask] = {}  # by number of nodes: a drafter has few
-        self._noise = KeyedNoise(seeds, base.vocab_size, device) if sampling.temperature > 0 else None
+        self.rule = rule or AcceptConfig()
+        self._streams = Streams(seeds, sampling.temperature, self.rule, base.vocab_size, drafter.num_nodes, device)
         self._processors = PathProcessors.of(sampling, len(seeds), end_ids, base.vocab_size, device)
         self._root_B = torch.zeros(len(seeds), dtype=torch.long, device=device)
         self._layers = drafter.layers
@@ -97,20 +99,19 @@ class Decoder:
         Rows that have ended stay where they are; what is computed for them is dropped.
         """
         marks = [time.perf_counter()]
-        num_depths = self.drafter.max_depth + 1
-        noise_BPV = self._noise.at([n + 1 for n in self.arena.lengths], num_depths) if self._noise else None
-        known = Known(self._hidden_BD, self._root_B, noise_BPV, self.sampling.temperature, self.ids)
-        draft = self.drafter.propose(known)
+        noise = self._streams.at(self.arena.lengths, self.drafter.max_depth + 1)
+        how = (noise.ranking_BPV, self.sampling.temperature, self.ids, self._streams.draws)
+        draft = self.drafter.propose(Known(self._hidden_BD, self._root_B, *how))
         marks.append(time.perf_counter())
 
-        hidden_BND, drawn = self._verify(draft, noise_BPV)
-        targets_BN = drawn.tokens_BN
+        verified = self._verify(draft, noise)
         marks.append(time.perf_counter())
 
-        accepted = accept_exact(draft.tokens_BN, targets_BN, draft.shape, draft.is_real_BN)
+        accepted = accept(self.rule, verified, self.sampling)
+        targets_BN, is_finite_BN = accepted.targets_BN, verified.drawn.is_finite_BN
         # The one wait of a step: what the host must know travels in one piece.
         flags, is_finite, tokens, targets = torch.stack(
-            [accepted.is_accepted_BN.long(), drawn.is_finite_BN.long(), draft.tokens_BN, targets_BN]
+            [accepted.is_accepted_BN.long(), is_finite_BN.long(), draft.tokens_BN, targets_BN]
         ).tolist()
         paths = [[node for node, flag in enumerate(row) if flag] for row in flags]
         gained = [
@@ -128,13 +129,13 @@ class Decoder:
                 self.ids[row] += tokens_gained
                 if self._processors is not None:
                     self._processors.extend(row, tokens_gained)
-        self._advance(hidden_BND, targets_BN, [path[-1] for path in paths])
+        self._advance(verified.hidden_BND, targets_BN, [path[-1] for path in paths])
         marks.append(time.perf_counter())
         for part, begin, end in zip(("draft", "verify", "accept", "commit"), marks, marks[1:], strict=False):
             self.seconds[part] += end - begin
         return gained
 
-    def _verify(self, draft: Draft, noise_BPV: Tensor | None) -> tuple[Tensor, Drawn]:
+    def _verify(self, draft: Draft, noise: StepNoise) -> Verified:
         """One forward over the whole tree: the hidden state and the base's own next token at every node."""
         depths_RN = draft.shape.depths_RN
         if self.arena.is_uniform:
@@ -149,12 +150,13 @@ class Decoder:
         if N not in self._masks:
             self._masks[N] = TreeMask(N, self._num_slots, self.base.dtype, self.base.device)
         hidden_BND = self._read(draft.tokens_BN, positions_BN, self._masks[N], draft.shape.ancestors_RNN)
-        noise_BNV = _at_depths(noise_BPV, depths_RN) if noise_BPV is not None else None
+        noise_BNV = _at_depths(noise.drawing_BPV, depths_RN) if noise.drawing_BPV is not None else None
         final_BND = hidden_BND[..., : self.base.hidden_size] if self._layers else hidden_BND
         logits_BNV = self._forward.logits(final_BND)
         if self._processors is not None:
             logits_BNV = self._processors.apply(logits_BNV, draft.tokens_BN, draft.shape, self.ids)
-        return hidden_BND, draw(logits_BNV, self.sampling, noise_BNV)
+        drawn = draw(logits_BNV, self.sampling, noise_BNV)
+        return Verified(draft, hidden_BND, logits_BNV, drawn, noise_BNV, noise.chance(depths_RN))
 
     def _read(self, tokens_BN: Tensor, positions_BN: Tensor, mask: TreeMask, ancestors_RNN: Tensor) -> Tensor:
         self.arena.begin(tokens_BN.shape[1])

@@ -102,6 +102,16 @@ class Tree:
         """The part that fits: at most max_depth deep, ranks below num_ranks (a vocabulary may be smaller)."""
         return Tree.from_paths([p for p in self.paths[1:] if len(p) <= max_depth and max(p) < num_ranks])
 
+    def without_gaps(self) -> "Tree":
+        """The same shape with the ranks of siblings from 0 on: candidates are then their parent's first ones."""
+        renamed: dict[Path, Path] = {(): ()}
+        num_children: dict[Path, int] = {}
+        for path in sorted(self.paths[1:], key=lambda path: (len(path), path)):
+            parent = renamed[path[:-1]]
+            renamed[path] = (*parent, num_children.get(parent, 0))
+            num_children[parent] = num_children.get(parent, 0) + 1
+        return Tree.from_paths([renamed[path] for path in self.paths[1:]])
+
 
 @dataclass(frozen=True)
 class Budget:

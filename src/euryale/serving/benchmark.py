@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,7 @@ def what_was_asked(engine: Engine, settings: BenchSettings) -> dict[str, Any]:
         "temperature": settings.temperature,
         **{"top_p": settings.top_p, **settings.more},
         "seed": settings.seed,
+        "accept": asdict(engine.accept),
         "drafter": engine.drafter.name,
         "tree": engine.tree_name,
         "num_nodes": engine.num_nodes(settings.temperature),

@@ -50,8 +50,8 @@ class Text(NamedTuple):
     seed: int
 
 
-def calibrate(base: Base, heads: Heads, openings: list[Opening], config: CalibrateConfig) -> dict:
-    """Counts ranks and times steps; returns the content of tree.json.
+def calibrate(base: Base, heads: Heads, openings: list[Opening], config: CalibrateConfig, coupled: bool = True) -> dict:
+    """Counts ranks and times steps; returns the content of tree.json. coupled: as in the accept rule (AcceptConfig).
 
     Raises UserError for settings that cannot be, or when the base's answers are too short to count anything.
     """
@@ -61,7 +61,7 @@ def calibrate(base: Base, heads: Heads, openings: list[Opening], config: Calibra
     entries = []
     for temperature in config.temperatures:
         texts = _write(base, openings, temperature, config)
-        ranks = torch.cat([rank_vectors(base, heads, text, temperature, config.max_rank) for text in texts])
+        ranks = torch.cat([rank_vectors(base, heads, text, temperature, config.max_rank, coupled) for text in texts])
         if not len(ranks):
             raise UserError(
                 f"calibration needs answers of at least {heads.num_heads} tokens, and the base ended all "
@@ -145,10 +145,13 @@ def _write(base: Base, openings: list[Opening], temperature: float, config: Cali
 
 
 @torch.inference_mode()
-def rank_vectors(base: Base, heads: Heads, text: Text, temperature: float, max_rank: int) -> Tensor:
+def rank_vectors(
+    base: Base, heads: Heads, text: Text, temperature: float, max_rank: int, coupled: bool = True
+) -> Tensor:
     """The rank of each of the K true next tokens under its head, at every position a step can start from; [M, K].
 
-    Ranks start at 0; max_rank stands for that and everything worse. At T > 0 heads rank with the verifier's noise.
+    Ranks start at 0; max_rank stands for that and everything worse. At T > 0 coupled heads rank with the verifier's
+    noise.
     """
     K = heads.num_heads
     ids_T = torch.tensor(text.ids, device=base.device)
@@ -170,7 +173,7 @@ def rank_vectors(base: Base, heads: Heads, text: Text, temperature: float, max_r
         known = torch.stack([embedded_TD[here + 1 + j] for j in range(K)], 1)
         for k in range(K):
             scores_MV = _head_scores(base, heads, k, hidden_TD[here], known)
-            if temperature > 0:
+            if temperature > 0 and coupled:
                 noise = gumbel(text.seed, int(here[0]) + 2 + k, len(here), base.vocab_size, base.device)
                 scores_MV = scores_MV / temperature + noise[:, draft_ids]
             place_M1 = place_V[ids_T[here + 2 + k, None]]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from euryale.serving import wording
-from euryale.serving.wording import CONTENDERS, MISSING, number, percent, times
+from euryale.serving.wording import MISSING, number, percent, times
 
 PICTURES = {
     "accuracy.png": "Accuracy by head and rank",
@@ -74,6 +74,8 @@ def _measured(report: dict[str, Any]) -> list[str]:
     ]
     rows = [row for row in rows if row[1] != MISSING]
     parts.append(_markdown(["what", "value", "measured on"], rows))
+    if rule := wording.rule_line(evaluation) or wording.rule_line(bench):
+        parts.append(f"Accept rule: {rule}.")
     lossless = wording.identical_line(evaluation)
     if lossless:
         parts.append(f"Losslessness: {lossless}.")
@@ -88,7 +90,7 @@ def _measured(report: dict[str, Any]) -> list[str]:
         parts.append(_markdown(["head", *(f"top-{k}" for k in ranks)], accuracy))
     if bench.get("contenders"):
         speeds = [
-            [CONTENDERS.get(name, name), number(row.get("tokens_per_s"), 1), number(row.get("tau"))]
+            [wording.contender(name, bench), number(row.get("tokens_per_s"), 1), number(row.get("tau"))]
             for name, row in bench["contenders"].items()
         ]
         parts.append(_markdown(["contender", "tokens/s", "tau"], speeds))

@@ -6,6 +6,7 @@ deep paths are accepted, and the accuracy of every head on the text that the bas
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from itertools import islice
 from typing import Any, Unpack
 
@@ -67,6 +68,7 @@ def evaluate_text(
         "temperature": temperature,
         **{"top_p": top_p, **more},
         "seed": seed,
+        "accept": asdict(engine.accept),
         "num_nodes": engine.num_nodes(temperature),
         "dtype": str(engine.base.dtype).removeprefix("torch."),
         "tau": sum(len(generation.ids) for generation in ours) / sum(generation.num_steps for generation in ours),

@@ -12,22 +12,19 @@ from euryale.model.locate import PROJECT
 from euryale.serving.settings import DecodeConfig
 from euryale.serving.threads import use_calibrated_threads
 
-ACCEPT_RULES = ("exact",)
-
 
 def open_engine(config: DecodeConfig) -> Engine:
     """Finds the checkpoint, loads its base and heads. Raises UserError for anything that does not fit."""
-    if config.accept.name not in ACCEPT_RULES:
-        raise UserError(f"accept={config.accept.name} is not known. Choose one of: {', '.join(ACCEPT_RULES)}.")
+    config.accept.check()
     if config.max_new_tokens < 1:
         raise UserError(f"max_new_tokens={config.max_new_tokens} cannot be. Give a number of at least 1.")
     folder, description = open_checkpoint(config)
     base = open_base(config.base, description)
     if folder is None:
-        return Engine(base, None, config.drafter, config.tree)
+        return Engine(base, None, config.drafter, config.tree, accept=config.accept)
     if config.threads == 0:
         use_calibrated_threads(base, folder)
-    return Engine.load(folder, base, drafter=config.drafter, tree=config.tree)
+    return Engine.load(folder, base, drafter=config.drafter, tree=config.tree, accept=config.accept)
 
 
 def open_checkpoint(config: DecodeConfig) -> tuple[Path | None, dict[str, Any]]:

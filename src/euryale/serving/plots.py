@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, ScalarFormatter
 
-from euryale.serving.wording import CONTENDERS, speedups, times, top_ranks
+from euryale.serving.wording import contender, speedups, times, top_ranks
 
 BLUE, ORANGE, GREY, GREEN = "#1f6f9f", "#d9722b", "#8a8f98", "#4a9a5f"
 SHADES = ("#1f4e79", "#4a90c2", "#a5cbe6", "#d3e5f2", "#8a8f98", "#c4c8ce")  # top-1 darkest
@@ -102,7 +102,7 @@ def bench_plot(bench: dict[str, Any]) -> bytes:
             upper.plot([low, high], [row, row], color="#222222", linewidth=1.4, marker="|", markersize=7)
         ratio = f"  ({times(speed / own)} AR)" if own and name != "ar" else ""
         upper.annotate(f"{speed:,.1f}{ratio}", (max(speed, high), row), (6, 0), textcoords="offset points", va="center")
-    upper.set_yticks(rows, [CONTENDERS.get(name, name) for name in names])
+    upper.set_yticks(rows, [contender(name, bench) for name in names])
     upper.invert_yaxis()
     upper.set_xlim(0, 1.36 * max(speeds, default=1.0))
     upper.set_xlabel("tokens per second" + (" (line: lowest to highest round)" if bench.get("spread") else ""))

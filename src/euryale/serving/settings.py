@@ -3,18 +3,12 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from euryale.decoding.accept import AcceptConfig
 from euryale.decoding.drafters import DrafterConfig
 from euryale.decoding.sampling import MoreSampling, Sampling
 from euryale.decoding.trees import TreeConfig
 from euryale.errors import UserError
 from euryale.model.base import BaseConfig
-
-
-@dataclass
-class AcceptConfig:
-    """The rule by which proposals are taken."""
-
-    name: str = "exact"
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from euryale.serving import wording
-from euryale.serving.wording import CONTENDERS, MISSING, number, percent, times
+from euryale.serving.wording import MISSING, number, percent, times
 
 
 def align(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -52,6 +52,7 @@ def training_summary(report: dict[str, Any]) -> str:
                 ("speed", None if speed is None else f"{number(speed, 1)} tokens/s"),
                 ("  over AR, same engine", times(vs_ar)),
                 ("  over HF generate", times(vs_hf)),
+                ("accept rule", wording.rule_line(evaluation)),
                 ("losslessness", wording.identical_line(evaluation)),
                 ("repeated 8-grams", percent(_repeated(evaluation, bench))),
             ]
@@ -84,6 +85,7 @@ def evaluation_table(report: dict[str, Any]) -> str:
             [
                 ("measured on", _measured_on(evaluation)),
                 ("tau (tokens per step)", number(evaluation.get("tau"))),
+                ("accept rule", wording.rule_line(evaluation)),
                 ("losslessness", wording.identical_line(evaluation)),
                 ("  against HF generate", None if same is None else f"{same}/{total} identical"),
                 ("  token by token", wording.teacher_forced_line(evaluation)),
@@ -104,7 +106,7 @@ def bench_table(bench: dict[str, Any]) -> str:
         ratios = [_ratio(speed, contenders.get(rival, {}).get("tokens_per_s")) for rival in ("ar", "hf_generate")]
         rows.append(
             [
-                CONTENDERS.get(name, name),
+                wording.contender(name, bench),
                 number(speed, 1),
                 MISSING if low is None else f"{number(low, 1)}..{number(high, 1)}",
                 *(times(ratio) for ratio in ratios),
@@ -122,6 +124,7 @@ def bench_table(bench: dict[str, Any]) -> str:
         pairs(
             [
                 ("measured on", _measured_on(bench)),
+                ("accept rule", wording.rule_line(bench)),
                 ("nodes in the tree", None if bench.get("num_nodes") is None else str(bench["num_nodes"])),
                 ("repeated 8-grams", percent(bench.get("repeated_8grams"))),
             ]

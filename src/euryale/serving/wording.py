@@ -75,9 +75,35 @@ def describe_heads(heads: dict[str, Any]) -> str:
     return f"{counted} ({inside})" if inside else counted
 
 
+def rule_line(section: dict[str, Any]) -> str | None:
+    """What a reader must know of the accept rule that a section was measured with; None for `exact`."""
+    rule = section.get("accept") or {}
+    if not section.get("temperature"):
+        return None  # greedy decoding is one walk whatever the rule
+    if rule.get("name") == "typical":
+        return (
+            f"LOSSY: typical (threshold {rule['threshold']:g}, alpha {rule['alpha']:g}) takes what is likely enough, "
+            "so the text is no sample of the base"
+        )
+    if rule.get("name") == "rejection":
+        return "rejection: lossless in distribution; a seed's text depends on tree and drafter"
+    return None if rule.get("coupled", True) else "exact, candidates ranked without the noise of the draw"
+
+
+def _is_same_text(section: dict[str, Any]) -> bool:
+    """Whether the accept rule promises the text of plain decoding."""
+    return not section.get("temperature") or (section.get("accept") or {}).get("name", "exact") == "exact"
+
+
+def contender(name: str, section: dict[str, Any]) -> str:
+    """A contender's name in tables and plots; a lossy one says so beside it."""
+    is_lossy = name == "euryale" and str(rule_line(section)).startswith("LOSSY")
+    return CONTENDERS.get(name, name) + (" (LOSSY)" if is_lossy else "")
+
+
 def identical_line(evaluation: dict[str, Any]) -> str | None:
-    """Whether tree decoding gave the text that the base alone gives; None when it was not compared."""
-    if evaluation.get("identical") is None or not evaluation.get("total"):
+    """Whether tree decoding gave the text that the base alone gives; None when that was not compared or promised."""
+    if evaluation.get("identical") is None or not evaluation.get("total") or not _is_same_text(evaluation):
         return None
     same, total = evaluation["identical"], evaluation["total"]
     if same == total:
@@ -88,7 +114,7 @@ def identical_line(evaluation: dict[str, Any]) -> str | None:
 def teacher_forced_line(evaluation: dict[str, Any]) -> str | None:
     """How many tokens are the base's own choice given all before them; None when that was not checked."""
     found = evaluation.get("teacher_forced")
-    if not found:
+    if not found or not _is_same_text(evaluation):
         return None
     if found["base_choice_share"] == 1:
         return f"all {found['num_tokens']:,} tokens are the base's own choice"
