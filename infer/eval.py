@@ -1,19 +1,62 @@
-"""Measures the heads and checks the text: python infer/eval.py checkpoint=DIR [prompts=FILE] [data=...]"""
+"""Measures the heads and checks the text: python infer/eval.py checkpoint=DIR [prompts=FILE] [data=...]
+
+With suite=NAME prompts=FILE: tau and speed on a published set of prompts, task by task.
+"""
+
+from pathlib import Path
+from typing import Any
 
 from euryale.config import script, use_threads
 from euryale.model.checkpoint import provenance
 from euryale.schemas import EvalConfig
+from euryale.serving.benchmark import BenchSettings, write_result
 from euryale.serving.evaluate import evaluate_text, held_out_accuracy
 from euryale.serving.hardware import hardware
 from euryale.serving.open import open_checkpoint, open_engine
 from euryale.serving.prompts import choose_data, load_prompts
-from euryale.serving.tables import accuracy_table, evaluation_table
+from euryale.serving.suite_bench import bench_suite
+from euryale.serving.suites import read_suite
+from euryale.serving.tables import accuracy_table, evaluation_table, suite_table
+
+SUITE_CONTENDERS = ("euryale", "ar", "hf_generate")
 
 
 @script("eval")
 def main(config: EvalConfig) -> dict[str, object]:
     use_threads(config.threads)
     folder, description = open_checkpoint(config)
+    origin: dict[str, object] = {"checkpoint": None if folder is None else str(folder), "prompts": config.prompts}
+    result = on_suite(config) if config.suite is not None else on_prompts(config, description)
+    metric = result.pop("metric")
+    result = origin | result | {"hardware": hardware(), "provenance": provenance()}
+    if config.output is not None:
+        write_result(Path(config.output), result)
+    return result | {"metric": metric}
+
+
+def on_suite(config: EvalConfig) -> dict[str, object]:
+    """Standings of every task."""
+    assert config.suite is not None
+    sampling = config.sampling()
+    contenders = [name for name in SUITE_CONTENDERS if name != "hf_generate" or sampling.is_known_to_transformers]
+    settings = BenchSettings(
+        contenders,
+        config.repeats,
+        config.max_new_tokens,
+        config.temperature,
+        config.top_p,
+        config.seed,
+        more=config.more_sampling(),
+    )
+    settings.check()
+    questions = read_suite(config.suite, config.prompts)
+    measured = bench_suite(open_engine(config), questions, config.limit, settings)
+    print(suite_table(measured))
+    return {"suite": config.suite} | measured | {"metric": measured["overall"]["contenders"]["euryale"]["tau"]}
+
+
+def on_prompts(config: EvalConfig, description: dict[str, Any]) -> dict[str, object]:
+    """Accuracy of the heads, tau by depth, losslessness."""
     engine = open_engine(config)
     prompts = load_prompts(engine.base, config.prompts, config.limit, config.max_new_tokens, description, config.data)
     evaluation = evaluate_text(
@@ -30,9 +73,8 @@ def main(config: EvalConfig) -> dict[str, object]:
     if held_out:
         print(f"heads on held-out text\n\n{accuracy_table(held_out)}\n\nheads on the base's own answers\n")
     print(evaluation_table(result))
-    origin = {"checkpoint": None if folder is None else str(folder), "prompts": config.prompts}
-    origin |= {"drafter": engine.drafter.name, "tau": evaluation["tau"]}
-    return origin | result | {"hardware": hardware(), "provenance": provenance(), "metric": evaluation["tau"]}
+    told = {"drafter": engine.drafter.name, "tau": evaluation["tau"]}
+    return told | result | {"metric": evaluation["tau"]}
 
 
 if __name__ == "__main__":

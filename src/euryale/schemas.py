@@ -89,6 +89,9 @@ class EvalConfig(AnswerConfig):
     prompts: str | None = None
     limit: int = 32
     batch_size: int = 8
+    suite: str | None = None
+    repeats: int = 3
+    output: str | None = None
 
 
 @dataclass

@@ -133,6 +133,35 @@ def bench_table(bench: dict[str, Any]) -> str:
     return _join(blocks, bench.get("repeated_8grams"))
 
 
+def suite_table(result: dict[str, Any]) -> str:
+    """The end of infer/eval.py suite=...: a row for each task, and all of them together."""
+    tasks: dict[str, dict[str, Any]] = result.get("tasks") or {}
+    rows = []
+    for name, task in [*tasks.items(), ("overall", result.get("overall") or {})]:
+        own = (task.get("contenders") or {}).get("euryale", {})
+        same, total = task.get("identical"), task.get("total")
+        rows.append(
+            [
+                name,
+                str(task.get("num_questions", MISSING)),
+                number(own.get("tau")),
+                number(own.get("tokens_per_s"), 1),
+                times(task.get("speedup_vs_ar")),
+                times(task.get("speedup_vs_hf")),
+                times(task.get("speedup_spec_bench")),
+                MISSING if same is None else f"{same}/{total}",
+                percent(task.get("repeated_8grams")),
+            ]
+        )
+    rows += [[name, f"0 ({count} too long)", *[MISSING] * 7] for name, count in _absent(result).items()]
+    header = ["task", "questions", "tau", "tokens/s", "over AR", "over HF", "as Spec-Bench", "identical", "repeated"]
+    return _join([align(header, rows)], (result.get("overall") or {}).get("repeated_8grams"))
+
+
+def _absent(result: dict[str, Any]) -> dict[str, int]:
+    return {name: count for name, count in (result.get("left_out") or {}).items() if name not in result["tasks"]}
+
+
 def calibration_table(calibration: dict[str, Any]) -> str:
     """One entry of tree.json: what each number of nodes costs and brings on this machine."""
     tau, step_ms = calibration.get("tau") or {}, calibration.get("step_ms") or {}
