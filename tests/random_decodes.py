@@ -145,7 +145,9 @@ def random_decodes(num: int, seed: int, dtype: torch.dtype = torch.float64) -> R
             batch = random_batch(rng, base)
             where = f"{name} {drafter} {tree} batch of {len(batch)}"
             draft_base = any_draft_base(rng, base, model_seed) if drafter.name == "model" else None
-            found = generate(Engine(base, heads, drafter, tree, draft_base=draft_base), batch, report)
+            max_rows = rng.choice([1, 2, 64])  # some wait for a row
+            engine = Engine(base, heads, drafter, tree, draft_base=draft_base, max_rows=max_rows)
+            found = generate(engine, batch, report)
             shape = "dynamic" if isinstance(tree, TreeConfig) else "fixed"
             report.drafters[f"{drafter.name} {shape}"] += sum(len(answer.ids) for answer in found)
             expected = [answer_slowly(model, base, request) for request in batch]

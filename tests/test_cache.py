@@ -100,7 +100,7 @@ def test_every_row_of_a_tree_pass_equals_the_causal_pass_over_its_path(
 def decoder_of(base: Base, tree: Tree, batch_size: int, num_slots: int, temperature: float) -> Decoder:
     heads = random_heads(HEAD_DESIGNS[0], base)
     drafter = HeadsDrafter(base, heads, tree)
-    return Decoder(base, drafter, Sampling(temperature), list(range(batch_size)), num_slots, dict.fromkeys(PARTS, 0.0))
+    return Decoder(base, drafter, Sampling(temperature), batch_size, num_slots, dict.fromkeys(PARTS, 0.0))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -115,23 +115,28 @@ def test_the_cache_after_some_steps_equals_a_fresh_prefill(family: str) -> None:
         prompts = random_prompts(rng, batch_size, 5, longest=12)
         decoder = decoder_of(base, tree, batch_size, 128, temperature=rng.choice([0.0, 1.0]))
         decoder.arena.kv.fill_(1e4)
-        decoder.prefill(prompts)
+        decoder.admit(0, prompts, range(batch_size))
         texts = [list(prompt) for prompt in prompts]
-        for _ in range(6):
-            is_open = [rng.random() < 0.8 for _ in prompts]
-            for row, gained in enumerate(decoder.step(is_open)):
-                texts[row] += gained if is_open[row] else []
+        for _ in range(8):
+            for row, gained in enumerate(decoder.step()):
+                texts[row] += gained
                 num_moved += len(gained) > 1
-            if not all(is_open):
-                break  # a closed row's root has moved on: the engine never opens it again
-        for row, (text, open_) in enumerate(zip(texts, is_open, strict=True)):
+            row = rng.randrange(len(texts))
+            if rng.random() < 0.3:  # another prompt takes the row
+                [texts[row]] = random_prompts(rng, 1, 5, longest=12)
+                decoder.admit(row, [texts[row]], [7])
+            elif rng.random() < 0.3 and len(texts) > 1:  # or the last row
+                decoder.retire(row)
+                texts[row] = texts[-1]
+                texts.pop()
+        assert decoder.ids == texts
+        for row, text in enumerate(texts):
             assert decoder.arena.lengths[row] == len(text) - 1, "the root is not in the cache yet"
             if len(text) == 1:
                 continue
             hidden_1TD, kv = causal_pass(model, [text[:-1]])
             assert_close(decoder.arena.kv[:, :, row, :, : len(text) - 1], kv[:, :, 0])
-            if open_:
-                assert_close(decoder._hidden_BD[row], hidden_1TD[0, -1])
+            assert_close(decoder._hidden_BD[row], hidden_1TD[0, -1])
     assert num_moved > 5, "the sample accepts drafted tokens"
 
 
@@ -142,7 +147,7 @@ def test_a_long_ragged_prompt_is_prefilled_in_chunks(monkeypatch: pytest.MonkeyP
     for lengths in ([1], [2], [9], [17, 30, 1, 8, 9, 10], [25, 25], [1, 1]):
         prompts = [[rng.randrange(29) for _ in range(n)] for n in lengths]
         decoder = decoder_of(base, chain(2), len(prompts), 64, temperature=0.0)
-        decoder.prefill(prompts)
+        decoder.admit(0, prompts, range(len(prompts)))
         assert decoder.arena.lengths == [n - 1 for n in lengths]
         assert decoder._root_B.tolist() == [prompt[-1] for prompt in prompts]
         for row, prompt in enumerate(prompts):

@@ -107,9 +107,9 @@ def gained(base: Base, heads: Heads, tree: Tree, prompt: list[int], temperature:
     """Tokens that one real step gains behind a prompt."""
     seconds = dict.fromkeys(("prefill", "draft", "verify", "accept", "commit"), 0.0)
     drafter = build_drafter("heads", base, heads, tree)
-    decoder = Decoder(base, drafter, Sampling(temperature), [seed], len(prompt) + 40, seconds)
-    decoder.prefill([prompt])
-    return len(decoder.step([True])[0])
+    decoder = Decoder(base, drafter, Sampling(temperature), 1, len(prompt) + 40, seconds)
+    decoder.admit(0, [prompt], [seed])
+    return len(decoder.step()[0])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
@@ -264,9 +264,9 @@ def test_steps_are_timed_in_turn_from_one_context(base: Base, monkeypatch: pytes
     seen: list[tuple[int, int]] = []
     plain = Decoder.step
 
-    def noted(self: Decoder, is_open: list[bool]) -> list[list[int]]:
+    def noted(self: Decoder) -> list[list[int]]:
         seen.append((self.drafter.num_nodes, self.arena.lengths[0]))
-        return plain(self, is_open)
+        return plain(self)
 
     monkeypatch.setattr(Decoder, "step", noted)
     trees: dict[module.Size, Tree] = {(n, None): calibration.tree_of(n) for n in (1, 2, 8)}
@@ -279,8 +279,13 @@ def test_steps_are_timed_in_turn_from_one_context(base: Base, monkeypatch: pytes
 def test_the_timing_context_ends_at_half_of_the_base_s(monkeypatch: pytest.MonkeyPatch) -> None:
     base = random_base(vocab_size=13, max_length=20)
     prompts: list[int] = []
-    plain = Decoder.prefill
-    monkeypatch.setattr(Decoder, "prefill", lambda self, p: prompts.append(len(p[0])) or plain(self, p))  # type: ignore[func-returns-value]
+    plain = Decoder.admit
+
+    def noted(self: Decoder, row: int, new: list[list[int]], seeds: list[int]) -> None:
+        prompts.append(len(new[0]))
+        plain(self, row, new, seeds)
+
+    monkeypatch.setattr(Decoder, "admit", noted)
     config = CalibrateConfig(repeats=1, context_tokens=1000)
     calibration = Calibration(0.0, 1, [[0]], [0.1], 10)
     trees: dict[module.Size, Tree] = {(n, None): calibration.tree_of(n) for n in (1, 2)}

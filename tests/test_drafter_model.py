@@ -56,6 +56,8 @@ def test_every_node_is_what_the_smaller_model_says_there(family: str, temperatur
     texts = random_prompts(rng, 3, V, longest=9)
     generator = torch.Generator().manual_seed(0)
     drafter = ModelDrafter(base, draft_base, WIDE).begin(3, 40)
+    for row in range(3):
+        drafter.admit(row)
     with torch.inference_mode():
         for _ in range(4):
             noise = -(-torch.rand(3, 4, V, generator=generator).log()).log() if temperature else None
@@ -69,7 +71,10 @@ def test_a_long_prompt_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> Non
     base = random_base("llama", V, dtype=torch.float64)
     texts = random_prompts(random.Random(1), 4, V, longest=30)
     with torch.inference_mode():
-        draft = ModelDrafter(base, base, chain(3)).begin(4, 40).propose(known_of(texts, None))
+        drafter = ModelDrafter(base, base, chain(3)).begin(4, 40)
+        for row in range(len(texts)):
+            drafter.admit(row)
+        draft = drafter.propose(known_of(texts, None))
     check_ranks(base, chain(3), texts, None, draft)
 
 

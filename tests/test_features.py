@@ -52,7 +52,7 @@ def test_every_way_through_the_base_gives_the_same_states(family: str) -> None:
 def test_what_is_drafted_beside_heads_leaves_them_their_states() -> None:
     base = random_base(num_hidden_layers=6)
     drafter = HeadsDrafter(base, random_heads(SEVERAL, base), TREE)
-    assert HeadsLookupDrafter(base, drafter, spare=3, batch_size=1).begin(1, 9).layers == drafter.layers == (2, 4)
+    assert HeadsLookupDrafter(base, drafter, spare=3).begin(1, 9).layers == drafter.layers == (2, 4)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

@@ -104,6 +104,8 @@ def known_of(ids: list[list[int]]) -> Known:
 
 def test_rows_with_fewer_candidates_are_masked_and_a_step_without_any_is_a_plain_one() -> None:
     drafter = LookupDrafter(random_base(), Budget(16, 4)).begin(2, 64)
+    for row in range(2):
+        drafter.admit(row)
     draft = drafter.propose(known_of([[1, 2, 3], [4]]))
     assert draft.tokens_BN.tolist() == [[3], [4]] and draft.is_real_BN is None
     draft = drafter.propose(known_of([[1, 2, 3, 1], [4, 5]]))

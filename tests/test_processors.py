@@ -79,13 +79,13 @@ def test_every_node_gets_the_logits_of_its_own_text(name: str) -> None:
         # few tokens, so that paths repeat what is in the text and complete what is banned
         ids = [0, 1, 2] if trial % 2 else list(range(V))
         prompts = [rng.choices(ids, k=rng.randint(1, 6)) for _ in range(3)]
-        processors = PathProcessors.of(sampling, 3, END_IDS, V, CPU)
+        processors = PathProcessors.of(sampling, 3, V, CPU)
         assert processors is not None
         texts = []
         for row, prompt in enumerate(prompts):
-            processors.begin(row, rng.choices(ids, k=5))  # another prompt had the row before
+            processors.admit(row, rng.choices(ids, k=5), [3])  # another prompt had the row before
             processors.extend(row, rng.choices(ids, k=2))
-            processors.begin(row, prompt)
+            processors.admit(row, prompt, END_IDS)
             texts.append(list(prompt))
             for _ in range(rng.randint(0, 2)):
                 gained = rng.choices(ids, k=rng.randint(1, 3))
@@ -112,14 +112,14 @@ def test_rows_may_have_trees_of_their_own() -> None:
     texts = [[0, 1, row[0]] for row in tokens]
     alone = []
     for row, tree in enumerate(trees):
-        processors = PathProcessors(sampling, 1, END_IDS, V, CPU)
-        processors.begin(0, texts[row])
+        processors = PathProcessors(sampling, 1, V, CPU)
+        processors.admit(0, texts[row], END_IDS)
         alone.append(
             processors.apply(logits[row : row + 1], torch.tensor([tokens[row]]), Shape.of_tree(tree), [texts[row]])
         )
-    together = PathProcessors(sampling, 2, END_IDS, V, CPU)
+    together = PathProcessors(sampling, 2, V, CPU)
     for row, text in enumerate(texts):
-        together.begin(row, text)
+        together.admit(row, text, END_IDS)
     parts = zip(*(Shape.of_tree(tree) for tree in trees), strict=True)
     both = Shape(*(torch.cat(part) for part in parts))
     assert torch.equal(together.apply(logits, torch.tensor(tokens), both, texts), torch.cat(alone))
@@ -127,7 +127,7 @@ def test_rows_may_have_trees_of_their_own() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_processed_logits_are_float32_at_least(dtype: torch.dtype) -> None:
-    processors = PathProcessors(Sampling(logit_bias={0: 0.1}), 1, (), V, CPU)
+    processors = PathProcessors(Sampling(logit_bias={0: 0.1}), 1, V, CPU)
     found = processors.apply(
         torch.zeros(1, 1, V, dtype=dtype), torch.zeros(1, 1, dtype=torch.long), Shape.of_tree(ROOT_ONLY), [[0]]
     )
@@ -136,6 +136,6 @@ def test_processed_logits_are_float32_at_least(dtype: torch.dtype) -> None:
 
 def test_without_such_a_setting_there_is_nothing_to_run() -> None:
     for sampling in (Sampling(), Sampling(0.7, 0.9, 10, 0.1)):
-        assert PathProcessors.of(sampling, 2, END_IDS, V, CPU) is None
+        assert PathProcessors.of(sampling, 2, V, CPU) is None
     for sampling in SETTINGS.values():
-        assert PathProcessors.of(sampling, 2, END_IDS, V, CPU) is not None
+        assert PathProcessors.of(sampling, 2, V, CPU) is not None

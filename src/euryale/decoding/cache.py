@@ -1,14 +1,19 @@
 """Where do keys and values live, and what does a step keep of them?
 
-One arena is allocated for a whole generation: every layer, row and slot in one tensor. A forward writes its N
-nodes behind each row's committed length; `commit` moves the accepted ones (at most depth rows) to the front and
-adds to the length. A rejected node costs nothing: the next step writes over it, and no mask shows it before.
+One arena is allocated for all that is ever decoded at once: every layer, row and slot in one tensor. A forward
+writes its N nodes behind each row's committed length; `commit` moves the accepted ones (at most depth rows) to the
+front and adds to the length. A rejected node costs nothing: the next step writes over it, and no mask shows it before.
+
+The rows that live are the first ones, as many as there are lengths, so a forward reads a plain view however many there
+are. A prompt that arrives is read into a part of its own; where a row ends, the last one is copied into its place.
 
 The arena owns the lengths; nobody else adds to a position.
 
 Letters: L layers, B batch, H key/value heads, S slots, D head width, N nodes or tokens of a forward.
 """
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,14 +41,15 @@ class _Layer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Writes [B, H, N, D] behind the committed slots; returns the slots the forward may look at."""
         arena, N = self.arena, key_states.shape[-2]
+        B = len(arena.lengths)
         if arena.rows_B1 is None:
             start = arena.lengths[0]
-            self.keys[:, :, start : start + N] = key_states
-            self.values[:, :, start : start + N] = value_states
+            self.keys[:B, :, start : start + N] = key_states
+            self.values[:B, :, start : start + N] = value_states
         else:
             self.keys[arena.rows_B1, :, arena.slots_BN] = key_states.transpose(1, 2)
             self.values[arena.rows_B1, :, arena.slots_BN] = value_states.transpose(1, 2)
-        return self.keys[:, :, : arena.bound], self.values[:, :, : arena.bound]
+        return self.keys[:B, :, : arena.bound], self.values[:B, :, : arena.bound]
 
     def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
         return self.arena.bound, 0
@@ -61,19 +67,22 @@ class _Layer(CacheLayerMixin):
 
 
 class Arena(Cache):
-    """Preallocated keys and values of B rows of at most `num_slots` tokens, uncommitted nodes included."""
+    """Preallocated keys and values of at most `num_rows` rows of `num_slots` tokens, uncommitted nodes included.
+
+    A new arena holds that many rows of length 0; `lengths.clear()` leaves none, for `admit` to fill.
+    """
 
     def __init__(
-        self, config: PreTrainedConfig, batch_size: int, num_slots: int, dtype: torch.dtype, device: torch.device
+        self, config: PreTrainedConfig, num_rows: int, num_slots: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         config = config.get_text_config()
         num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, 2, batch_size, num_heads, num_slots, head_dim)
+        shape = (config.num_hidden_layers, 2, num_rows, num_heads, num_slots, head_dim)
         # Zeros once: a never-written slot is masked, but NaN x 0 would still be NaN.
         self.kv = torch.zeros(shape, dtype=dtype, device=device)
         self.num_slots = num_slots
-        self.lengths = [0] * batch_size
+        self.lengths = [0] * num_rows  # of the live rows, which come first
         self.bound = 0
         self.rows_B1: Tensor | None = None
         self.slots_BN: Tensor | None = None
@@ -83,6 +92,26 @@ class Arena(Cache):
     def is_uniform(self) -> bool:
         """Every row is equally long: plain slices serve instead of index tensors."""
         return min(self.lengths) == max(self.lengths)
+
+    def part(self, row: int, num_rows: int) -> "Arena":
+        """An arena of nothing but these rows, at length 0, in the same memory: the others do not wait for it."""
+        part = copy.copy(self)
+        part.kv = self.kv[:, :, row : row + num_rows]
+        part.lengths = [0] * num_rows
+        part.layers = [_Layer(part, keys, values) for keys, values in part.kv.unbind(0)]
+        return part
+
+    def admit(self, row: int, lengths: Sequence[int]) -> None:
+        """What a part wrote from `row` on lives now: in the place of rows that ended, or behind the last."""
+        self.lengths[row : row + len(lengths)] = lengths
+
+    def retire(self, row: int) -> None:
+        """The row has ended. The last one goes on in its place: its committed slots are copied, once."""
+        last = len(self.lengths) - 1
+        length = self.lengths.pop()
+        if row != last:
+            self.kv[:, :, row, :, :length] = self.kv[:, :, last, :, :length]
+            self.lengths[row] = length
 
     def begin(self, num_tokens: int) -> None:
         """Says where the next forward's tokens go. Call it before every forward."""

@@ -94,8 +94,16 @@ class Drafter(Protocol):
     max_depth: int
     layers: tuple[int, ...]  # of the base whose outputs it reads beside the last, numbered from 1
 
-    def begin(self, batch_size: int, num_slots: int) -> "Drafter":
-        """The drafter of one batch, whose rows never exceed num_slots tokens; itself if it remembers nothing."""
+    def begin(self, num_rows: int, num_slots: int) -> "Drafter":
+        """The drafter of at most num_rows rows of num_slots tokens, none of which lives; itself if it has no memory."""
+        ...
+
+    def admit(self, row: int) -> None:
+        """A new text takes this row: the place of one that ended, or the next behind the last."""
+        ...
+
+    def retire(self, row: int) -> None:
+        """The row has ended; the last one goes on in its place."""
         ...
 
     def propose(self, known: Known) -> Draft: ...

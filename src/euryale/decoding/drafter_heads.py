@@ -135,8 +135,14 @@ class HeadsDrafter:
         self._heads = HeadMatrices(base, heads, self.max_depth)
         self.layers = heads.layers_read(base.num_layers) if self.max_depth else ()
 
-    def begin(self, batch_size: int, num_slots: int) -> "HeadsDrafter":
+    def begin(self, num_rows: int, num_slots: int) -> "HeadsDrafter":
         return self
+
+    def admit(self, row: int) -> None:
+        """Nothing is remembered of a row."""
+
+    def retire(self, row: int) -> None:
+        """Nothing is remembered of a row."""
 
     def propose(self, known: Known) -> Draft:
         entry = self._heads.enter(known) if self.max_depth else None

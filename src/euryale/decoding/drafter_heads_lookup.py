@@ -18,17 +18,28 @@ from euryale.model.base import Base
 class HeadsLookupDrafter:
     """A heads drafter and `spare` nodes more."""
 
-    def __init__(self, base: Base, heads: Drafter, spare: int, batch_size: int = 0) -> None:
+    def __init__(self, base: Base, heads: Drafter, spare: int) -> None:
         self._base = base
         self._heads = heads
         self._spare = spare
-        self._memories = [Memory() for _ in range(batch_size)]
+        self._memories: list[Memory] = []
         self.num_nodes = heads.num_nodes + spare
         self.max_depth = heads.max_depth + spare
         self.layers = heads.layers
 
-    def begin(self, batch_size: int, num_slots: int) -> "HeadsLookupDrafter":
-        return HeadsLookupDrafter(self._base, self._heads.begin(batch_size, num_slots), self._spare, batch_size)
+    def begin(self, num_rows: int, num_slots: int) -> "HeadsLookupDrafter":
+        return HeadsLookupDrafter(self._base, self._heads.begin(num_rows, num_slots), self._spare)
+
+    def admit(self, row: int) -> None:
+        """Nothing of the text before is looked up."""
+        self._heads.admit(row)
+        self._memories[row : row + 1] = [Memory()]
+
+    def retire(self, row: int) -> None:
+        """The last row's memory goes on in this place."""
+        self._heads.retire(row)
+        self._memories[row] = self._memories[-1]
+        self._memories.pop()
 
     def propose(self, known: Known) -> Draft:
         chains = []

@@ -22,16 +22,23 @@ class LookupDrafter:
 
     layers: tuple[int, ...] = ()
 
-    def __init__(self, base: Base, tree: Tree | Budget, batch_size: int = 0) -> None:
+    def __init__(self, base: Base, tree: Tree | Budget) -> None:
         self.tree = tree
         self.num_nodes, self.max_depth = tree.num_nodes, tree.max_depth
         self._base = base
         self._device = base.device
-        self._memories = [Memory() for _ in range(batch_size)]
+        self._memories: list[Memory] = []
         self._root_only = Shape.of_tree(ROOT_ONLY, base.device)
 
-    def begin(self, batch_size: int, num_slots: int) -> "LookupDrafter":
-        return LookupDrafter(self._base, self.tree, batch_size)
+    def begin(self, num_rows: int, num_slots: int) -> "LookupDrafter":
+        return LookupDrafter(self._base, self.tree)
+
+    def admit(self, row: int) -> None:
+        self._memories[row : row + 1] = [Memory()]
+
+    def retire(self, row: int) -> None:
+        self._memories[row] = self._memories[-1]
+        self._memories.pop()
 
     def propose(self, known: Known) -> Draft:
         rows = []

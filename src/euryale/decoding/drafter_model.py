@@ -73,8 +73,13 @@ class ModelDrafter:
         self._growth = build_growth(tree, self._num_scores, base.device, per_parent=True)
         self.num_nodes, self.max_depth = self._growth.num_nodes, self._growth.max_depth
 
-    def begin(self, batch_size: int, num_slots: int) -> "ModelBatch":
-        return ModelBatch(self._draft_base, self._growth, self._num_scores, batch_size, num_slots)
+    def begin(self, num_rows: int, num_slots: int) -> "ModelBatch":
+        return ModelBatch(self._draft_base, self._growth, self._num_scores, num_rows, num_slots)
+
+    def admit(self, row: int) -> None:
+        raise AssertionError("a model reads the text of a batch: begin comes first")
+
+    retire = admit
 
     def propose(self, known: Known) -> Draft:
         raise AssertionError("a model reads the text of a batch: begin comes first")
@@ -85,18 +90,26 @@ class ModelBatch:
 
     layers: tuple[int, ...] = ()
 
-    def __init__(self, draft_base: Base, growth: Growth, num_scores: int, batch_size: int, num_slots: int) -> None:
+    def __init__(self, draft_base: Base, growth: Growth, num_scores: int, num_rows: int, num_slots: int) -> None:
         self.num_nodes, self.max_depth = growth.num_nodes, growth.max_depth
         self._draft_base, self._growth, self._num_scores = draft_base, growth, num_scores
         num_drafted = max(growth.num_nodes, growth.max_depth * MOST_PARENTS)  # parents asked in one step
         self._forward = draft_base.forward()
         self._forward.reserve(num_slots + num_drafted)
         self._arena = Arena(
-            draft_base.model.config, batch_size, num_slots + num_drafted, draft_base.dtype, draft_base.device
+            draft_base.model.config, num_rows, num_slots + num_drafted, draft_base.dtype, draft_base.device
         )
+        self._arena.lengths.clear()
 
-    def begin(self, batch_size: int, num_slots: int) -> "ModelBatch":
+    def begin(self, num_rows: int, num_slots: int) -> "ModelBatch":
         raise AssertionError("this is the drafter of a batch already")
+
+    def admit(self, row: int) -> None:
+        """The text is read when it is first drafted on."""
+        self._arena.admit(row, [0])
+
+    def retire(self, row: int) -> None:
+        self._arena.retire(row)
 
     def propose(self, known: Known) -> Draft:
         hidden_BD = self._read(known.ids) if self.max_depth else None

@@ -15,8 +15,14 @@ class NoDrafter:
     def __init__(self, base: Base) -> None:
         self._shape = Shape.of_tree(ROOT_ONLY, base.device)
 
-    def begin(self, batch_size: int, num_slots: int) -> "NoDrafter":
+    def begin(self, num_rows: int, num_slots: int) -> "NoDrafter":
         return self
+
+    def admit(self, row: int) -> None:
+        """Nothing is remembered of a row."""
+
+    def retire(self, row: int) -> None:
+        """Nothing is remembered of a row."""
 
     def propose(self, known: Known) -> Draft:
         return Draft(known.root_B[:, None], self._shape)

@@ -1,32 +1,29 @@
 """How do prompts become text, several tokens a step, and exactly as plain decoding would write it?
 
-The engine is the front door: it checks what was asked, runs steps (step.py) until every row has ended, and returns
-text. Autoregressive decoding is the same engine with drafter `none`.
+The engine is the front door: it chooses drafter and tree, and lets a scheduler (scheduler.py) take steps until every
+prompt is answered. Autoregressive decoding is the same engine with drafter `none`.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
-from euryale.decoding.accept import LOSSY, AcceptConfig
+from euryale.decoding.accept import AcceptConfig
 from euryale.decoding.calibrated import TREE_FILE, Calibration, nearest, read_calibrations
 from euryale.decoding.draft import Drafter
 from euryale.decoding.drafters import DrafterConfig, build_drafter, check_heads, settle_draft_base
 from euryale.decoding.noise import seeds_of
+from euryale.decoding.requests import Prompt, encode, row_of
 from euryale.decoding.rows import Ends, Generation, Row
 from euryale.decoding.sampling import MoreSampling, Sampling
-from euryale.decoding.step import Decoder
-from euryale.decoding.text import Detokenizer
+from euryale.decoding.scheduler import Scheduler
 from euryale.decoding.tree import ROOT_ONLY, Budget, Tree
 from euryale.decoding.trees import TreeConfig, plan_tree
 from euryale.errors import UserError
 from euryale.model.base import Base, BaseConfig, load_base
 from euryale.model.checkpoint import load_heads, read_description
 from euryale.model.heads import Heads
-
-Prompt = str | Sequence[int]
 
 
 class Engine:
@@ -41,17 +38,21 @@ class Engine:
         calibrations: Sequence[Calibration] = (),
         draft_base: Base | None = None,
         accept: AcceptConfig | str = "exact",
+        max_rows: int = 64,
     ) -> None:
         """`tree` names or is the tree; None is `calibrated`, and a chain of all heads where nothing was calibrated.
 
-        draft_base: the smaller model of drafter=model, where it is loaded already. Raises UserError: an unknown
-        drafter, tree or accept rule, `heads` without heads, a tree deeper than the heads, a draft model with another
-        tokenizer.
+        draft_base: the smaller model of drafter=model, where it is loaded already. max_rows: prompts that `generate`
+        answers at once, at most; the others take the places of those that end. Raises UserError: an unknown drafter,
+        tree or accept rule, `heads` without heads, a tree deeper than the heads, a draft model with another tokenizer.
         """
+        if max_rows < 1:
+            raise UserError(f"max_rows={max_rows} cannot be. Give a number of at least 1.")
         self.accept = AcceptConfig.of(accept)
         self.accept.check()
         self.base = base
         self.heads = heads
+        self.max_rows = max_rows
         self.drafter = DrafterConfig(drafter) if isinstance(drafter, str) else drafter
         self.drafter.check()
         check_heads(self.drafter, heads)
@@ -137,7 +138,8 @@ class Engine:
         if not isinstance(self._tree, TreeConfig):
             raise UserError(f"tree.num_nodes={num_nodes} was asked for, and the tree was given. Use tree=calibrated.")
         tree = replace(self._tree, num_nodes=num_nodes)
-        return Engine(self.base, self.heads, self.drafter, tree, self.calibrations, self.draft_base, self.accept)
+        parts = (self.calibrations, self.draft_base, self.accept, self.max_rows)
+        return Engine(self.base, self.heads, self.drafter, tree, *parts)
 
     def generate(
         self,
@@ -151,7 +153,7 @@ class Engine:
         ignore_eos: bool = False,
         **more: Unpack[MoreSampling],
     ) -> list[Generation]:
-        """Answers all prompts as one batch; texts or lists of token ids. `seed` is one for all rows, or one each.
+        """Answers all prompts together; texts or lists of token ids. `seed` is one for all rows, or one each.
 
         An answer ends before a `stop` string, at an id of `stop_ids`, or at the base's own end-of-text ids unless
         ignore_eos. The other keywords are those of Sampling: top_k, min_p, repetition_penalty, presence_penalty,
@@ -164,16 +166,16 @@ class Engine:
         rows_asked: Sequence[Prompt] = [prompts] if is_single else prompts  # type: ignore[list-item,assignment]
         sampling = Sampling(temperature, top_p, **more)
         ends = Ends.of(self.base, stop, stop_ids, ignore_eos)
-        rows = [self._row(prompt, max_new_tokens, ends) for prompt in rows_asked]
+        rows = [row_of(self.base, prompt, max_new_tokens, ends) for prompt in rows_asked]
         sampling.check_tokens(self.base.vocab_size, max_new_tokens)
         seeds = seeds_of(seed, len(rows))
         if not rows:
             return []
-        start = time.perf_counter()
-        for _ in self._run(rows, sampling, seeds):
-            pass
-        seconds = time.perf_counter() - start
-        return [self._finish(row, seconds) for row in rows]
+        longest = max(len(row.prompt) + row.max_ids for row in rows)
+        scheduler = self._schedule(sampling, min(len(rows), self.max_rows), longest)
+        handles = [scheduler.add(row, seed) for row, seed in zip(rows, seeds, strict=True)]
+        scheduler.run()
+        return [handle.generation for handle in handles if handle.generation is not None]
 
     def stream(
         self,
@@ -192,67 +194,58 @@ class Engine:
         When it has ended, `last` is the whole Generation. What cannot be is refused here, before the first piece.
         """
         sampling = Sampling(temperature, top_p, **more)
-        row = self._row(prompt, max_new_tokens, Ends.of(self.base, stop, stop_ids, ignore_eos))
+        row = row_of(self.base, prompt, max_new_tokens, Ends.of(self.base, stop, stop_ids, ignore_eos))
         sampling.check_tokens(self.base.vocab_size, max_new_tokens)
-        row.detokenizer = row.detokenizer or Detokenizer(self.base.tokenizer)
+        seeds = seeds_of(seed, 1)
         self.last = None
-        return self._pieces(row, row.detokenizer, sampling, seeds_of(seed, 1))
+        return self._pieces(row, sampling, seeds[0])
 
-    def _pieces(self, row: Row, detokenizer: Detokenizer, sampling: Sampling, seeds: list[int]) -> Iterator[str]:
-        start = time.perf_counter()
-        for _ in self._run([row], sampling, seeds):
-            if piece := detokenizer.new_text():
+    def _pieces(self, row: Row, sampling: Sampling, seed: int) -> Iterator[str]:
+        scheduler = self._schedule(sampling, 1, len(row.prompt) + row.max_ids)
+        handle = scheduler.add(row, seed)
+        while not scheduler.is_idle:
+            scheduler.step()
+            if handle.generation is not None:
+                self.last = handle.generation
+            if piece := handle.new_text():
                 yield piece
-        self.last = self._finish(row, time.perf_counter() - start)
-        if piece := detokenizer.new_text(is_last=True):
-            yield piece
+
+    def scheduler(
+        self,
+        num_rows: int = 8,
+        row_tokens: int = 2048,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        max_waiting: int | None = None,
+        **more: Unpack[MoreSampling],
+    ) -> Scheduler:
+        """Answers that come and go: at most num_rows at once, prompt and answer at most row_tokens long.
+
+        `submit` prompts at any time and take a `step` at a time. One way of sampling for all; each has a seed of its
+        own. max_waiting: prompts that may wait for a row; None: any number.
+
+        Raises UserError: numbers out of range.
+        """
+        for name, value, least in (
+            ("num_rows", num_rows, 1),
+            ("row_tokens", row_tokens, 2),
+            ("max_waiting", max_waiting or 0, 0),
+        ):
+            if value < least:
+                raise UserError(f"{name}={value} cannot be. Give a number of at least {least}.")
+        sampling = Sampling(temperature, top_p, **more)
+        sampling.check_tokens(self.base.vocab_size, sampling.min_new_tokens)
+        return self._schedule(sampling, num_rows, min(row_tokens, self.base.max_length), max_waiting)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Prompt -> token ids, begin-of-text added as the tokenizer does. Raises UserError for an empty prompt."""
-        ids = self.base.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else [int(i) for i in prompt]
-        if not ids and self.base.bos_id is not None:
-            ids = [self.base.bos_id]
-        if not ids:
-            raise UserError("the prompt is empty and this base has no begin-of-text token. Give at least one token.")
-        if not 0 <= min(ids) <= max(ids) < self.base.vocab_size:
-            raise UserError(
-                f"the prompt holds token ids from {min(ids)} to {max(ids)}, and {self.base.path} knows 0 to "
-                f"{self.base.vocab_size - 1}. Give ids of this base, or text and the tokenizer that belongs to it."
-            )
-        return list(ids)
+        """Prompt -> token ids, begin-of-text added as the tokenizer does. Raises UserError for what is no prompt."""
+        return encode(self.base, prompt)
 
-    def _row(self, prompt: Prompt, max_new_tokens: int, ends: Ends) -> Row:
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens={max_new_tokens} cannot be. Give a number of at least 1.")
-        ids = self.encode(prompt)
-        room = self.base.max_length - len(ids)
-        if room < 1:
-            raise UserError(
-                f"the prompt has {len(ids)} tokens and the context of {self.base.path} ends at {self.base.max_length}. "
-                "Shorten the prompt."
-            )
-        detokenizer = Detokenizer(self.base.tokenizer, ends.strings) if ends.strings else None
-        reason_at_max = "length" if max_new_tokens <= room else "context"
-        return Row(ids, min(max_new_tokens, room), reason_at_max, detokenizer, ends)
-
-    def _run(self, rows: list[Row], sampling: Sampling, seeds: list[int]) -> Iterator[None]:
-        """Steps until every row has ended; yields after each step."""
+    def _schedule(
+        self, sampling: Sampling, num_rows: int, row_tokens: int, max_waiting: int | None = None
+    ) -> Scheduler:
         drafter = self._drafter(sampling.temperature)
-        is_lossy = self.accept.name in LOSSY and sampling.temperature > 0 and drafter.max_depth > 0
-        for row in rows:
-            row.is_lossless = not is_lossy
-        # A row that ended inside a path keeps that whole path while the others go on, hence max_depth.
-        num_slots = max(len(row.prompt) + row.max_ids for row in rows) + drafter.max_depth + drafter.num_nodes
-        end_ids = rows[0].ends.ids
-        decoder = Decoder(self.base, drafter, sampling, seeds, num_slots, self.seconds, end_ids, self.accept)
-        decoder.prefill([row.prompt for row in rows])
-        is_open = [True] * len(rows)
-        while any(is_open):
-            for row, tokens in zip(rows, decoder.step(is_open), strict=True):
-                if row.finish_reason is None:
-                    row.take(tokens)
-            is_open = [row.finish_reason is None for row in rows]
-            yield
+        return Scheduler(self.base, drafter, sampling, num_rows, row_tokens, self.seconds, self.accept, max_waiting)
 
     def _drafter(self, temperature: float) -> Drafter:
         calibration = nearest(self.calibrations, temperature) if self.calibrations else None
@@ -262,16 +255,3 @@ class Engine:
                 self.drafter, self.base, self.heads, key[0], calibration, self.draft_base
             )
         return self._drafters[key]
-
-    def _finish(self, row: Row, seconds: float) -> Generation:
-        """The text comes from the same detokenizer as in `stream`, so both agree; it ends before the eos id."""
-        assert row.finish_reason is not None
-        detokenizer = row.detokenizer
-        if detokenizer is None:
-            detokenizer = Detokenizer(self.base.tokenizer)
-            for token in row.text_ids:
-                detokenizer.add(token)
-        detokenizer.close()
-        # A stop string may come to light only here, when half a character behind it was held back.
-        reason = "stop" if detokenizer.is_stopped else row.finish_reason
-        return Generation(detokenizer.text, row.ids, len(row.accepted), row.accepted, reason, seconds, row.is_lossless)

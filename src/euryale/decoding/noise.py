@@ -75,21 +75,34 @@ def stream_seed(seed: int, stream: int) -> int:
 
 
 class KeyedNoise:
-    """The noise of B rows around the positions they are at, made a window of positions at a time."""
+    """The noise of the live rows around the positions they are at, made a window of positions at a time."""
 
-    def __init__(self, seeds: list[int], vocab_size: int, device: torch.device) -> None:
-        check_seeds(seeds)
-        self.seeds = seeds
+    def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
+        """num_rows: that live at once, at most."""
+        self.seeds: list[int] = []
         self.vocab_size = vocab_size
         self.device = device
-        self._starts = [-1] * len(seeds)
-        self._window = torch.empty(len(seeds), 0, vocab_size, device=device)
+        self._starts: list[int] = []
+        self._window = torch.empty(num_rows, 0, vocab_size, device=device)
+
+    def admit(self, row: int, seeds: Sequence[int]) -> None:
+        """New rows live from `row` on: in the place of rows that ended, or behind the last."""
+        check_seeds(seeds)
+        self.seeds[row : row + len(seeds)] = seeds
+        self._starts[row : row + len(seeds)] = [-1] * len(seeds)
+
+    def retire(self, row: int) -> None:
+        """The row has ended; the last one goes on in its place."""
+        seed, start = self.seeds.pop(), self._starts.pop()
+        if row < len(self.seeds):
+            self.seeds[row], self._starts[row] = seed, start
+            self._window[row] = self._window[len(self.seeds)]
 
     def at(self, first_positions: list[int], num_positions: int) -> Tensor:
         """[B, num_positions, V]: row b's noise at its first position and those after it. A view; do not write."""
         W = max(_WINDOW, num_positions, self._window.shape[1])
         if self._window.shape[1] < W:
-            self._window = torch.empty(len(self.seeds), W, self.vocab_size, device=self.device)
+            self._window = torch.empty(len(self._window), W, self.vocab_size, device=self.device)
             self._starts = [-1] * len(self.seeds)
         for row, first in enumerate(first_positions):
             start = self._starts[row]
@@ -98,6 +111,6 @@ class KeyedNoise:
                 self._starts[row] = first
         offsets = [first - start for first, start in zip(first_positions, self._starts, strict=True)]
         if len(set(offsets)) == 1:
-            return self._window[:, offsets[0] : offsets[0] + num_positions]
+            return self._window[: len(offsets), offsets[0] : offsets[0] + num_positions]
         index_BP = torch.tensor(offsets, device=self.device)[:, None] + torch.arange(num_positions, device=self.device)
         return self._window[torch.arange(len(offsets), device=self.device)[:, None], index_BP]

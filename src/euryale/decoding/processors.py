@@ -22,41 +22,44 @@ from euryale.decoding.sampling import Sampling
 
 
 class PathProcessors:
-    """What B texts do to the logits of the next step's nodes."""
+    """What the texts of the live rows do to the logits of the next step's nodes."""
 
-    def __init__(
-        self, sampling: Sampling, batch_size: int, end_ids: Sequence[int], vocab_size: int, device: torch.device
-    ) -> None:
-        """end_ids: the tokens that would end an answer, which min_new_tokens holds back."""
+    def __init__(self, sampling: Sampling, num_rows: int, vocab_size: int, device: torch.device) -> None:
+        """num_rows: that live at once, at most."""
         self.sampling = sampling
         self.device = device
-        self._num_prompt = [0] * batch_size
+        self._num_prompt: list[int] = []
         self._has_penalty = bool(sampling.presence_penalty or sampling.frequency_penalty)
-        self._is_in_text_BV = torch.zeros(batch_size, vocab_size, dtype=torch.bool, device=device)
-        self._in_answer_BV = torch.zeros(batch_size, vocab_size, device=device)
+        self._is_in_text_BV = torch.zeros(num_rows, vocab_size, dtype=torch.bool, device=device)
+        self._in_answer_BV = torch.zeros(num_rows, vocab_size, device=device)
+        self._is_end_BV = torch.zeros(num_rows, vocab_size, dtype=torch.bool, device=device)
         self._bias_V = torch.zeros(vocab_size, device=device)
         for token, bias in sampling.logit_bias.items():
             self._bias_V[token] += bias
         self._bans = [word for word in sampling.banned_words() if len(word) > 1]
         self._is_banned_V = torch.zeros(vocab_size, dtype=torch.bool, device=device)
         self._is_banned_V[[word[0] for word in sampling.banned_words() if len(word) == 1]] = True
-        self._is_end_V = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-        self._is_end_V[list(end_ids)] = True
 
     @staticmethod
-    def of(
-        sampling: Sampling, batch_size: int, end_ids: Sequence[int], vocab_size: int, device: torch.device
-    ) -> "PathProcessors | None":
+    def of(sampling: Sampling, num_rows: int, vocab_size: int, device: torch.device) -> "PathProcessors | None":
         """None when the logits stay as they are."""
         unprocessed = Sampling(sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p)
-        return None if sampling == unprocessed else PathProcessors(sampling, batch_size, end_ids, vocab_size, device)
+        return None if sampling == unprocessed else PathProcessors(sampling, num_rows, vocab_size, device)
 
-    def begin(self, row: int, prompt: Sequence[int]) -> None:
-        """A new prompt takes this row."""
-        self._num_prompt[row] = len(prompt)
+    def admit(self, row: int, prompt: Sequence[int], end_ids: Sequence[int]) -> None:
+        """A new prompt takes this row. end_ids: what would end its answer, which min_new_tokens holds back."""
+        self._num_prompt[row : row + 1] = [len(prompt)]
         self._in_answer_BV[row] = 0
-        self._is_in_text_BV[row] = False
-        self._is_in_text_BV[row, list(prompt)] = True
+        for is_there_V, ids in ((self._is_in_text_BV[row], prompt), (self._is_end_BV[row], end_ids)):
+            is_there_V.zero_()[list(ids)] = True
+
+    def retire(self, row: int) -> None:
+        """The row has ended; the last one goes on in its place."""
+        num_prompt = self._num_prompt.pop()
+        if row < len(self._num_prompt):
+            self._num_prompt[row] = num_prompt
+            for table_BV in (self._is_in_text_BV, self._in_answer_BV, self._is_end_BV):
+                table_BV[row] = table_BV[len(self._num_prompt)]
 
     def extend(self, row: int, tokens: Sequence[int]) -> None:
         """The row's answer has grown by these tokens; the last is its next root."""
@@ -81,12 +84,12 @@ class PathProcessors:
         if sampling.repetition_penalty != 1.0 or self._has_penalty:
             on_path_BNV = _count_path(scores_BNV, tokens_BN, shape.ancestors_RNN)
         if sampling.repetition_penalty != 1.0:
-            is_in_text_BNV = (on_path_BNV > 0) | self._is_in_text_BV[:, None]
+            is_in_text_BNV = (on_path_BNV > 0) | self._is_in_text_BV[: len(texts), None]
             penalty = sampling.repetition_penalty
             penalised_BNV = torch.where(scores_BNV < 0, scores_BNV * penalty, scores_BNV / penalty)
             scores_BNV = torch.where(is_in_text_BNV, penalised_BNV, scores_BNV)
         if self._has_penalty:
-            count_BNV = on_path_BNV + self._in_answer_BV[:, None]
+            count_BNV = on_path_BNV + self._in_answer_BV[: len(texts), None]
             scores_BNV = scores_BNV - sampling.frequency_penalty * count_BNV
             scores_BNV = scores_BNV - sampling.presence_penalty * (count_BNV > 0)
         scores_BNV = scores_BNV.masked_fill(self._is_banned_V, -math.inf)
@@ -96,7 +99,7 @@ class PathProcessors:
             answered = [len(text) - num for text, num in zip(texts, self._num_prompt, strict=True)]
             num_new_BN = torch.tensor(answered, device=self.device)[:, None] + shape.depths_RN
             is_early_BN1 = (num_new_BN < sampling.min_new_tokens)[..., None]
-            scores_BNV = scores_BNV.masked_fill(is_early_BN1 & self._is_end_V, -math.inf)
+            scores_BNV = scores_BNV.masked_fill(is_early_BN1 & self._is_end_BV[: len(texts), None], -math.inf)
         return scores_BNV
 
     def _ban_sequences(

@@ -17,14 +17,14 @@ class Generation:
     ids: list[int]  # the end-of-text id included when it was written
     num_steps: int  # forwards of the base after the prompt's
     accepted: list[int]  # tokens gained by each step; their sum is len(ids)
-    finish_reason: str  # "eos" | "stop" (a string or an id) | "length" | "context"
-    seconds: float  # wall clock of the whole batch, prompt included
+    finish_reason: str  # "eos" | "stop" (a string or an id) | "length" | "context" | "cancelled"
+    seconds: float  # wall clock from its submission to its end, prompt included
     is_lossless: bool = True  # False: the accept rule (`typical`) may write what the base alone would not
 
     @property
     def tau(self) -> float:
         """Mean tokens a step, the bonus token included."""
-        return len(self.ids) / self.num_steps
+        return len(self.ids) / self.num_steps if self.num_steps else 0.0
 
 
 class Ends(NamedTuple):

@@ -1,4 +1,4 @@
-"""What happens between one token and the next? Draft, verify, accept, commit.
+"""What happens between one token and the next? Draft, verify, accept, commit; and rows come and go in between.
 
 The prompt's last token is the first root, so prefill covers the tokens before it and every emitted token comes
 from a step.
@@ -26,78 +26,117 @@ _PREFILL_CHUNK = 512  # prompt tokens a forward: bounds the memory of long promp
 
 
 class Decoder:
-    """The state of one batch: arena, roots, and the hidden states that the drafter reads."""
+    """The state of the live rows: arena, roots, and the hidden states that the drafter reads.
+
+    Everything that keeps something of a row (arena, noise, processors, drafter) has the same two verbs: `admit` puts
+    new rows in the place of ended ones or behind the last; `retire` lets the last row take the place of an ended one.
+    """
 
     def __init__(
         self,
         base: Base,
         drafter: Drafter,
         sampling: Sampling,
-        seeds: list[int],
+        num_rows: int,
         num_slots: int,
         seconds: dict[str, float],
-        end_ids: Sequence[int] = (),
         rule: AcceptConfig | None = None,
     ) -> None:
-        """num_slots: the longest row, plus the nodes of a tree. `seconds` collects the time of each part of a step.
+        """num_rows: that live at once, at most; none does yet. num_slots: the longest row, plus the nodes of a tree.
 
-        end_ids: the tokens that would end an answer; only `min_new_tokens` asks for them. rule: default `exact`.
+        `seconds` collects the time of each part of a step. rule: default `exact`.
         """
         self.base = base
-        self.drafter = drafter.begin(len(seeds), num_slots)
+        self.drafter = drafter.begin(num_rows, num_slots)
         self.sampling = sampling
         self.seconds = seconds
         self._forward = base.forward()
         self._forward.reserve(num_slots)
-        self.arena = Arena(base.model.config, len(seeds), num_slots, base.dtype, base.device)
-        self.ids: list[list[int]] = [[] for _ in seeds]  # prompt and answer so far; the last is the root
+        self.arena = Arena(base.model.config, num_rows, num_slots, base.dtype, base.device)
+        self.arena.lengths.clear()
+        self.ids: list[list[int]] = []  # prompt and answer so far of each live row; the last is the root
         device = base.device
         self._num_slots = num_slots
         self._masks: dict[int, TreeMask] = {}  # by number of nodes: a drafter has few
         self.rule = rule or AcceptConfig()
-        self._streams = Streams(seeds, sampling.temperature, self.rule, base.vocab_size, drafter.num_nodes, device)
-        self._processors = PathProcessors.of(sampling, len(seeds), end_ids, base.vocab_size, device)
-        self._root_B = torch.zeros(len(seeds), dtype=torch.long, device=device)
+        self._streams = Streams(num_rows, sampling.temperature, self.rule, base.vocab_size, drafter.num_nodes, device)
+        self._processors = PathProcessors.of(sampling, num_rows, base.vocab_size, device)
+        self._root_B = torch.zeros(0, dtype=torch.long, device=device)
         self._layers = drafter.layers
         num_numbers = base.hidden_size * (1 + len(self._layers))
-        self._hidden_BD = torch.zeros(len(seeds), num_numbers, dtype=base.dtype, device=device)
+        self._hidden_BD = torch.zeros(0, num_numbers, dtype=base.dtype, device=device)
 
     @torch.inference_mode()
-    def prefill(self, prompts: list[list[int]]) -> None:
-        """Commits all prompts but their last tokens, which become the roots.
+    def admit(
+        self,
+        row: int,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        end_ids: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        """Reads prompts into `row` and the rows behind it, which have ended or are the next behind the last.
 
-        Rows of different lengths go through together, padded at the end: the padding lies behind each row's
-        committed length, where no mask shows it and the first step writes over it.
+        All of a prompt but its last token is committed; that becomes the root.
+        end_ids: for each row the tokens that would end its answer; only `min_new_tokens` asks for them.
         """
         start = time.perf_counter()
-        device = self.base.device
-        self.ids = [list(prompt) for prompt in prompts]
-        for row, prompt in enumerate(prompts) if self._processors else ():
-            self._processors.begin(row, prompt)  # type: ignore[union-attr]
-        self._root_B = torch.tensor([prompt[-1] for prompt in prompts], device=device)
-        lengths = [len(prompt) - 1 for prompt in prompts]
-        longest = max(lengths)
-        ids_BT = torch.tensor([p[:-1] + [0] * (longest - len(p) + 1) for p in prompts], dtype=torch.long, device=device)
-        for begin in range(0, longest, _PREFILL_CHUNK):
-            chunk_BT = ids_BT[:, begin : begin + _PREFILL_CHUNK]
-            T = chunk_BT.shape[1]
-            causal_1TT = torch.ones(1, T, T, dtype=torch.bool, device=device).tril()
-            positions_BT = torch.arange(begin, begin + T, device=device).expand(len(prompts), T)
-            mask = TreeMask(T, begin, self.base.dtype, device)
-            hidden_BTD = self._read(chunk_BT, positions_BT, mask, causal_1TT)
-            self.arena.commit([list(range(T))] * len(prompts))
-            for row, length in enumerate(lengths):
-                if begin < length <= begin + T:
-                    self._hidden_BD[row] = hidden_BTD[row, length - 1 - begin]
-        self.arena.lengths = lengths
+        behind = row + len(prompts)
+        self._streams.admit(row, seeds)
+        for place, (prompt, ends) in enumerate(zip(prompts, end_ids or [()] * len(prompts), strict=True), start=row):
+            if self._processors is not None:
+                self._processors.admit(place, prompt, ends)
+            self.drafter.admit(place)
+        hidden_BD = self._prefill(self.arena.part(row, len(prompts)), prompts)
+        self.arena.admit(row, [len(prompt) - 1 for prompt in prompts])
+        self.ids[row:behind] = [list(prompt) for prompt in prompts]
+        root_B = torch.tensor([prompt[-1] for prompt in prompts], device=self.base.device)
+        self._root_B = torch.cat([self._root_B[:row], root_B, self._root_B[behind:]])
+        self._hidden_BD = torch.cat([self._hidden_BD[:row], hidden_BD, self._hidden_BD[behind:]])
         self.seconds["prefill"] += time.perf_counter() - start
 
     @torch.inference_mode()
-    def step(self, is_open: list[bool]) -> list[list[int]]:
-        """One step. Returns the tokens gained by each row: what its path accepted, then the bonus token.
+    def retire(self, row: int) -> None:
+        """The row has ended; the last one goes on in its place."""
+        for keeper in (self.arena, self.drafter, self._streams, self._processors):
+            if keeper is not None:
+                keeper.retire(row)
+        self.ids[row] = self.ids[-1]
+        self.ids.pop()
+        for rows_BX in (self._root_B, self._hidden_BD):
+            rows_BX[row] = rows_BX[-1]
+        self._root_B, self._hidden_BD = self._root_B[:-1], self._hidden_BD[:-1]
 
-        Rows that have ended stay where they are; what is computed for them is dropped.
+    def _prefill(self, part: Arena, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """The hidden states [B, D] at each prompt's last token but one; zeros where there is none.
+
+        Rows of different lengths go through together, padded at the end: the padding lies behind each row's
+        committed length, where no mask shows it and the first step writes over it. Rows that were read stay out of the
+        next chunk as far as longer ones come first.
         """
+        device = self.base.device
+        lengths = [len(prompt) - 1 for prompt in prompts]
+        longest = max(lengths)
+        hidden_BD = torch.zeros(len(prompts), self._hidden_BD.shape[1], dtype=self.base.dtype, device=device)
+        ids = [[*prompt[:-1], *[0] * (longest - length)] for prompt, length in zip(prompts, lengths, strict=True)]
+        ids_BT = torch.tensor(ids, dtype=torch.long, device=device)
+        for begin in range(0, longest, _PREFILL_CHUNK):
+            B = max(row for row, length in enumerate(lengths) if length > begin) + 1
+            del part.lengths[B:]
+            chunk_BT = ids_BT[:B, begin : begin + _PREFILL_CHUNK]
+            T = chunk_BT.shape[1]
+            causal_1TT = torch.ones(1, T, T, dtype=torch.bool, device=device).tril()
+            positions_BT = torch.arange(begin, begin + T, device=device).expand(B, T)
+            mask = TreeMask(T, begin, self.base.dtype, device)
+            hidden_BTD = self._read(part, chunk_BT, positions_BT, mask, causal_1TT)
+            part.commit([list(range(T))] * B)
+            for row, length in enumerate(lengths[:B]):
+                if begin < length <= begin + T:
+                    hidden_BD[row] = hidden_BTD[row, length - 1 - begin]
+        return hidden_BD
+
+    @torch.inference_mode()
+    def step(self) -> list[list[int]]:
+        """One step. Returns the tokens gained by each live row: what its path accepted, then the bonus token."""
         marks = [time.perf_counter()]
         noise = self._streams.at(self.arena.lengths, self.drafter.max_depth + 1)
         how = (noise.ranking_BPV, self.sampling.temperature, self.ids, self._streams.draws)
@@ -119,16 +158,15 @@ class Decoder:
             for path, row_tokens, row_targets in zip(paths, tokens, targets, strict=True)
         ]
         for row, (path, finite) in enumerate(zip(paths, is_finite, strict=True)):
-            if is_open[row] and not all(finite[node] for node in path):
+            if not all(finite[node] for node in path):
                 raise UserError(self._what_is_broken(row, tokens[row]))
         marks.append(time.perf_counter())
 
-        self.arena.commit([path if open_ else [] for path, open_ in zip(paths, is_open, strict=True)])
+        self.arena.commit(paths)
         for row, tokens_gained in enumerate(gained):
-            if is_open[row]:
-                self.ids[row] += tokens_gained
-                if self._processors is not None:
-                    self._processors.extend(row, tokens_gained)
+            self.ids[row] += tokens_gained
+            if self._processors is not None:
+                self._processors.extend(row, tokens_gained)
         self._advance(verified.hidden_BND, targets_BN, [path[-1] for path in paths])
         marks.append(time.perf_counter())
         for part, begin, end in zip(("draft", "verify", "accept", "commit"), marks, marks[1:], strict=False):
@@ -149,7 +187,7 @@ class Decoder:
         N = draft.tokens_BN.shape[1]
         if N not in self._masks:
             self._masks[N] = TreeMask(N, self._num_slots, self.base.dtype, self.base.device)
-        hidden_BND = self._read(draft.tokens_BN, positions_BN, self._masks[N], draft.shape.ancestors_RNN)
+        hidden_BND = self._read(self.arena, draft.tokens_BN, positions_BN, self._masks[N], draft.shape.ancestors_RNN)
         noise_BNV = _at_depths(noise.drawing_BPV, depths_RN) if noise.drawing_BPV is not None else None
         final_BND = hidden_BND[..., : self.base.hidden_size] if self._layers else hidden_BND
         logits_BNV = self._forward.logits(final_BND)
@@ -158,10 +196,11 @@ class Decoder:
         drawn = draw(logits_BNV, self.sampling, noise_BNV)
         return Verified(draft, hidden_BND, logits_BNV, drawn, noise_BNV, noise.chance(depths_RN))
 
-    def _read(self, tokens_BN: Tensor, positions_BN: Tensor, mask: TreeMask, ancestors_RNN: Tensor) -> Tensor:
-        self.arena.begin(tokens_BN.shape[1])
-        mask_4d = mask.of(self.arena, ancestors_RNN)
-        return self._forward.hidden(tokens_BN, positions_BN, self.arena, mask_4d, self._layers)
+    def _read(
+        self, arena: Arena, tokens_BN: Tensor, positions_BN: Tensor, mask: TreeMask, ancestors_RNN: Tensor
+    ) -> Tensor:
+        arena.begin(tokens_BN.shape[1])
+        return self._forward.hidden(tokens_BN, positions_BN, arena, mask.of(arena, ancestors_RNN), self._layers)
 
     def _advance(self, hidden_BND: Tensor, targets_BN: Tensor, last_nodes: list[int]) -> None:
         """The bonus token becomes the root, and the state it follows from is what the drafter reads next."""

@@ -7,6 +7,7 @@ each other: the drafter's draws, the dice, and the base's draw.
 Letters: B batch, R rows of a shape (1 or B), P depths, N nodes, V vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,11 +33,11 @@ class StepNoise(NamedTuple):
 
 
 class Streams:
-    """The noise of B rows."""
+    """The noise of the live rows."""
 
     def __init__(
         self,
-        seeds: list[int],
+        num_rows: int,
         temperature: float,
         rule: AcceptConfig,
         vocab_size: int,
@@ -45,10 +46,26 @@ class Streams:
     ) -> None:
         self.draws = temperature > 0 and rule.name == "rejection"  # whether the drafter is asked for draws
         self._coupled = rule.coupled
-        self._base = KeyedNoise(seeds, vocab_size, device) if temperature > 0 else None
+        self._base = KeyedNoise(num_rows, vocab_size, device) if temperature > 0 else None
         if self.draws:
-            self._drafter = KeyedNoise([stream_seed(seed, 1) for seed in seeds], vocab_size, device)
-            self._dice = KeyedNoise([stream_seed(seed, 2) for seed in seeds], num_nodes, device)
+            self._drafter = KeyedNoise(num_rows, vocab_size, device)
+            self._dice = KeyedNoise(num_rows, num_nodes, device)
+
+    def admit(self, row: int, seeds: Sequence[int]) -> None:
+        """New rows live from `row` on: in the place of rows that ended, or behind the last."""
+        if self._base is not None:
+            self._base.admit(row, seeds)
+        if self.draws:
+            self._drafter.admit(row, [stream_seed(seed, 1) for seed in seeds])
+            self._dice.admit(row, [stream_seed(seed, 2) for seed in seeds])
+
+    def retire(self, row: int) -> None:
+        """The row has ended; the last one goes on in its place."""
+        if self._base is not None:
+            self._base.retire(row)
+        if self.draws:
+            self._drafter.retire(row)
+            self._dice.retire(row)
 
     def at(self, lengths: list[int], num_depths: int) -> StepNoise:
         """For rows that hold `lengths` tokens, the root not counted."""

@@ -223,8 +223,8 @@ def time_steps(
         n = tree.num_nodes
         drafter = build_drafter("heads" if n > 1 else "none", base, heads, tree)
         seconds = dict.fromkeys(("prefill", "draft", "verify", "accept", "commit"), 0.0)
-        decoders[size] = Decoder(base, drafter, Sampling(temperature), [config.seed], len(context) + 2 * n + 8, seconds)
-        decoders[size].prefill([context])
+        decoders[size] = Decoder(base, drafter, Sampling(temperature), 1, len(context) + 2 * n + 8, seconds)
+        decoders[size].admit(0, [context], [config.seed])
     times: dict[Size, list[float]] = {size: [] for size in trees}
     for _ in range(config.repeats):
         for size, decoder in decoders.items():
@@ -232,7 +232,7 @@ def time_steps(
                 decoder.arena.lengths = [len(context) - 1]
                 _synchronise(base)
                 start = time.perf_counter()
-                decoder.step([True])
+                decoder.step()
                 _synchronise(base)
                 if step:  # the first step of a turn finds other trees' weights in the processor's caches
                     times[size].append((time.perf_counter() - start) * 1e3)

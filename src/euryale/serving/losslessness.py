@@ -55,13 +55,13 @@ def judge(base: Base, prompt: Sequence[int], new: Sequence[int], sampling: Sampl
     positions_1T = torch.arange(len(known), device=base.device)[None]
     hidden_TD = base.forward_packed(ids_1T, positions_1T, torch.zeros_like(ids_1T))[0, len(prompt) - 1 :]
     new_T = torch.tensor(list(new), device=base.device)
-    processors = PathProcessors.of(sampling, 1, base.eos_ids, base.vocab_size, base.device)
+    processors = PathProcessors.of(sampling, 1, base.vocab_size, base.device)
     places = Places([], [], [])
     for start in range(0, len(new), _CHUNK):
         part = slice(start, start + _CHUNK)
         logits_TV = base.logits(hidden_TD[part]).float()
         if processors is not None:
-            logits_TV = _processed(processors, logits_TV, prompt, new, start)
+            logits_TV = _processed(processors, logits_TV, prompt, new, start, base.eos_ids)
         scores_TV = _scores(logits_TV, sampling, seed, len(prompt) + start)
         best_T2 = scores_TV.topk(2).values
         emitted_T = scores_TV.gather(1, new_T[part, None])[:, 0]
@@ -73,11 +73,16 @@ def judge(base: Base, prompt: Sequence[int], new: Sequence[int], sampling: Sampl
 
 
 def _processed(
-    processors: PathProcessors, logits_TV: Tensor, prompt: Sequence[int], new: Sequence[int], start: int
+    processors: PathProcessors,
+    logits_TV: Tensor,
+    prompt: Sequence[int],
+    new: Sequence[int],
+    start: int,
+    end_ids: Sequence[int],
 ) -> Tensor:
     """A text is a tree without branches: every token is a node, below the one before it."""
     T, device = len(logits_TV), logits_TV.device
-    processors.begin(0, prompt)
+    processors.admit(0, prompt, end_ids)
     if start:
         processors.extend(0, new[:start])
     text = [*prompt, *new[: start + T - 1]]

@@ -1,0 +1,246 @@
+"""Is every answer the one that would have been written alone, whoever comes and goes beside it?"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from plain_decoding import slow_ids
+from random_models import FULL, HEAD_DESIGNS, five_tokens, random_base, random_heads, random_prompts
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from euryale.decoding.drafters import DRAFTERS, DrafterConfig
+from euryale.decoding.engine import Engine
+from euryale.decoding.rows import Generation
+from euryale.decoding.scheduler import Handle, Scheduler
+from euryale.decoding.tree import Budget, Tree, chain
+from euryale.errors import UserError
+from euryale.model.base import Base
+
+BASE = five_tokens(max_length=80, eos=[3])
+TREES: dict[str, Tree | Budget | str] = {"full": FULL, "chain": chain(3), "dynamic": "dynamic"}
+
+
+def engine_with(drafter: str, tree: str = "full", base: Base = BASE, accept: str = "exact") -> Engine:
+    """This drafter over a random base, and random heads where it wants them."""
+    heads = random_heads(HEAD_DESIGNS[0], base) if "heads" in drafter else None
+    draft_base = random_base("llama", 5, seed=3, dtype=torch.float64, max_length=80) if drafter == "model" else None
+    return Engine(base, heads, DrafterConfig(drafter, depth=4), TREES[tree], draft_base=draft_base, accept=accept)  # type: ignore[arg-type]
+
+
+def known(generation: Generation | None) -> tuple[object, ...]:
+    """All of a Generation but its seconds."""
+    assert generation is not None
+    return generation.ids, generation.text, generation.accepted, generation.finish_reason
+
+
+def everybody_comes_and_goes(engine: Engine, temperature: float, rng: random.Random, num: int) -> int:
+    """`num` prompts of any length, at any time, into few rows; returns the highest number that lived at once."""
+    scheduler = engine.scheduler(rng.randint(2, 5), 40, temperature, top_p=0.95)
+    prompts = random_prompts(rng, num, engine.base.vocab_size, longest=14)
+    asked = [(p, rng.randint(1, 26), rng.randrange(2**63), rng.choice([None, "ab", "cc"])) for p in prompts]
+    handles: list[Handle] = []
+    ended: list[Handle] = []
+    most = 0
+    while len(ended) < num:
+        while len(handles) < num and rng.random() < 0.7:
+            prompt, most_new, seed, stop = asked[len(handles)]
+            handles.append(scheduler.submit(prompt, most_new, seed, stop))
+        ended += scheduler.step()
+        most = max(most, scheduler.num_live)
+    assert scheduler.is_idle and sorted(map(id, ended)) == sorted(map(id, handles))
+    for handle, (prompt, most_new, seed, stop) in zip(handles, asked, strict=True):
+        alone = engine.generate([prompt], most_new, temperature, 0.95, seed, stop)[0]
+        assert known(handle.generation) == known(alone)
+        plain = Engine(engine.base, drafter="none").generate([prompt], most_new, temperature, 0.95, seed, stop)[0]
+        assert plain.ids == alone.ids and plain.text == alone.text
+    return most
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_whoever_comes_and_goes_beside_a_row_its_answer_is_that_of_the_row_alone(
+    drafter: str, tree: str, temperature: float
+) -> None:
+    rng = random.Random(f"{drafter}{tree}{temperature}")
+    engine = engine_with(drafter, tree)
+    most = max(everybody_comes_and_goes(engine, temperature, rng, 9) for _ in range(2))
+    assert most > 1, "the sample has rows side by side"
+
+
+@pytest.mark.parametrize("rule", ["rejection", "typical"])
+def test_rules_that_write_other_text_write_it_alike_in_company(rule: str) -> None:
+    engine = engine_with("heads", accept=rule)
+    prompts = random_prompts(random.Random(rule), 8, 5, longest=9)
+    together = engine.generate(prompts, 20, 1.0, seed=range(8))
+    for seed, (prompt, generation) in enumerate(zip(prompts, together, strict=True)):
+        assert known(generation) == known(engine.generate([prompt], 20, 1.0, seed=seed)[0])
+
+
+def test_float32_rows_are_those_of_plain_decoding_too() -> None:
+    base = random_base("llama", 23, seed=3, max_length=64)
+    engine = Engine(base, random_heads(HEAD_DESIGNS[0], base), "heads", FULL, max_rows=3)
+    prompts = random_prompts(random.Random(0), 8, 23, longest=30)
+    for temperature in (0.0, 0.9):
+        answers = engine.generate(prompts, 20, temperature, seed=range(8))
+        for seed, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            assert answer.ids == slow_ids(base, prompt, 20, temperature, seed)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 7])
+def test_processors_and_stops_belong_to_their_own_row(num_rows: int) -> None:
+    """min_new_tokens holds back what would end this row's answer, penalties count this row's text."""
+    wishes = {"repetition_penalty": 1.3, "frequency_penalty": 0.4, "min_new_tokens": 6, "banned_tokens": [[0, 1], 2]}
+    engine = engine_with("heads")
+    rng = random.Random(num_rows)
+    scheduler = engine.scheduler(num_rows, 60, 1.0, **wishes)  # type: ignore[arg-type]
+    prompts = random_prompts(rng, 12, 5, longest=9)
+    stops = [rng.choice([(), (0,), (1, 4)]) for _ in prompts]
+    handles = [scheduler.submit(p, 20, i, stop_ids=s) for i, (p, s) in enumerate(zip(prompts, stops, strict=True))]
+    scheduler.run()
+    for i, (handle, prompt, stop_ids) in enumerate(zip(handles, prompts, stops, strict=True)):
+        [alone] = engine.generate([prompt], 20, 1.0, seed=i, stop_ids=stop_ids, **wishes)  # type: ignore[arg-type]
+        assert known(handle.generation) == known(alone) and len(alone.ids) >= 6
+    assert len({handle.generation.finish_reason for handle in handles if handle.generation}) > 1
+
+
+class LargeTensors(TorchDispatchMode):
+    """Writes down every operation that makes, or copies into, as much as one row of one layer's keys and values."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        super().__init__()
+        self._kv = scheduler._decoder.arena.kv
+        self._memory = self._kv.untyped_storage().data_ptr()
+        self._least = self._kv[0, :, 0].numel()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        is_view = func.is_view
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and not is_view and tensor.numel() >= self._least:
+                is_of_arena = tensor.untyped_storage().data_ptr() == self._memory
+                # An operation that writes a few slots returns the whole of what it wrote into.
+                written = max((a.numel() for a in tree_leaves(args)[1:] if isinstance(a, torch.Tensor)), default=0)
+                if not is_of_arena or written >= self._least:
+                    self.found.append(str(func))
+        return out
+
+
+@pytest.mark.parametrize("drafter", ["none", "heads", "lookup"])
+def test_steady_state_allocates_and_copies_nothing_of_the_size_of_a_row(drafter: str) -> None:
+    """Ragged rows, paths of any length, rejected nodes: the arena stays where it is and only accepted nodes move."""
+    base = random_base("llama", 5, seed=1, max_length=4096)
+    heads = random_heads(HEAD_DESIGNS[0], base) if drafter == "heads" else None
+    scheduler = Engine(base, heads, drafter, chain(3)).scheduler(4, 4000)
+    arena = scheduler._decoder.arena
+    for length in (2, 30, 7, 19):
+        scheduler.submit([i % 5 for i in range(length)], 200)
+    scheduler.step()
+    with LargeTensors(scheduler) as large:
+        for _ in range(12):
+            scheduler.step()
+    assert large.found == []
+    assert len(set(arena.lengths)) > 1, "rows have lengths of their own"
+    assert arena.kv.untyped_storage().data_ptr() == large._memory and arena is scheduler._decoder.arena
+
+
+def test_the_counter_of_large_tensors_sees_a_copy_of_a_row() -> None:
+    scheduler = engine_with("none").scheduler(3, 60)
+    arena = scheduler._decoder.arena
+    with LargeTensors(scheduler) as large:
+        arena.kv[:, :, 1] = arena.kv[:, :, 2]
+    assert large.found == ["aten.copy_.default"]
+    with LargeTensors(scheduler) as large:
+        arena.kv[:, :, :1].clone()
+    assert large.found == ["aten.clone.default"]
+
+
+def test_a_row_that_ends_is_replaced_by_who_waits_and_else_by_the_last_row() -> None:
+    scheduler = engine_with("none", base=five_tokens()).scheduler(3, 100)
+    handles = [scheduler.submit([i], most) for i, most in enumerate([9, 2, 20, 4, 20])]
+    places: list[list[int]] = []
+    while not scheduler.is_idle:
+        scheduler.step()
+        places.append([handles.index(handle) for handle in scheduler._live])
+    # 3 takes the place of 1, and 4 that of 3. Nobody waits when 0 ends: the last row, 2, is moved there.
+    assert places[0] == [0, 1, 2] and places[2] == [0, 3, 2] and places[6] == [0, 4, 2]
+    assert places[9] == [2, 4] and places[-1] == [4]
+    assert [len(handle.generation.ids) for handle in handles if handle.generation] == [9, 2, 20, 4, 20]
+
+
+def test_pieces_of_rows_side_by_side_add_up_to_their_texts() -> None:
+    engine = engine_with("heads")
+    scheduler = engine.scheduler(2, 60, 1.0)
+    handles = [scheduler.submit(prompt, 30, seed=i, stop="ba") for i, prompt in enumerate([[0], [1, 2], [4, 4, 4]])]
+    pieces: list[list[str]] = [[], [], []]
+    while not scheduler.is_idle:
+        scheduler.step()
+        for handle, texts in zip(handles, pieces, strict=True):
+            texts.append(handle.new_text())
+    for handle, texts in zip(handles, pieces, strict=True):
+        assert handle.generation is not None and "".join(texts) == handle.generation.text
+    assert handles[0].new_text() == ""
+
+
+def test_a_cancelled_answer_keeps_what_it_has_and_leaves_its_place() -> None:
+    engine = engine_with("none", base=five_tokens())
+    scheduler = engine.scheduler(2, 60)
+    handles = [scheduler.submit([i], 20) for i in range(4)]
+    scheduler.step()
+    scheduler.cancel(handles[0])
+    scheduler.cancel(handles[3])
+    scheduler.run()
+    scheduler.cancel(handles[1])  # has ended: nothing happens
+    found = [handle.generation for handle in handles]
+    assert [g and g.finish_reason for g in found] == ["cancelled", "length", "length", "cancelled"]
+    for i, (generation, num) in enumerate(zip(found, [1, 20, 20, 0], strict=True)):
+        assert generation is not None and generation.ids == slow_ids(engine.base, [i], 20)[:num]
+    assert found[3] is not None and found[3].tau == 0.0
+
+
+def test_what_cannot_be_is_refused_when_it_is_submitted() -> None:
+    engine = engine_with("none")
+    scheduler = engine.scheduler(2, 30, min_new_tokens=3, max_waiting=1)
+    for wish, message in (
+        (
+            {"prompt": [0] * 20, "max_new_tokens": 11},
+            "a prompt of 20 tokens and max_new_tokens=11 need 31, and the rows",
+        ),
+        ({"prompt": [0] * 80, "max_new_tokens": 1}, "the prompt has 80 tokens and the context"),
+        ({"prompt": [], "max_new_tokens": 5}, "the prompt is empty"),
+        ({"prompt": [7], "max_new_tokens": 5}, "token ids from 7 to 7"),
+        ({"prompt": [0], "max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"prompt": [0], "max_new_tokens": 2}, "min_new_tokens=3 is more than max_new_tokens=2"),
+        ({"prompt": [0], "max_new_tokens": 5, "seed": -1}, "seed=-1 is out of range"),
+        ({"prompt": [0], "max_new_tokens": 5, "stop": ""}, "stop="),
+    ):
+        with pytest.raises(UserError, match=message):
+            scheduler.submit(**wish)  # type: ignore[arg-type]
+    assert scheduler.is_idle and scheduler.step() == []
+    for _ in range(3):
+        scheduler.submit([0], 20)
+    with pytest.raises(UserError, match="all 2 rows of this scheduler are taken and max_waiting=1 prompts wait"):
+        scheduler.submit([0], 20)
+    scheduler.run()
+    assert scheduler.submit([0], 20).generation is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_rows": 0}, "num_rows=0"),
+        ({"row_tokens": 1}, "row_tokens=1"),
+        ({"max_waiting": -1}, "max_waiting=-1"),
+        ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"logit_bias": {9: 1.0}}, "logit_bias names token 9"),
+    ],
+)
+def test_a_scheduler_that_cannot_be_is_refused(settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        engine_with("none").scheduler(**settings)
+    with pytest.raises(UserError, match="max_rows=0"):
+        Engine(BASE, drafter="none", max_rows=0)
