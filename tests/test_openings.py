@@ -64,7 +64,7 @@ def test_a_conversation_gives_what_is_said_before_the_first_answer(tokenizer: Pr
     row = Row(key="c", origin="c:1", messages=turns)
     nobody_asks = Row(key="n", origin="n:1", messages=turns[1:])
     [opening] = draw([row, nobody_asks], tokenizer)
-    assert opening == Opening(prompt_ids(None, turns[:1], tokenizer), "c", "c:1")
+    assert opening == Opening(prompt_ids(None, turns[:1], tokenizer), "c", "c:1", turns[:1], turns[2:])
     assert tokenizer.decode(opening.ids) == "[user]what?\n[a]"
 
 

@@ -4,17 +4,23 @@ import json
 import logging
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from unittest.mock import Mock
+from types import SimpleNamespace
+from unittest.mock import Mock, patch
 
 import pyarrow.parquet
 import pytest
+from forked import in_processes
 
+from euryale import processes
 from euryale.data.openings import draw_openings
-from euryale.data.rows import Message, Row
+from euryale.data.rows import Message, Row, row_from_record
 from euryale.data.sources import DataConfig, build_source
+from euryale.data.tokens import tokenize_row
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
 from euryale.model.base import Base
@@ -22,8 +28,10 @@ from euryale.model.files import read_json, write_json
 from euryale.pipeline import prepare_text, write_text
 from euryale.schemas import TrainConfig
 from euryale.serving import regenerate as module
+from euryale.serving.conversations import converse
 from euryale.serving.regenerate import regenerate
 from euryale.serving.settings import RegenerateConfig
+from euryale.serving.writers import Answer
 
 # 11 rows in shards of 4: two full ones and a rest; 5 greedy rows, so that one shard holds both kinds.
 CONFIG = RegenerateConfig(
@@ -151,9 +159,9 @@ def kill_after(count: int, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, count, num_shards",
-    [("_answer", 1, 0), ("_answer", 4, 1), ("write_json", 2, 2), ("write_atomically", 3, 2)],
-    ids=["at once", "in the middle of a shard", "between a shard and the manifest", "before the last shard"],
+    "name, count, num_parts",
+    [("_answer", 1, 0), ("_answer", 3, 2), ("make_shards", 1, 4), ("write_json", 2, 4)],
+    ids=["at once", "after two batches", "before the shards", "between the shards and the manifest"],
 )
 def test_a_killed_run_goes_on_to_the_same_rows(
     written: Path,
@@ -162,7 +170,7 @@ def test_a_killed_run_goes_on_to_the_same_rows(
     monkeypatch: pytest.MonkeyPatch,
     name: str,
     count: int,
-    num_shards: int,
+    num_parts: int,
 ) -> None:
     pid = os.fork()
     if pid == 0:
@@ -172,15 +180,31 @@ def test_a_killed_run_goes_on_to_the_same_rows(
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    assert len(list(tmp_path.rglob("shard-*.parquet"))) == num_shards
-    writer = Mock(side_effect=module.write_atomically)
-    monkeypatch.setattr(module, "write_atomically", writer)
-    folder = write(tiny_base, tmp_path)
+    assert len(list(tmp_path.rglob("part-*.parquet"))) == num_parts
+    with pytest.raises(UserError, match="is not finished"):
+        build_source(DataConfig(kind="regenerated", folder=str(tmp_path / written.name)), "train")
+    writer = Mock(side_effect=module._answer)
+    monkeypatch.setattr(module, "_answer", writer)
+    folder = write(tiny_base, tmp_path, batch_size=2)
     assert records(folder) == records(written)
     expected = read_json(written / "manifest.json") | {"started": ""}
     assert read_json(folder / "manifest.json") | {"started": ""} == expected
-    num_kept = num_shards - (name == "write_json")  # a shard that no manifest lists is written again
-    assert writer.call_count == 3 - num_kept
+    num_rows = sum(len(call.args[3]) for call in writer.call_args_list)
+    assert num_rows == {0: 11, 2: 6, 4: 0}[num_parts], "no row is written twice"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in written.iterdir())
+
+
+def test_a_damaged_part_is_written_again(
+    written: Path, tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "make_shards", Mock(side_effect=UserError("no room")))
+        with pytest.raises(UserError):
+            write(tiny_base, tmp_path)
+    parts = sorted(tmp_path.rglob("part-*.parquet"))
+    parts[1].write_bytes(b"no parquet")
+    assert records(write(tiny_base, tmp_path)) == records(written)
+    assert f"{parts[1]} is damaged" in caplog.text
 
 
 def damage(folder: Path, how: str) -> None:
@@ -227,9 +251,9 @@ def test_a_full_disk_keeps_the_shards_before_it(
         plain(table, path)
 
     monkeypatch.setattr(pyarrow.parquet, "write_table", full)
-    with pytest.raises(UserError, match="shard-00001.parquet could not be saved.*No space left"):
+    with pytest.raises(UserError, match="part-.*parquet could not be saved.*No space left"):
         write(tiny_base, tmp_path)
-    assert sorted(path.name for path in (tmp_path / written.name).iterdir()) == ["manifest.json", "shard-00000.parquet"]
+    assert len(list((tmp_path / written.name).rglob("part-*.parquet"))) == 1
     assert records(write(tiny_base, tmp_path)) == records(written)
 
 
@@ -289,9 +313,225 @@ def test_a_row_s_text_stays_on_its_side_of_the_split(config: TrainConfig, tiny_b
 
 
 def test_text_that_was_written_already_or_is_not_wanted_is_taken_as_it_is(config: TrainConfig, tiny_base: Base) -> None:
-    for changes in ({"regenerate": False}, {"kind": "regenerated", "folder": "anywhere"}):
+    folder = str(write_text(tiny_base, config.data, config.regenerate))
+    for changes in ({"regenerate": False}, {"kind": "regenerated", "folder": folder}):
         data = replace(config.data, **changes)
         assert prepare_text(tiny_base, replace(config, data=data)) is data
+
+
+def test_a_set_of_another_base_or_template_is_refused(
+    config: TrainConfig, written: Path, tiny_base: Base, copied: Path
+) -> None:
+    manifest = read_json(copied / "manifest.json")
+    for changes, message in (
+        ({"base": manifest["base"] | {"path": "other-base", "fingerprint": "f00"}}, "another base: other-base .*f00"),
+        ({"chat_template": "beef"}, "another chat template .beef."),
+        ({"is_complete": False}, "is not finished"),
+    ):
+        write_json(copied / "manifest.json", manifest | changes)
+        for data in (
+            replace(config.data, kind="regenerated", folder=str(copied)),
+            replace(config.data, kind="mix", mix=[{"kind": "regenerated", "folder": str(copied), "weight": 1}]),
+        ):
+            with pytest.raises(UserError, match=message):
+                prepare_text(tiny_base, replace(config, data=data))
+
+
+def test_exact_duplicates_are_dropped_and_counted(tiny_base: Base, tmp_path: Path) -> None:
+    same = [Row(key=str(i), origin=f"t:{i}", text="the same opening") for i in range(4)]
+    folder = regenerate(tiny_base, same, SETTINGS, replace(CONFIG, greedy_share=1.0, num_prompts=4), tmp_path)
+    manifest = read_json(folder / "manifest.json")
+    assert (manifest["num_rows"], manifest["num_duplicates"], len(records(folder))) == (1, 3, 1)
+
+
+def test_two_processes_write_the_set_of_one(written: Path, tiny_base: Base, tmp_path: Path) -> None:
+    folders = in_processes(2, lambda: (processes.join("cpu"), write(tiny_base, tmp_path / "sets"))[1], tmp_path)
+    assert folders[0] == folders[1] and records(folders[0]) == records(written)
+
+
+def test_more_processes_than_batches_is_said(
+    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module.processes, "count", lambda: 8)
+    monkeypatch.setattr(module.processes, "first", lambda work: work())
+    monkeypatch.setattr(module.processes, "wait", lambda: None)
+    openings = draw_openings(rows(), tiny_base.tokenizer, 11, 6, seed=3)
+    module._write_missing(tiny_base, openings, replace(CONFIG, batch_size=6), tmp_path)
+    assert "8 processes, and only 2 batches" in caplog.text and "6 have nothing to do" in caplog.text
+
+
+def test_a_second_writer_of_the_same_set_waits_and_reuses_it(written: Path, tiny_base: Base, tmp_path: Path) -> None:
+    pid = os.fork()  # the same work at the same time, as two jobs of a sweep do it
+    if pid == 0:
+        os._exit(0 if write(tiny_base, tmp_path).is_dir() else 1)
+    assert records(write(tiny_base, tmp_path)) == records(written)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert records(tmp_path / written.name) == records(written)
+
+
+# Conversations
+
+
+class Echo:
+    """Answers every prompt with a fixed text and the end of the text, or is cut off."""
+
+    def __init__(self, base: Base, text: str = "yes", ends: bool = True) -> None:
+        self.base, self.text, self.ends, self.prompts = base, text, ends, []  # type: ignore[var-annotated]
+
+    def write(self, prompts: list, new_tokens: int, temperature: float, seeds: object) -> list[Answer]:
+        self.prompts += [self.base.tokenizer.decode(ids) for ids in prompts]
+        ids = self.base.tokenizer(self.text, add_special_tokens=False)["input_ids"] + [2] * self.ends
+        return [Answer(ids, self.text, self.ends) for _ in prompts]
+
+
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.fixture
+def chat_base(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> Base:
+    monkeypatch.setattr(tiny_base.tokenizer, "chat_template", TEMPLATE)
+    return tiny_base
+
+
+def talk(*contents: str) -> Row:
+    turns = tuple(Message(("user", "assistant")[i % 2], text) for i, text in enumerate(contents))
+    return Row(key="k", origin="t:1", messages=turns)
+
+
+def test_turns_are_answered_one_after_the_other_in_one_row(chat_base: Base) -> None:
+    [opening] = draw_openings([talk("one?", "old", "two?", "old", "three?")], chat_base.tokenizer, 1, 8, seed=0)
+    echo = Echo(chat_base)
+    [record] = converse(echo, chat_base, [opening], 8, 0.0, [5], max_turns=2)
+    assert echo.prompts == ["[user]one?[assistant]", "[user]one?[assistant]yes</s>[user]two?[assistant]"]
+    row = Row(
+        key="k", origin="o", ids=tuple(record["ids"]), num_prompt=record["num_prompt"], spans=tuple(record["spans"])
+    )
+    sample = tokenize_row(row, chat_base.tokenizer)
+    assert (
+        chat_base.tokenizer.decode([i for i, t in zip(sample.ids, sample.is_target, strict=True) if t]) == "yes</s>" * 2
+    )
+    assert chat_base.tokenizer.decode(sample.ids) == "[user]one?[assistant]yes</s>[user]two?[assistant]yes</s>"
+
+
+def test_an_answer_that_was_cut_off_ends_its_conversation(chat_base: Base) -> None:
+    [opening] = draw_openings([talk("one?", "old", "two?")], chat_base.tokenizer, 1, 8, seed=0)
+    [record] = converse(Echo(chat_base, ends=False), chat_base, [opening], 8, 0.0, [5], max_turns=4)
+    assert record["spans"] == [] and record["text"] == "yes"
+
+
+def test_a_template_that_changes_what_was_said_begins_another_row(
+    chat_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_base.tokenizer, "chat_template", TEMPLATE.replace("m.content", "m.content | upper"))
+    [opening] = draw_openings([talk("one?", "old", "two?")], chat_base.tokenizer, 1, 8, seed=0)
+    echo = Echo(chat_base)
+    first, second = converse(echo, chat_base, [opening], 8, 0.0, [5], max_turns=4)
+    assert chat_base.tokenizer.decode(first["ids"]) == "[user]ONE?[assistant]yes</s>"
+    assert chat_base.tokenizer.decode(second["ids"]) == "[user]ONE?[assistant]YES</s>[user]TWO?[assistant]yes</s>"
+    assert second["num_prompt"] == len(second["ids"]) - 4 and first["spans"] == second["spans"] == []
+
+
+@pytest.mark.parametrize(
+    "record, question",
+    [
+        ({"conversations": [{"from": "human", "value": "a?"}, {"from": "gpt", "value": "b"}]}, "a?"),
+        ({"messages": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]}, "a?"),
+        ({"data": ["a?", "b", "c?", "d"]}, "a?"),
+        ({"instruction": "a?", "input": "", "output": "b"}, "a?"),
+        ({"instruction": "a?", "instances": [{"input": "", "output": "b"}]}, "a?"),
+        ({"prompt": "a?"}, "a?"),
+    ],
+)
+def test_prompts_of_every_source_go_through_the_template(chat_base: Base, record: dict, question: str) -> None:
+    [opening] = draw_openings([row_from_record(record, "f:1")], chat_base.tokenizer, 1, 8, seed=0)
+    assert chat_base.tokenizer.decode(opening.ids) == f"[user]{question}[assistant]"
+    assert [turn.content for turn in opening.later] == (["c?"] if "data" in record else [])
+
+
+# A server as the writer
+
+
+@pytest.fixture
+def server(tiny_base: Base) -> Iterator[SimpleNamespace]:
+    """An OpenAI-compatible server on the loopback that has the same base."""
+    engine = Engine(tiny_base, drafter="none")
+    state = SimpleNamespace(asked=[], failures=0, refuses=False, gives_ids=True)
+
+    class Handler(BaseHTTPRequestHandler):
+        def reply(self, status: int, content: dict) -> None:
+            body = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            self.reply(200, {"data": [{"id": "served"}]})
+
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            state.asked.append(asked)
+            if state.refuses:
+                return self.reply(400, {"error": "prompt must be a string"})
+            if state.failures:
+                state.failures -= 1
+                return self.reply(503, {"error": "busy"})
+            with lock:
+                [answer] = engine.generate(
+                    [asked["prompt"]], asked["max_tokens"], asked["temperature"], seed=asked["seed"]
+                )
+            finish = "stop" if answer.finish_reason == "eos" else "length"
+            choice: dict = {"text": answer.text, "finish_reason": finish}
+            self.reply(200, {"choices": [choice | ({"token_ids": answer.ids} if state.gives_ids else {})]})
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    lock = threading.Lock()
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    state.url = f"http://127.0.0.1:{http.server_port}/v1"
+    yield state
+    http.shutdown()
+    http.server_close()
+
+
+def test_a_server_of_the_base_writes_the_same_rows(
+    server: SimpleNamespace, written: Path, tiny_base: Base, tmp_path: Path
+) -> None:
+    server.failures = 1
+    with patch("euryale.serving.writers.WAITS_S", (0.0, 0.0)):
+        folder = write(tiny_base, tmp_path, url=server.url)
+    assert folder.name != written.name and records(folder) == records(written)
+    assert read_json(folder / "manifest.json")["writer"] == "server"
+    assert {asked["model"] for asked in server.asked} == {"served"} and len(server.asked) == 12
+
+
+def test_text_of_a_server_that_keeps_its_ids_is_encoded_again(
+    server: SimpleNamespace, tiny_base: Base, tmp_path: Path
+) -> None:
+    server.gives_ids = False
+    found = records(write(tiny_base, tmp_path, url=server.url, greedy_share=1.0, num_prompts=3))
+    own = records(write(tiny_base, tmp_path, greedy_share=1.0, num_prompts=3))
+    assert [r["text"] for r in found] == [r["text"] for r in own]
+    for record in found:
+        answer = record["ids"][record["num_prompt"] :]
+        assert tiny_base.tokenizer.decode(answer, skip_special_tokens=True) == record["text"]
+
+
+def test_a_server_that_refuses_or_is_not_there_is_said(
+    server: SimpleNamespace, tiny_base: Base, tmp_path: Path
+) -> None:
+    server.refuses = True
+    with pytest.raises(UserError, match="was refused .400 .*prompt must be a string.*It must take token ids"):
+        write(tiny_base, tmp_path, url=server.url)
+    with pytest.raises(UserError, match="regenerate.model=other: .* serves served"):
+        write(tiny_base, tmp_path, url=server.url, model="other")
+    with pytest.raises(UserError, match="does not answer"):
+        write(tiny_base, tmp_path, url="http://127.0.0.1:9/v1")
 
 
 def test_how_rows_are_batched_makes_no_other_set_but_another_file_does(

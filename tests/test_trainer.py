@@ -6,6 +6,7 @@ import math
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -503,3 +504,24 @@ def test_a_second_signal_acts_as_it_would_without_us() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         assert guard.received == signal.SIGINT
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_wandb_without_a_network_is_offline_at_once_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    modes = []
+
+    def init(mode: str, **_: object) -> SimpleNamespace:
+        modes.append(mode)
+        return SimpleNamespace(id="run", finish=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        MetricsLog(tmp_path / "a" / "metrics.jsonl", "online", {}, None).close()
+    MetricsLog(tmp_path / "b" / "metrics.jsonl", "online", {}, None).close()
+    assert modes == ["online", "offline"]
+    assert "cannot be reached: offline from the start" in caplog.text

@@ -1,8 +1,10 @@
 """Lets the base write a training set of its own: python train/regenerate.py [base=...] [data=...]
 
-train/run.py does this itself; alone it makes a set ahead of time, and goes on with one that was interrupted.
+train/run.py does this itself; alone it makes a set ahead of time, and goes on with one that was interrupted. Several
+processes share the work: torchrun --nproc_per_node=N train/regenerate.py [...]
 """
 
+from euryale import processes
 from euryale.config import script, use_threads
 from euryale.model.base import load_base
 from euryale.model.files import read_json
@@ -14,9 +16,13 @@ from euryale.serving.regenerate import MANIFEST
 
 @script("regenerate")
 def main(config: RegenerateScriptConfig) -> dict[str, object]:
+    processes.join(config.base.device)
     use_threads(config.threads)
-    check_rows(config.data, needs_held_out=False)
+    processes.first(lambda: check_rows(config.data, needs_held_out=False))
     folder = write_text(load_base(config.base), config.data, config.regenerate)
+    processes.leave()
+    if not processes.is_first():
+        return {}
     manifest = read_json(folder / MANIFEST)
     print(f"{manifest['num_rows']} rows, {manifest['num_tokens']} tokens in {folder}")
     return {"folder": str(folder), "num_rows": manifest["num_rows"], "num_tokens": manifest["num_tokens"]}

@@ -36,7 +36,7 @@ from euryale.serving.hardware import hardware
 from euryale.serving.open import open_base
 from euryale.serving.prompts import choose_data, fit_prompts, held_out_openings, load_prompts
 from euryale.serving.ranking import numbers_of
-from euryale.serving.regenerate import regenerate
+from euryale.serving.regenerate import check_written, regenerate
 from euryale.serving.report import save_report
 from euryale.serving.scratch import make_base
 from euryale.serving.settings import RegenerateConfig
@@ -83,9 +83,13 @@ def draw_prompts(base: Base, config: TrainConfig) -> tuple[list[Opening], list[l
 
 def prepare_text(base: Base, config: TrainConfig) -> DataConfig:
     """The data to train on: text that the base writes from the rows' openings, or the rows themselves."""
+    written = [config.data.folder] if config.data.kind == "regenerated" else []
+    written += [part.get("folder", "") for part in config.data.mix if part.get("kind") == "regenerated"]
+    for name in written:
+        check_written(Path(name).expanduser(), base)
     if not config.data.regenerate or config.data.kind == "regenerated":
         return config.data
-    folder = processes.first(lambda: write_text(base, config.data, config.regenerate))
+    folder = write_text(base, config.data, config.regenerate)
     return replace(config.data, kind="regenerated", folder=str(folder))
 
 

@@ -130,8 +130,13 @@ def shard_files(folder: Path) -> list[Path]:
     if not manifest.is_file():
         raise UserError(f"{folder}: no manifest.json here, so it holds no regenerated text. Run train/regenerate.py")
     try:
-        shards = [folder / name for name in json.loads(manifest.read_text(encoding="utf-8"))["shards"]]
-    except (ValueError, KeyError, TypeError) as error:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        if content.get("is_complete") is False:
+            raise UserError(f"{folder} is not finished. Go on with train/regenerate.py and the settings it began with")
+        shards = [folder / name for name in content["shards"]]
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{manifest} does not list shards ({error!r}). Run train/regenerate.py again") from error
     if not shards or not all(shard.is_file() for shard in shards):
         raise UserError(f"{folder}: not all {len(shards)} shards of the manifest are there. Run train/regenerate.py")
@@ -148,4 +153,5 @@ def shard_row(record: Record) -> Row:
         text=value.get("text"),
         ids=tuple(value["ids"]),
         num_prompt=value["num_prompt"],
+        spans=tuple(value.get("spans") or ()),
     )

@@ -19,6 +19,7 @@ from euryale.errors import UserError
 
 _STRIDE = 4  # a window is this many openings long: neighbours share no text
 _POOL = 8  # openings gathered for each one wanted, before the draw; bounds what is read of an endless source
+_MAX_SPARE = 100_000  # and what of it is held in memory
 
 
 class Opening(NamedTuple):
@@ -27,6 +28,8 @@ class Opening(NamedTuple):
     ids: list[int]
     key: str  # of the row it came from
     origin: str
+    turns: tuple[Message, ...] = ()  # of a conversation: those that `ids` renders
+    later: tuple[Message, ...] = ()  # and the questions that follow
 
 
 def draw_openings(
@@ -46,7 +49,7 @@ def draw_openings(
     refused = BadRows(on_error)
     for opening in _openings(rows, tokenizer, num_tokens, refused):
         pool.append(opening)
-        if len(pool) >= _POOL * count:
+        if len(pool) >= min(_POOL * count, count + _MAX_SPARE):
             break
     refused.report()
     if not pool:
@@ -91,7 +94,8 @@ def _openings(
             except UserError as problem:
                 refused.meet(problem)
             else:
-                yield Opening(ids, row.key, row.origin)
+                later = tuple(turn for turn in row.messages[len(question) :] if turn.role == "user")
+                yield Opening(ids, row.key, row.origin, question, later)
 
 
 def _until_answer(messages: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -1,11 +1,13 @@
 """What is a row of data, and which shapes of records become one?
 
 A record is what a file or the hub holds: a mapping of column names to values. A `Row` is what the rest of the package
-sees: running text, a conversation, or token ids that the base wrote. Four shapes of records are accepted:
+sees: running text, a conversation, or token ids that the base wrote. These shapes of records are accepted:
 
     {"text": "..."}                                                     running text
     {"messages": [{"role": "user", "content": "..."}, ...]}             a conversation
     {"conversations": [{"from": "human", "value": "..."}, ...]}         a conversation, ShareGPT's names
+    {"data": ["...", "..."]}                                            a conversation, UltraChat's raw form
+    {"prompt": "..."}                                                   a question for the base to answer
     {"prompt": "...", "response": "..."}                                one turn; also question / answer,
                                                                         instruction [+ input] / output, ...
 """
@@ -55,6 +57,7 @@ class Row:
     messages: tuple[Message, ...] | None = None
     ids: tuple[int, ...] | None = None
     num_prompt: int = 0
+    spans: tuple[int, ...] = ()  # start and end of each answer in `ids`, where there are several
 
 
 class Source(Protocol):
@@ -96,10 +99,15 @@ def row_from_record(record: object, origin: str, column: str | None = None) -> R
     for name in ("messages", "conversations"):
         if record.get(name) is not None:
             return _conversation(record[name], f"{origin}: {name}", origin)
+    if isinstance(talk := record.get("data"), list) and len(talk) > 1 and all(isinstance(t, str) for t in talk):
+        turns = tuple(Message(("user", "assistant")[i % 2], text) for i, text in enumerate(talk))
+        return Row(key=_content_key(talk, origin), origin=origin, messages=turns)
     prompt, response = prompt_and_response(record, origin)
     if prompt is not None and response is not None:
         turns = (Message("user", prompt), Message("assistant", response))
         return Row(key=_content_key([prompt, response], origin), origin=origin, messages=turns)
+    if prompt is not None and "text" not in record:  # to be answered by the base; alone it teaches nothing
+        return Row(key=_content_key([prompt], origin), origin=origin, messages=(Message("user", prompt),))
     if "text" in record:
         return row_from_text(_string(record["text"], "text", origin), origin)
     raise UserError(f"{origin}: no text in this row. {_keys(record)}. Accepted: {ACCEPTED}")

@@ -42,6 +42,8 @@ def tokenize_row(row: Row, tokenizer: PreTrainedTokenizerBase) -> Sample:
     """UserError when the tokenizer's chat template refuses the conversation."""
     if row.ids is not None:
         ids, is_target = list(row.ids), [position >= row.num_prompt for position in range(len(row.ids))]
+        for end, start in zip(row.spans[1:-1:2], row.spans[2::2], strict=True):
+            is_target[end:start] = [False] * (start - end)
     elif row.messages is None:
         assert row.text is not None, f"{row.origin}: a row without text, messages or ids"
         ids = [*bos_ids(tokenizer), *_encode(row.text, tokenizer), *_eos_ids(tokenizer)] if row.text.strip() else []

@@ -66,6 +66,9 @@ class RegenerateConfig:
     temperature: float = 0.8
     batch_size: int = 128
     shard_rows: int = 256
+    max_turns: int = 4
+    url: str | None = None
+    model: str | None = None
     seed: int = 0
     output: str = "data/regenerated"
 

@@ -7,14 +7,18 @@ for watching.
 import json
 import logging
 import os
+import socket
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from euryale.errors import UserError
 from euryale.model.files import write_atomically
 
 WANDB_MODES = ("off", "auto", "offline", "online")
+CONNECT_TIMEOUT_S = 3.0
 log = logging.getLogger(__name__)
 
 
@@ -79,10 +83,25 @@ def _start_wandb(asked: str, folder: Path, settings: Mapping[str, object], run_i
         import wandb  # optional, and slow to import
     except ImportError as error:
         raise UserError(f"wandb={asked} needs the package: pip install 'euryale[train]', or use wandb=off.") from error
+    if mode == "online" and not _answers(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")):
+        log.warning("wandb: its server cannot be reached: offline from the start; later: wandb sync %s/wandb/*", folder)
+        mode = "offline"
     log.info("wandb is %s, under %s", mode, folder)
     return wandb.init(
         project="euryale", name=folder.name, dir=folder, mode=mode, config=dict(settings), id=run_id, resume="allow"
     )
+
+
+def _answers(url: str) -> bool:
+    """Asked briefly: wandb itself would try for over a minute. A proxy, where one is set, is what is asked."""
+    proxies = urllib.request.getproxies()
+    address = urlsplit(proxies.get(urlsplit(url).scheme, url))
+    try:
+        port = address.port or (80 if address.scheme == "http" else 443)
+        with socket.create_connection((address.hostname or "", port), timeout=CONNECT_TIMEOUT_S):
+            return True
+    except OSError:
+        return False
 
 
 def _flat(record: Mapping[str, object]) -> dict[str, object]:
