@@ -15,6 +15,8 @@ from random_models import twin
 from transformers import PreTrainedModel
 
 from euryale.decoding.noise import gumbel
+from euryale.decoding.rows import Ends
+from euryale.decoding.sampling import Sampling
 from euryale.model.base import Base
 
 
@@ -23,65 +25,110 @@ class Request(NamedTuple):
 
     prompt: list[int]
     max_new_tokens: int
-    temperature: float
-    top_p: float
+    sampling: Sampling
     seed: int
+    ends: Ends = Ends()  # without the base's own end-of-text ids when they are to be ignored
 
 
 class Answer(NamedTuple):
     ids: list[int]
     finish_reason: str
+    text: str
 
 
 def next_scores(model: PreTrainedModel, ids: list[int], request: Request) -> list[float]:
     """Scores whose argmax is the next token: logits, or scaled and filtered logits plus the noise of the position."""
     with torch.inference_mode():
         logits_V = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
-    if request.temperature == 0.0:
-        return logits_V.tolist()
-    scores_V = logits_V.float() / request.temperature
+    sampling = request.sampling
+    processed = process_by_hand(logits_V.tolist(), ids, request)
+    if sampling.temperature == 0.0:
+        return processed
+    scores_V = torch.tensor(processed, dtype=torch.float64).float() / sampling.temperature
     noise_V = gumbel(request.seed, len(ids), 1, len(scores_V), scores_V.device)[0]
-    kept = top_p_by_hand(scores_V.tolist(), request.top_p)
+    kept = filter_by_hand(scores_V.tolist(), sampling)
     return [score if token in kept else -math.inf for token, score in enumerate((scores_V + noise_V).tolist())]
 
 
-def top_p_by_hand(scores: list[float], top_p: float) -> set[int]:
-    weights = [math.exp(score - max(scores)) for score in scores]
+def process_by_hand(scores: list[float], ids: list[int], request: Request) -> list[float]:
+    """Token by token: bias, repetition penalty, presence and frequency penalty, bans, least length."""
+    sampling, answer = request.sampling, ids[len(request.prompt) :]
+    for token in range(len(scores)):
+        scores[token] += sampling.logit_bias.get(token, 0.0)
+        if token in ids:
+            penalty = sampling.repetition_penalty
+            scores[token] = scores[token] * penalty if scores[token] < 0 else scores[token] / penalty
+        if token in answer:
+            scores[token] -= sampling.frequency_penalty * answer.count(token) + sampling.presence_penalty
+        for *before, last in sampling.banned_words():
+            if token == last and len(before) <= len(ids) and ids[len(ids) - len(before) :] == before:
+                scores[token] = -math.inf
+        if token in request.ends.ids and len(answer) < sampling.min_new_tokens:
+            scores[token] = -math.inf
+    return scores
+
+
+def filter_by_hand(scores: list[float], sampling: Sampling) -> set[int]:
+    """The tokens that may be drawn: top-k, of these top-p, of these min-p."""
+    order = sorted((token for token in range(len(scores)) if scores[token] > -math.inf), key=lambda t: -scores[t])
+    if 0 < sampling.top_k < len(order):
+        order = [token for token in order if scores[token] >= scores[order[sampling.top_k - 1]]]
+    weights = {token: math.exp(scores[token] - scores[order[0]]) for token in order}
     kept: set[int] = set()
     share = 0.0
-    for token in sorted(range(len(scores)), key=lambda token: -scores[token]):
-        if share >= top_p:
+    for token in order:
+        if share >= sampling.top_p:
             break
         kept.add(token)
-        share += weights[token] / sum(weights)
-    return kept
+        share += weights[token] / sum(weights.values())
+    return {token for token in kept if weights[token] >= sampling.min_p}
 
 
 def answer_slowly(model: PreTrainedModel, base: Base, request: Request) -> Answer:
-    """Plain decoding, the whole text again for every token."""
-    ids = list(request.prompt)
+    """Plain decoding, the whole text again for every token; one token is one character (letter_tokenizer)."""
+    ids, new = list(request.prompt), len(request.prompt)
     while True:
         scores = next_scores(model, ids, request)
         ids.append(scores.index(max(scores)))
-        if ids[-1] in base.eos_ids:
-            return Answer(ids[len(request.prompt) :], "eos")
-        if len(ids) - len(request.prompt) == request.max_new_tokens:
-            return Answer(ids[len(request.prompt) :], "length")
+        text = base.tokenizer.decode(ids[new:])
+        stops = [text.index(string) for string in request.ends.strings if string in text]
+        if ids[-1] in request.ends.ids:
+            return Answer(ids[new:], "eos" if ids[-1] in request.ends.eos_ids else "stop", text[:-1])
+        if stops:
+            return Answer(ids[new:], "stop", text[: min(stops)])
+        if len(ids) - new == request.max_new_tokens:
+            return Answer(ids[new:], "length", text)
         if len(ids) == base.max_length:
-            return Answer(ids[len(request.prompt) :], "context")
+            return Answer(ids[new:], "context", text)
+
+
+def can_generate(request: Request) -> bool:
+    """Whether transformers' `generate` has all of it; a stop string would need its tokenizer."""
+    single_bans = {word[0] for word in request.sampling.banned_words() if len(word) == 1}
+    is_known = request.sampling.is_known_to_transformers and not request.ends.strings
+    return request.sampling.temperature == 0.0 and is_known and not single_bans & set(request.ends.ids)
 
 
 def answer_with_generate(model: PreTrainedModel, base: Base, request: Request) -> list[int]:
-    """transformers' own greedy decoding, with its cache, of one prompt."""
+    """transformers' own greedy decoding, with its cache and its processors, of one prompt."""
     prompt_1T = torch.tensor([request.prompt])
+    sampling = request.sampling
+    how: dict[str, object] = {"repetition_penalty": sampling.repetition_penalty}
+    if sampling.logit_bias:
+        how["sequence_bias"] = [[[token], float(bias)] for token, bias in sampling.logit_bias.items()]
+    if sampling.banned_tokens:
+        how["bad_words_ids"] = [list(word) for word in sampling.banned_words()]
+    if sampling.min_new_tokens and request.ends.ids:
+        how["min_new_tokens"] = sampling.min_new_tokens
     with torch.inference_mode():
         out = model.generate(
             prompt_1T,
             attention_mask=torch.ones_like(prompt_1T),
             do_sample=False,
             max_new_tokens=min(request.max_new_tokens, base.max_length - len(request.prompt)),
-            eos_token_id=list(base.eos_ids) or None,
+            eos_token_id=list(request.ends.ids) or None,
             pad_token_id=0,
+            **how,
         )
     return out[0, len(request.prompt) :].tolist()
 
@@ -98,4 +145,5 @@ def slow_ids(
     base: Base, prompt: Sequence[int], max_new_tokens: int, temperature: float = 0.0, seed: int = 0
 ) -> list[int]:
     """The ids of one answer, for tests that compare nothing else."""
-    return answer_slowly(twin(base), base, Request(list(prompt), max_new_tokens, temperature, 1.0, seed)).ids
+    request = Request(list(prompt), max_new_tokens, Sampling(temperature), seed, Ends(eos_ids=base.eos_ids))
+    return answer_slowly(twin(base), base, request).ids

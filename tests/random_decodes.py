@@ -1,8 +1,8 @@
 """Does every decode, whatever the model, heads, tree and batch, equal plain decoding?
 
-`random_decodes(num, seed)` draws random two-layer models, drafters, trees, batches, prompts and settings, and compares
-each answer with a loop that recomputes the whole text for every token (plain_decoding.py). Some greedy answers are
-also compared with transformers' `generate`, some answers with the engine without a drafter.
+`random_decodes(num, seed)` draws random two-layer models, drafters, trees, batches, prompts, settings and endings, and
+compares each answer with a loop that recomputes the whole text for every token (plain_decoding.py). Some greedy
+answers are also compared with transformers' `generate`, some answers with the engine without a drafter.
 `python tests/random_decodes.py 10000 [seed] [float32|float64]` runs many and prints JSON.
 
 Models are float64 unless told otherwise: two tokens are then never so close that the order of additions decides,
@@ -18,15 +18,18 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from plain_decoding import Answer, Request, answer_slowly, answer_with_generate, gap_at_divergence
+from plain_decoding import Answer, Request, answer_slowly, answer_with_generate, can_generate, gap_at_divergence
 from random_models import FAMILIES, HEAD_DESIGNS, random_base, random_heads, random_prompts, random_tree, twin
 from transformers import PreTrainedModel
 
+from euryale.decoding.accept import AcceptConfig
 from euryale.decoding.drafters import DRAFTERS, DrafterConfig
 from euryale.decoding.engine import Engine
+from euryale.decoding.rows import Ends
+from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree import ROOT_ONLY, Tree, chain, medusa63
 from euryale.decoding.trees import TreeConfig
 from euryale.model.base import Base
@@ -59,6 +62,7 @@ class Report:
     gained: Counter[int] = field(default_factory=Counter)  # steps by tokens gained
     finish_reasons: Counter[str] = field(default_factory=Counter)
     drafters: Counter[str] = field(default_factory=Counter)  # tokens by drafter, fixed or dynamic tree
+    settings: Counter[str] = field(default_factory=Counter)  # batches by what was asked for
     kinds: Counter[str] = field(default_factory=Counter)  # decodes by family, greedy or sampled
     seconds: float = 0.0
 
@@ -107,11 +111,37 @@ def any_tree(rng: random.Random, vocab_size: int, num_heads: int) -> Tree | Tree
 
 def random_batch(rng: random.Random, base: Base) -> list[Request]:
     """One to five rows that share all settings but the prompt and the seed."""
-    temperature = rng.choice([0.0, 0.0, 0.7, 1.3])
-    top_p = rng.choice([1.0, 1.0, 0.9, 0.5])
     max_new_tokens = rng.randint(1, 25)
+    eos_ids = () if rng.random() < 0.1 else base.eos_ids
+    # Whatever is asked for, one token may always be written: it is not among those that can be forbidden.
+    spared = rng.choice([token for token in range(base.vocab_size) if token not in base.eos_ids])
+    free = [token for token in range(base.vocab_size) if token != spared]
+    stop_ids = tuple(rng.sample(free, 1)) if rng.random() < 0.1 else ()
+    letters = base.tokenizer.decode(list(range(min(base.vocab_size, 5))))
+    strings = ("".join(rng.choices(letters, k=rng.randint(1, 3))),) if rng.random() < 0.15 else ()
+    ends = Ends(strings, stop_ids, eos_ids)
+    sampling = any_sampling(rng, base.vocab_size, free, max_new_tokens)
     prompts = random_prompts(rng, rng.randint(1, 5), base.vocab_size, longest=23)
-    return [Request(p, max_new_tokens, temperature, top_p, rng.randrange(2**63)) for p in prompts]
+    return [Request(p, max_new_tokens, sampling, rng.randrange(2**63), ends) for p in prompts]
+
+
+def any_sampling(rng: random.Random, vocab_size: int, free: list[int], max_new_tokens: int) -> Sampling:
+    """Half of the time plain; each setting alone and all mixtures. Numbers are exact in float32."""
+    temperature = rng.choice([0.0, 0.0, 0.7, 1.3])
+    how: dict[str, Any] = {"top_p": rng.choice([1.0, 1.0, 0.9, 0.5])}
+    if rng.random() < 0.5:
+        return Sampling(temperature, **how)
+    options: dict[str, Any] = {
+        "top_k": rng.randint(1, vocab_size + 1),
+        "min_p": rng.choice([0.05, 0.3]),
+        "repetition_penalty": rng.choice([0.75, 1.25, 2.0]),
+        "presence_penalty": rng.choice([-1.0, 0.5, 2.0]),
+        "frequency_penalty": rng.choice([-0.25, 0.25, 1.0]),
+        "logit_bias": {rng.randrange(vocab_size): rng.choice([-4.0, 0.5, 2.0]) for _ in range(rng.randint(1, 3))},
+        "banned_tokens": [rng.choices(free, k=rng.randint(1, 4)) for _ in range(rng.randint(1, 3))],
+        "min_new_tokens": rng.randint(1, max_new_tokens),
+    }
+    return Sampling(temperature, **how | {name: options[name] for name in options if rng.random() < 0.35})
 
 
 def generate(engine: Engine, batch: list[Request], report: Report | None = None) -> list[Answer]:
@@ -119,15 +149,17 @@ def generate(engine: Engine, batch: list[Request], report: Report | None = None)
     generations = engine.generate(
         [request.prompt for request in batch],
         first.max_new_tokens,
-        first.temperature,
-        first.top_p,
-        [request.seed for request in batch],
+        seed=[request.seed for request in batch],
+        stop=first.ends.strings,
+        stop_ids=first.ends.stop_ids,
+        ignore_eos=first.ends.eos_ids != engine.base.eos_ids,
+        **first.sampling.keywords(),
     )
     for generation in generations if report else []:
         assert sum(generation.accepted) == len(generation.ids) and generation.num_steps == len(generation.accepted)
         report.gained.update(generation.accepted)  # type: ignore[union-attr]
         report.finish_reasons[generation.finish_reason] += 1  # type: ignore[union-attr]
-    return [Answer(generation.ids, generation.finish_reason) for generation in generations]
+    return [Answer(generation.ids, generation.finish_reason, generation.text) for generation in generations]
 
 
 def random_decodes(num: int, seed: int, dtype: torch.dtype = torch.float64) -> Report:
@@ -145,8 +177,8 @@ def random_decodes(num: int, seed: int, dtype: torch.dtype = torch.float64) -> R
             batch = random_batch(rng, base)
             where = f"{name} {drafter} {tree} batch of {len(batch)}"
             draft_base = any_draft_base(rng, base, model_seed) if drafter.name == "model" else None
-            max_rows = rng.choice([1, 2, 64])  # some wait for a row
-            engine = Engine(base, heads, drafter, tree, draft_base=draft_base, max_rows=max_rows)
+            how: dict[str, Any] = {"draft_base": draft_base, "max_rows": rng.choice([1, 2, 64])}  # some wait for a row
+            engine = Engine(base, heads, drafter, tree, accept=AcceptConfig(coupled=rng.random() < 0.8), **how)
             found = generate(engine, batch, report)
             shape = "dynamic" if isinstance(tree, TreeConfig) else "fixed"
             report.drafters[f"{drafter.name} {shape}"] += sum(len(answer.ids) for answer in found)
@@ -155,13 +187,14 @@ def random_decodes(num: int, seed: int, dtype: torch.dtype = torch.float64) -> R
             if rng.random() < 0.2:
                 compare(report, model, f"{where}, without a drafter", batch, expected, generate(plain, batch))
                 report.num_with_ar += len(batch)
-            if batch[0].temperature == 0.0 and rng.random() < 0.5:
-                theirs = Answer(answer_with_generate(model, base, batch[0]), expected[0].finish_reason)
+            if can_generate(batch[0]) and rng.random() < 0.5:
+                theirs = expected[0]._replace(ids=answer_with_generate(model, base, batch[0]))
                 compare(report, model, f"{where}, transformers' generate", batch[:1], expected[:1], [theirs])
                 report.num_with_generate += 1
+            report.settings.update(list(batch[0].sampling.keywords()))
             report.num_decodes += len(batch)
             report.num_tokens += sum(len(answer.ids) for answer in expected)
-            report.kinds[f"{name.split()[0]} {'sampled' if batch[0].temperature else 'greedy'}"] += len(batch)
+            report.kinds[f"{name.split()[0]} {'sampled' if batch[0].sampling.temperature else 'greedy'}"] += len(batch)
     report.seconds = time.perf_counter() - start
     return report
 

@@ -22,6 +22,7 @@ from euryale.decoding.draft import Shape
 from euryale.decoding.processors import PathProcessors
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree import ROOT_ONLY, Tree
+from euryale.schemas import InferConfig
 
 V = 11
 END_IDS = (3, 7)
@@ -135,7 +136,8 @@ def test_processed_logits_are_float32_at_least(dtype: torch.dtype) -> None:
 
 
 def test_without_such_a_setting_there_is_nothing_to_run() -> None:
-    for sampling in (Sampling(), Sampling(0.7, 0.9, 10, 0.1)):
+    for sampling in (Sampling(), Sampling(0.7, 0.9, 10, 0.1), Sampling(banned_tokens=[]), InferConfig().sampling()):
+        assert set(sampling.keywords()) <= {"temperature", "top_p", "top_k", "min_p"}
         assert PathProcessors.of(sampling, 2, V, CPU) is None
     for sampling in SETTINGS.values():
         assert PathProcessors.of(sampling, 2, V, CPU) is not None

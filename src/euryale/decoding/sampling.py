@@ -39,6 +39,7 @@ class Sampling:
     min_new_tokens: int = 0  # nothing ends the answer before it has so many tokens
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "banned_tokens", tuple(self.banned_tokens))  # so that an empty list is the default
         if not 0.0 <= self.temperature < math.inf:
             raise UserError(f"temperature={self.temperature} cannot be. Give 0 for greedy, or a positive number.")
         if not 0.0 < self.top_p <= 1.0:
