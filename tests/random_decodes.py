@@ -187,7 +187,7 @@ def random_decodes(num: int, seed: int, dtype: torch.dtype = torch.float64) -> R
             if rng.random() < 0.2:
                 compare(report, model, f"{where}, without a drafter", batch, expected, generate(plain, batch))
                 report.num_with_ar += len(batch)
-            if can_generate(batch[0]) and rng.random() < 0.5:
+            if can_generate(batch[0]) and rng.random() < 0.8:
                 theirs = expected[0]._replace(ids=answer_with_generate(model, base, batch[0]))
                 compare(report, model, f"{where}, transformers' generate", batch[:1], expected[:1], [theirs])
                 report.num_with_generate += 1

@@ -186,11 +186,24 @@ def test_the_result_is_the_bench_section_of_a_report(engine: Engine, temperature
         (BenchSettings(repeats=0), "repeats=0"),
         (BenchSettings(max_new_tokens=0), "max_new_tokens=0"),
         (BenchSettings(temperature=-1.0), "temperature=-1.0"),
+        (BenchSettings(more={"min_p": 2.0}), "min_p=2.0"),
+        (
+            BenchSettings(more={"presence_penalty": 1.0}),
+            "no presence and frequency penal.* out: hf_generate",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_refused(engine: Engine, settings: BenchSettings, message: str) -> None:
     with pytest.raises(UserError, match=message):
         bench(engine, PROMPTS, settings)
+
+
+def test_a_lossy_rule_is_named_in_the_table(engine: Engine) -> None:
+    lossy = Engine(engine.base, engine.heads, tree=TREE, accept="typical")
+    settings = BenchSettings(("euryale", "ar"), repeats=1, max_new_tokens=6, temperature=1.0)
+    table = bench_table(bench(lossy, PROMPTS[:1], settings))
+    assert "Euryale (LOSSY)" in table and "LOSSY: typical (threshold 0.09, alpha 0.3)" in table
+    assert "AR (same engine, no drafts) " in table
 
 
 def test_no_prompts_are_refused(engine: Engine) -> None:

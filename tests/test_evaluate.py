@@ -80,6 +80,30 @@ def test_an_honest_engine_is_found_honest(engine: Engine, temperature: float, to
     assert "all" in evaluation_table({"evaluation": found})
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_processed_text_is_judged_by_the_processed_base(engine: Engine, temperature: float) -> None:
+    how: dict[str, Any] = {"repetition_penalty": 1.5, "logit_bias": {4: 0.5}, "banned_tokens": [[3, 1], 7]}
+    how |= {"min_new_tokens": 6, "top_k": 6, "min_p": 0.02}
+    found = evaluate_text(engine, PROMPTS, 20, temperature, **how)
+    assert found["identical"] == found["total"] == 4
+    assert found.get("identical_hf") == (4 if temperature == 0 else None), "transformers' processors say the same"
+    assert found["teacher_forced"]["base_choice_share"] == found["teacher_forced_ar"]["base_choice_share"] == 1.0
+    assert found["repetition_penalty"] == 1.5 and found["banned_tokens"] == [[3, 1], 7]
+    plain = evaluate_text(engine, PROMPTS, 20, temperature)
+    assert plain["tau"] != found["tau"], "the settings change the text"
+
+
+@pytest.mark.parametrize(("rule", "word"), [("typical", "LOSSY"), ("rejection", "lossless in distribution")])
+def test_a_result_of_another_accept_rule_says_so(engine: Engine, rule: str, word: str) -> None:
+    other = Engine(engine.base, engine.heads, tree=TREE, accept=rule)
+    found = evaluate_text(other, PROMPTS, 20, 0.9, against_hf=False)
+    assert found["accept"]["name"] == rule
+    table = evaluation_table({"evaluation": found})
+    assert word in table and "identical" not in table, "nobody promised the same text"
+    greedy = evaluation_table({"evaluation": evaluate_text(other, PROMPTS, 20, against_hf=False)})
+    assert word not in greedy and "4/4 outputs identical" in greedy
+
+
 def test_prompts_are_answered_with_seeds_of_their_own(engine: Engine) -> None:
     same = [PROMPTS[0]] * 3
     found = evaluate_text(engine, same, 20, temperature=1.5, seed=3, batch_size=2)
