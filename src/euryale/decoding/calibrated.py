@@ -25,7 +25,7 @@ class Calibration:
     paths: list[list[int]]  # most frequent first; every prefix of the list is a tree
     probabilities: list[float]  # share of positions whose true next tokens have these ranks
     num_positions: int
-    tau: dict[str, float] = field(default_factory=dict)  # expected tokens a step by number of nodes
+    tau: dict[str, float] = field(default_factory=dict)  # tokens a step along the counted text, by number of nodes
     step_ms: dict[str, float] = field(default_factory=dict)  # median time of a step by number of nodes
     repeated_8grams: float = 0.0  # share of the counted text that repeats itself: it flatters tau
     max_depth: int | None = None  # chosen: every level is one more round of drafting; None: as deep as the heads
@@ -41,7 +41,7 @@ class Calibration:
         return Tree.from_paths(paths) if paths else ROOT_ONLY
 
     def likeliest(self, num_nodes: int, max_depth: int | None = None) -> list[tuple[list[int], float]]:
-        """The nodes of that tree but the root, each with its chance to be accepted; their sum + 1 is its tau."""
+        """The nodes of that tree but the root, each with the share of positions at which its path is right."""
         nodes = zip(self.paths, self.probabilities, strict=True)
         return [node for node in nodes if max_depth is None or len(node[0]) <= max_depth][: num_nodes - 1]
 

@@ -3,7 +3,8 @@
 For deterministic candidates the walk depends only on the ranks of the true next tokens under the heads. So the base's
 own text is read once, and at every position the vector of those ranks is noted. The share of positions whose vector
 starts with a path is that node's chance of being accepted: no independence between heads is assumed. A child is never
-likelier than its parent, hence the best n-node tree is the root and the n - 1 most frequent paths: one sort. The time
+likelier than its parent, hence the best n-node tree is the root and the n - 1 most frequent paths: one sort. What a
+loop of steps with that tree gains is then counted along the same text (replay.py), and the time
 of a real step is then measured for several n, and for small trees also at every smaller depth, since each level is
 one more round of drafting. The size with the most tokens a second is kept.
 
@@ -32,6 +33,7 @@ from euryale.model.base import Base
 from euryale.model.heads import Heads, normalise
 from euryale.progress import Progress
 from euryale.serving.hardware import hardware
+from euryale.serving.replay import replay
 from euryale.serving.settings import CalibrateConfig
 from euryale.serving.textstats import repeated_ngram_share
 
@@ -61,7 +63,8 @@ def calibrate(base: Base, heads: Heads, openings: list[Opening], config: Calibra
     entries = []
     for temperature in config.temperatures:
         texts = _write(base, openings, temperature, config)
-        ranks = torch.cat([rank_vectors(base, heads, text, temperature, config.max_rank, coupled) for text in texts])
+        ranks_by_text = [rank_vectors(base, heads, text, temperature, config.max_rank, coupled) for text in texts]
+        ranks = torch.cat(ranks_by_text)
         if not len(ranks):
             raise UserError(
                 f"calibration needs answers of at least {heads.num_heads} tokens, and the base ended all "
@@ -70,8 +73,8 @@ def calibrate(base: Base, heads: Heads, openings: list[Opening], config: Calibra
         paths, probabilities = frequent_paths(ranks, config.max_rank, max(config.node_counts) - 1)
         calibration = Calibration(temperature, 1, paths, probabilities, len(ranks))
         sizes = _sizes(calibration, config.node_counts)
-        tau = {size: 1.0 + sum(p for _, p in calibration.likeliest(*size)) for size in sizes}
         trees = {size: calibration.tree_of(*size) for size in sizes}
+        tau = dict(zip(sizes, replay(ranks_by_text, trees.values()), strict=True))
         step_ms = time_steps(base, heads, trees, openings[0].ids, temperature, config)
         best = max(sizes, key=lambda size: tau[size] / step_ms[size])
         answers = [text.ids[text.num_prompt :] for text in texts]

@@ -62,6 +62,9 @@ def calibrated_tree_plot(calibration: dict[str, Any]) -> bytes:
     """The tree that one entry of tree.json chose."""
     chosen = Calibration(**calibration)
     nodes = chosen.likeliest(chosen.num_nodes, chosen.max_depth)
-    tau = 1 + sum(p for _, p in nodes)
-    title = f"Tree of {chosen.num_nodes} nodes, temperature {chosen.temperature:g}, tau {tau:.2f}"
+    tau = {(int(n), None): value for n, value in chosen.tau.items()}
+    tau |= {(tree["num_nodes"], tree["max_depth"]): tree["tau"] for tree in chosen.shallow}
+    title = f"Tree of {chosen.num_nodes} nodes, temperature {chosen.temperature:g}"
+    expected = tau.get((chosen.num_nodes, chosen.max_depth))
+    title += f", tau {expected:.2f}" if expected else ""
     return tree_plot([path for path, _ in nodes], [p for _, p in nodes], title)
