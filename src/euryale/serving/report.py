@@ -62,7 +62,7 @@ def calibrated_tree_plot(calibration: dict[str, Any]) -> bytes:
     """The tree that one entry of tree.json chose."""
     chosen = Calibration(**calibration)
     nodes = chosen.likeliest(chosen.num_nodes, chosen.max_depth)
-    tau = {(int(n), None): value for n, value in chosen.tau.items()}
+    tau: dict[tuple[float, float | None], float] = {(int(n), None): value for n, value in chosen.tau.items()}
     tau |= {(tree["num_nodes"], tree["max_depth"]): tree["tau"] for tree in chosen.shallow}
     title = f"Tree of {chosen.num_nodes} nodes, temperature {chosen.temperature:g}"
     expected = tau.get((chosen.num_nodes, chosen.max_depth))
