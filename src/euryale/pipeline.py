@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from euryale import processes
 from euryale.config import output_root, save_settings, settings_of
 from euryale.data.batches import build_batches
@@ -26,7 +28,7 @@ from euryale.model.files import write_json
 from euryale.model.heads import Heads, build_heads
 from euryale.model.locate import PROJECT
 from euryale.model.sharding import shard_base
-from euryale.preflight import check_base
+from euryale.preflight import check_base, check_memory
 from euryale.schemas import CalibrateScriptConfig, TrainConfig
 from euryale.serving.benchmark import BenchSettings, bench
 from euryale.serving.calibrate import calibrate
@@ -121,6 +123,7 @@ def pretrain(config: TrainConfig, folder: Path) -> dict[str, object]:
         rows = build_source(config.data, "train")
         made = processes.first(lambda: make_base(config.scratch, rows, folder / "initial", config.seed))
         base_config = replace(base_config, path=str(made))
+    processes.first(lambda: check_memory(replace(config, base=base_config)))
     base = load_base(base_config)
     check_base(base, config)
     trained = train(base, None, config.data, config, folder)
@@ -136,6 +139,8 @@ def train(base: Base, heads: Heads | None, data: DataConfig, config: TrainConfig
     if OBJECTIVES[config.objective.kind].trains_adapter:
         add_adapter(base, config.lora, config.seed)
         settings["lora"] = settings_of(config.lora)
+    # What adapters drop; a run that goes on restores its own state.
+    torch.manual_seed(config.seed + processes.number())
     whole = build_batches(data, "train", base.tokenizer)
     stream = Dealt(whole, processes.number(), processes.count()) if processes.count() > 1 else whole
     held_out = list(islice(build_batches(data, "held_out", base.tokenizer), config.optim.eval_batches))
@@ -179,6 +184,9 @@ def measure(
         seed=config.seed,
         repeats=config.evaluate.repeats,
     )
+    adapted = {}
+    if OBJECTIVES[config.objective.kind].trains_adapter:
+        adapted = {"adapter": settings_of(config.lora), "base_kl_nats": trained.get("held_out_base_kl_nats")}
     report = {
         "base": base.identity() | {"dtype": str(base.dtype).removeprefix("torch.")},
         "heads": asdict(heads.config) | {"num_parameters": heads.num_parameters()},
@@ -187,7 +195,10 @@ def measure(
             "tokens": trained["tokens"],
             "seconds": trained["seconds"],
             "final_loss_nats": trained.get("held_out_loss_nats"),
+            "masked_batches": trained["masked_batches"],
+            **adapted,
         },
+        "memory": {"estimated_bytes": trained["estimated_memory"], "peak_bytes": trained["peak_memory_bytes"]},
         "accuracy": accuracy_rows(trained),
         "calibration": content,
         "evaluation": evaluate_text(engine, prompts, config.evaluate.max_new_tokens, temperature, seed=config.seed),

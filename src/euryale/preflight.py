@@ -1,6 +1,9 @@
 """What would a later stage of a training run refuse? Asked before the first one: minutes of work must not end at it."""
 
+import logging
 from dataclasses import replace
+
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from euryale import processes
 from euryale.data.sources import SPLITS, DataConfig, build_source
@@ -8,16 +11,18 @@ from euryale.data.sources import check as check_data
 from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError
 from euryale.model.adapter import chosen_targets
-from euryale.model.base import Base
+from euryale.model.base import Base, pick_device, pick_dtype, read_config
 from euryale.schemas import TrainConfig
 from euryale.serving.calibrate import check as check_calibration
 from euryale.serving.ranking import check_metric
+from euryale.training.memory import Plan, check_fits, estimate, free_bytes, gigabytes
 from euryale.training.metrics import wandb_mode
 from euryale.training.objective import OBJECTIVES
 from euryale.training.optim import check_optimizer
 
 MAX_SEED = 2**62  # rows and prompts are numbered upwards from a seed, and noise takes 63 bits
 PARALLEL = ("ddp", "fsdp")
+log = logging.getLogger(__name__)
 
 
 def check_settings(config: TrainConfig) -> None:
@@ -106,3 +111,29 @@ def check_base(base: Base, config: TrainConfig) -> None:
     check_optimizer(config.optim, base.device)
     if OBJECTIVES[config.objective.kind].trains_adapter:
         chosen_targets(base.model, config.lora)
+
+
+def check_memory(config: TrainConfig) -> dict[str, int]:
+    """What the run will take, bytes by what for, before the base is loaded. Raises UserError when it does not fit."""
+    device = pick_device(config.base.device)
+    of_base = read_config(config.base)
+    plan = Plan(
+        of_base,
+        config.base.quantization,
+        pick_dtype(config.base, device, of_base),
+        config.heads,
+        config.objective,
+        config.lora,
+        config.optim,
+        config.data.batch_size,
+        config.data.block_size,
+        device.type == "cuda",
+        processes.count() if config.parallel == "fsdp" else 1,
+    )
+    if type(of_base) not in MODEL_FOR_CAUSAL_LM_MAPPING:  # load_base says what is wrong with it
+        return {}
+    # Processes on one machine share its main memory; a GPU belongs to one of them.
+    free = free_bytes(device) // (1 if device.type == "cuda" else processes.count_here())
+    need = check_fits(plan, free, str(device)) if config.check_memory else estimate(plan)
+    log.info("memory: about %s needed (%s), %s free", gigabytes(need.total), need.describe(), gigabytes(free))
+    return need._asdict()

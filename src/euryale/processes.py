@@ -22,6 +22,11 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
+def count_here() -> int:
+    """How many of them run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or count()) if count() > 1 else 1
+
+
 def number() -> int:
     """Which of them this is, from 0."""
     return int(os.environ.get("RANK") or 0) if count() > 1 else 0
@@ -52,7 +57,7 @@ def join(device: str) -> None:
             "gives each process its own."
         )
     on_cpu = device == "cpu" or not torch.cuda.is_available()
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", count()))
+    local = count_here()
     if not on_cpu and local > torch.cuda.device_count():
         raise UserError(
             f"{local} processes were started on a machine with {torch.cuda.device_count()} GPUs. Give torchrun "

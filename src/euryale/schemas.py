@@ -47,6 +47,7 @@ class TrainConfig:
     metric: str = "tau"
     seed: int = 0
     threads: int = 0
+    check_memory: bool = True
     wandb: str = "off"
 
 

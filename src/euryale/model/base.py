@@ -16,7 +16,14 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from euryale.errors import UserError
 from euryale.model.attention import adopt_tree_attention
@@ -148,26 +155,17 @@ def load_base(config: BaseConfig) -> Base:
     GPU.
     """
     transformers.utils.logging.disable_progress_bar()
-    if not config.path:
-        raise UserError(
-            "base.path is not set. Give base=hf base.path=FOLDER_OR_HUB_ID, or a ready-made base such as base=tiny."
-        )
-    path = find_model(config.path)
+    path, source = _find(config)
     is_local = Path(path).is_dir()
-    if is_local:
-        check_folder(Path(path), config.path)
-    source = {"revision": config.revision, "local_files_only": is_local or not hub_answers(path, config.revision)}
+    assert config.path is not None
     if config.forward not in FORWARDS:
         raise UserError(f"base.forward={config.forward} is not known. Choose one of: {', '.join(FORWARDS)}.")
     device = pick_device(config.device)
-    dtype = _pick_dtype(config.dtype, device)
+    dtype = pick_dtype(config, device, _read_config(config, path, source))
     quantization = _quantization(config.quantization, dtype)
     name = "nf4" if quantization else "none"
     try:
-        hf_config = AutoConfig.from_pretrained(path, **source)
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
-        if device.type == "cuda" and config.dtype == "auto":
-            dtype = hf_config.get_text_config().dtype or torch.bfloat16
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
             **source,
@@ -197,6 +195,32 @@ def load_base(config: BaseConfig) -> Base:
     return base
 
 
+def read_config(config: BaseConfig) -> PreTrainedConfig:
+    """The base's own config.json; its weights are not touched. Raises UserError as load_base does."""
+    path, source = _find(config)
+    return _read_config(config, path, source)
+
+
+def _find(config: BaseConfig) -> tuple[str, dict[str, Any]]:
+    """A folder or hub id, and how transformers is to look for it."""
+    if not config.path:
+        raise UserError(
+            "base.path is not set. Give base=hf base.path=FOLDER_OR_HUB_ID, or a ready-made base such as base=tiny."
+        )
+    path = find_model(config.path)
+    is_local = Path(path).is_dir()
+    if is_local:
+        check_folder(Path(path), config.path)
+    return path, {"revision": config.revision, "local_files_only": is_local or not hub_answers(path, config.revision)}
+
+
+def _read_config(config: BaseConfig, path: str, source: dict[str, Any]) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(path, **source)
+    except Exception as error:  # as in load_base
+        raise UserError(_load_message(str(config.path), error)) from error
+
+
 def pick_device(name: str) -> torch.device:
     """`auto` is the GPU when there is one."""
     if name == "auto":
@@ -212,13 +236,14 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
+def pick_dtype(config: BaseConfig, device: torch.device, of_base: PreTrainedConfig) -> torch.dtype:
+    """`auto` is float32 on a CPU and the checkpoint's own dtype on a GPU."""
+    if config.dtype == "auto":
         # On a CPU exact greedy equality matters more than the last bit of speed; float32 gives it.
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if name not in DTYPES:
-        raise UserError(f"base.dtype={name} is not known. Choose one of: auto, {', '.join(DTYPES)}.")
-    return DTYPES[name]
+        return torch.float32 if device.type == "cpu" else of_base.get_text_config().dtype or torch.bfloat16
+    if config.dtype not in DTYPES:
+        raise UserError(f"base.dtype={config.dtype} is not known. Choose one of: auto, {', '.join(DTYPES)}.")
+    return DTYPES[config.dtype]
 
 
 def _quantization(name: str, dtype: torch.dtype) -> object | None:

@@ -43,7 +43,10 @@ def _what_it_is(report: dict[str, Any]) -> str:
     if training.get("steps") is not None:
         tokens = f" on {training['tokens']:,} tokens" if training.get("tokens") is not None else ""
         time = f" in {wording.duration(training['seconds'])}" if training.get("seconds") is not None else ""
-        trained = f" They were trained for {training['steps']:,} steps{tokens}{time}; the base was not changed."
+        beside = "; the base was not changed."
+        if lora := training.get("adapter"):
+            beside = f", in part together with LoRA adapters of rank {lora['rank']} (adapter/), which belong to them."
+        trained = f" They were trained for {training['steps']:,} steps{tokens}{time}{beside}"
     return (
         f"# Euryale heads for {name}\n\n"
         f"{wording.describe_heads(report.get('heads') or {})} for the frozen base `{name}`"

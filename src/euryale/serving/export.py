@@ -28,6 +28,7 @@ from torch import Tensor
 
 from euryale.decoding.calibrated import TREE_FILE
 from euryale.errors import UserError
+from euryale.model.adapter import FOLDER as ADAPTER
 from euryale.model.base import Base
 from euryale.model.checkpoint import DESCRIPTION, WEIGHTS, load_heads, read_description, read_tensors
 from euryale.model.files import json_text, write_atomically
@@ -35,7 +36,7 @@ from euryale.model.heads import Heads, HeadsConfig
 
 # How a person trains heads that the peers can express.
 EXPORTABLE = "heads=medusa heads.body=resblock heads.root_token=false"
-_KEPT = (DESCRIPTION, WEIGHTS, TREE_FILE, "report.json", "README.md", "adapter")
+_KEPT = (DESCRIPTION, WEIGHTS, TREE_FILE, "report.json", "README.md", ADAPTER)
 _KEPT_SUFFIX = ".png"
 
 
@@ -105,9 +106,20 @@ def _for_peer(layout: Callable[[Trained], Layout]) -> Callable[[Path, Path, Call
         # Copies: safetensors refuses tensors that share memory, and several heads may share one matrix.
         save_file({name: t.clone().contiguous() for name, t in made.tensors.items()}, staged / made.weights_file)
         (staged / "config.json").write_text(json_text(made.config))
-        (staged / "README.md").write_text(made.readme)
+        (staged / "README.md").write_text(made.readme + _with_adapter(folder, staged))
 
     return write
+
+
+def _with_adapter(folder: Path, staged: Path) -> str:
+    """Copies the adapter that these heads were trained with; what a person must do with it."""
+    if read_description(folder).get("adapter") is None:
+        return ""
+    shutil.copytree(folder / ADAPTER, staged / ADAPTER)
+    return (
+        "\nThese heads were trained beside the LoRA adapter in adapter/ (peft's format). Merge it into the base and "
+        "serve that:\nwithout it text is the plain base's, and drafts are accepted less often.\n"
+    )
 
 
 def keep_rows(matrix_VD: Tensor, ids: Tensor | None) -> Tensor:

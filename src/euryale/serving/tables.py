@@ -8,6 +8,7 @@ from typing import Any
 
 from euryale.serving import wording
 from euryale.serving.wording import MISSING, number, percent, times
+from euryale.training.memory import gigabytes
 
 
 def align(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -191,6 +192,8 @@ def _what_was_trained(report: dict[str, Any]) -> str:
     details = [base.get(key) for key in ("architecture", "dtype", "quantization")]
     kind = ", ".join(str(detail) for detail in details if detail not in (None, "none"))
     tokens, seconds, loss = training.get("tokens"), training.get("seconds"), training.get("final_loss_nats")
+    lora, moved = training.get("adapter"), training.get("base_kl_nats")
+    drift = f", {moved:.4f} nats from the base" if moved is not None else ""
     speed = _ratio(tokens, seconds)
     return pairs(
         [
@@ -200,8 +203,17 @@ def _what_was_trained(report: dict[str, Any]) -> str:
             ("tokens", None if tokens is None else f"{tokens:,}" + (f" ({speed:,.0f} per second)" if speed else "")),
             ("time", wording.duration(seconds)),
             ("final loss", None if loss is None else f"{loss:.4f} nats"),
+            ("adapters", f"LoRA of rank {lora['rank']}{drift}" if lora else None),
+            ("peak memory", _peak(report.get("memory") or {})),
         ]
     )
+
+
+def _peak(memory: dict[str, Any]) -> str | None:
+    peak, parts = memory.get("peak_bytes"), memory.get("estimated_bytes")
+    if peak is None:
+        return None
+    return gigabytes(peak) + (f" (estimated: {gigabytes(sum(parts.values()))} beside the process)" if parts else "")
 
 
 def _measured_on(section: dict[str, Any]) -> str | None:

@@ -198,8 +198,10 @@ def _head_problem(
         label_BT = torch.searchsorted(draft_ids, ids_BT)  # ascending ids; only read where allowed
     selection = select_labels(batch, [FIRST_GAP + k for k in range(heads.num_heads)], allowed)
     with torch.no_grad():
-        base_hidden_PC = (_forward(base, batch, heads) if hidden_BTC is None else hidden_BTC).flatten(0, 1)
+        if hidden_BTC is None:
+            hidden_BTC = _forward(base, batch, heads)
         embeddings_PD = normalise(base.embed(ids_BT)).flatten(0, 1)
+    base_hidden_PC = hidden_BTC.flatten(0, 1)  # outside: a view made without gradients would let none through
     dtype = next(heads.parameters()).dtype
     positions_U = selection.positions_U.to(base.device)
     hidden_KMD = []

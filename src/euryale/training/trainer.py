@@ -22,6 +22,7 @@ from euryale.model.heads import Heads
 from euryale.progress import Progress
 from euryale.training.interrupt import Interrupted, SignalGuard
 from euryale.training.labels import PackedBatch, select_labels
+from euryale.training.memory import peak_bytes
 from euryale.training.metrics import MetricsLog, truncate_metrics
 from euryale.training.objective import OBJECTIVES, LossSums, ObjectiveConfig
 from euryale.training.optim import OptimConfig, autocast, build_optimizer, learning_rate, trained_parameters
@@ -138,8 +139,14 @@ class Trainer:
             progress.close()
             if self.log is not None:
                 self.log.close()
-        counters = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds, "checkpoint": str(self.folder)}
-        return self.held_out_metrics | counters | {"masked_batches": self.num_masked}
+        return self.held_out_metrics | {
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "masked_batches": self.num_masked,
+            "peak_memory_bytes": peak_bytes(self.base.device),
+            "checkpoint": str(self.folder),
+        }
 
     def train_step(self) -> StepResult:
         """One optimizer step over `gradient_accumulation` batches of this process."""

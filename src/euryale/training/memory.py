@@ -1,0 +1,190 @@
+"""Will it fit? How much memory a training run needs, found out before a large base is loaded.
+
+Sizes come from the base's config alone: its layers are built without memory, on torch's meta device. What is counted:
+
+    weights      4-bit: half a byte a number, and a scale of one byte for 64 of them (double quantisation)
+    adapters, heads    float32, whatever the base is in
+    gradients    as large as what is trained
+    optimizer    two moments a number: 8 bytes, or 2 with the 8-bit optimizers
+    activations  what the backward pass needs, at this batch and block length
+
+Activations are counted tensor by tensor for a Llama layer (they are the part that can be a quarter off), logits as
+chunked.py holds them. Letters as in the formulas: N tokens in a batch, D width, F inner width, V vocabulary.
+"""
+
+import resource
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from euryale.errors import UserError
+from euryale.model.adapter import LoraConfig, chosen_targets, linear_layers
+from euryale.model.heads import Heads, HeadsConfig
+from euryale.training.objective import OBJECTIVES, ObjectiveConfig
+from euryale.training.optim import OptimConfig
+
+_BITS_4 = 0.5 + (1 + 4 / 256) / 64  # bytes a number: nibble, 8-bit scale of 64 numbers, float32 scale of 256 scales
+_MOMENTS = {"adamw": 8, "paged_adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
+_LOGITS = 20  # bytes for a label of a chunk and a token of the vocabulary
+
+
+class Plan(NamedTuple):
+    """Everything that the memory of a run depends on."""
+
+    base: PreTrainedConfig
+    quantization: str
+    dtype: torch.dtype
+    heads: HeadsConfig
+    objective: ObjectiveConfig
+    lora: LoraConfig
+    optim: OptimConfig
+    batch_size: int
+    block_size: int
+    is_gpu: bool
+    num_shares: int = 1  # processes that divide the base's weights among them
+
+
+class Need(NamedTuple):
+    """Bytes by what they are for."""
+
+    weights: int
+    adapters: int
+    heads: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+    def describe(self) -> str:
+        """The parts that are not nothing."""
+        return ", ".join(f"{name} {gigabytes(size)}" for name, size in self._asdict().items() if size)
+
+
+def estimate(plan: Plan) -> Need:
+    """What a run of this plan takes beside the process itself. Raises UserError for lora.targets that match nothing."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(plan.base)
+        trains_base = plan.objective.kind == "pretrain"
+        vocab_size, hidden_size = model.get_output_embeddings().weight.shape
+        num_heads = 0 if trains_base else _size(Heads(plan.heads, hidden_size, vocab_size))
+    num_adapters = 0
+    targets: list[nn.Linear] = []
+    if OBJECTIVES[plan.objective.kind].trains_adapter:
+        layers = linear_layers(model)
+        targets = [layer for name in chosen_targets(model, plan.lora) for layer in layers[name]]
+        num_adapters = plan.lora.rank * sum(layer.in_features + layer.out_features for layer in targets)
+    trained = num_heads + num_adapters + (_size(model) if trains_base else 0)
+    return Need(
+        weights=_weights(model, plan) // plan.num_shares,
+        adapters=4 * num_adapters,
+        heads=4 * num_heads,
+        gradients=4 * trained,
+        optimizer=_MOMENTS[plan.optim.name] * trained,
+        activations=_activations(plan, vocab_size, hidden_size, sum(layer.in_features for layer in targets)),
+    )
+
+
+def check_fits(plan: Plan, free: int, device: str) -> Need:
+    """The estimate. Raises UserError when it is more than what is free, with the three settings that save most."""
+    need = estimate(plan)
+    if need.total <= free:
+        return need
+    smaller = sorted((estimate(changed).total, setting) for setting, changed in _knobs(plan).items())
+    helps = [f"{setting} (then {gigabytes(size)})" for size, setting in smaller[:3] if size < need.total]
+    raise UserError(
+        f"this run needs about {gigabytes(need.total)} ({need.describe()}), and {device} has {gigabytes(free)} free. "
+        f"What saves most: {', '.join(helps)}. check_memory=false tries it anyway."
+    )
+
+
+def free_bytes(device: torch.device) -> int:
+    """What this process can still take: of the GPU, or of main memory and the limit of its control group."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text) - int(used.read_text()))
+    return max(0, free)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most that was held at once since the process began: on the GPU, else resident in main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in kilobytes
+
+
+def gigabytes(size: int) -> str:
+    """1 GB is 10^9 bytes."""
+    return f"{size / 1e9:.2f} GB" if size < 10e9 else f"{size / 1e9:.1f} GB"
+
+
+def _knobs(plan: Plan) -> dict[str, Plan]:
+    """Settings that may save memory, and the plan with each of them."""
+    knobs = {
+        f"data.batch_size={plan.batch_size // 2}": plan._replace(batch_size=plan.batch_size // 2),
+        f"data.block_size={plan.block_size // 2}": plan._replace(block_size=plan.block_size // 2),
+        "base.quantization=nf4": plan._replace(quantization="nf4"),
+        "optim.name=adamw_8bit": plan._replace(optim=replace(plan.optim, name="adamw_8bit")),
+        "optim.gradient_checkpointing=true": plan._replace(optim=replace(plan.optim, gradient_checkpointing=True)),
+        "heads.output=shared": plan._replace(heads=replace(plan.heads, output="shared")),
+        "heads.width=1.0": plan._replace(heads=replace(plan.heads, width=min(1.0, plan.heads.width))),
+        "lora.rank=8": plan._replace(lora=replace(plan.lora, rank=min(8, plan.lora.rank))),
+    }
+    if plan.batch_size < 2:
+        knobs.pop(f"data.batch_size={plan.batch_size // 2}")
+    if plan.objective.kind == "pretrain":
+        knobs.pop("base.quantization=nf4")
+    return knobs
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _weights(model: nn.Module, plan: Plan) -> int:
+    """bitsandbytes quantises the linear layers but the output matrix."""
+    total = _size(model)
+    quantised = 0
+    if plan.quantization == "nf4":
+        quantised = sum(x.weight.numel() for of_one in linear_layers(model).values() for x in of_one)
+    return int((total - quantised) * plan.dtype.itemsize + quantised * _BITS_4)
+
+
+def _activations(plan: Plan, V: int, D: int, adapted_inputs: int) -> int:
+    config = plan.base.get_text_config()
+    N, L = plan.batch_size * plan.block_size, config.num_hidden_layers
+    head_dim = getattr(config, "head_dim", None) or D // config.num_attention_heads
+    F = getattr(config, "intermediate_size", None) or 4 * D
+    queries = config.num_attention_heads * head_dim
+    keys = (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head_dim
+    width = 2 if plan.is_gpu and plan.optim.autocast != "none" else plan.dtype.itemsize
+    mask = plan.batch_size * plan.block_size**2 * (1 + width)
+    frozen_layer = N * (4 * D + 2 * queries + 2 * keys + 3 * F) * width
+    # Kept for the backward pass: both norms' inputs, queries, keys, values and output of attention, and the MLP's gate,
+    # activation and product; for an adapter what dropout let through, and what it drew.
+    kept_layer = N * (8 * D + (2 * queries + 2 * keys + 4 * F) * width)
+    kept_layer += N * adapted_inputs // L * (width + (1 if plan.is_gpu else 4))
+    logits = _LOGITS * plan.objective.chunk_tokens * V
+    stack = 0
+    if plan.objective.kind != "medusa1":
+        one, every = (kept_layer, N * D * width) if plan.optim.gradient_checkpointing else (0, kept_layer)
+        stack = one + L * every + N * D * 4 * 2
+    heads = 0
+    if plan.objective.kind != "pretrain":
+        known = [plan.heads.num_known_tokens(k) for k in range(plan.heads.num_heads)]
+        inner = 2 * plan.heads.width * D if plan.heads.body == "mlp" else 2 * D
+        heads = int(sum(N * 4 * (D * (3 + J) + plan.heads.num_layers * inner) for J in known)) + 2 * N * D * 4
+        logits += int(plan.heads.vocab_share * V * D * width) if plan.heads.vocab_share < 1 else 0
+    return mask + frozen_layer + stack + heads + logits
