@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from euryale.serving import memory
-from euryale.serving.memory import begin_peak, peak
+from euryale.model import memory
+from euryale.model.memory import begin_peak, peak
 
 CPU = torch.device("cpu")
 SIZE = 200_000_000  # bytes

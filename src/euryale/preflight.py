@@ -15,7 +15,7 @@ from euryale.model.base import Base, pick_device, pick_dtype, read_config
 from euryale.schemas import TrainConfig
 from euryale.serving.calibrate import check as check_calibration
 from euryale.serving.ranking import check_metric
-from euryale.training.memory import Plan, check_fits, estimate, free_bytes, gigabytes
+from euryale.training.footprint import Plan, check_fits, estimate, free_bytes, gigabytes
 from euryale.training.metrics import wandb_mode
 from euryale.training.objective import OBJECTIVES
 from euryale.training.optim import check_optimizer

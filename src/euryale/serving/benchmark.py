@@ -19,9 +19,9 @@ from euryale.decoding.engine import Engine
 from euryale.decoding.sampling import MoreSampling, Sampling
 from euryale.errors import UserError
 from euryale.model.files import write_json
+from euryale.model.memory import begin_peak, peak
 from euryale.progress import Progress
 from euryale.serving.contenders import CONTENDERS
-from euryale.serving.memory import begin_peak, peak
 from euryale.serving.standings import Turns, standings
 
 DEFAULT_CONTENDERS = ("euryale", "ar", "hf_generate", "hf_prompt_lookup")

@@ -13,8 +13,8 @@ import torch
 
 from euryale.decoding.engine import Engine
 from euryale.decoding.sampling import Sampling
+from euryale.model.memory import Peak
 from euryale.serving.baselines import count_new, generate_ids, generation_settings, transformers_attention
-from euryale.serving.memory import Peak
 
 PROMPT_LOOKUP_TOKENS = 10  # candidates a step, the number in transformers' own documentation
 

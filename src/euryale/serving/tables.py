@@ -8,7 +8,7 @@ from typing import Any
 
 from euryale.serving import wording
 from euryale.serving.wording import MISSING, number, percent, times
-from euryale.training.memory import gigabytes
+from euryale.training.footprint import gigabytes
 
 
 def align(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -19,10 +19,10 @@ from euryale.model.adapter import check_recompute, learning
 from euryale.model.base import Base
 from euryale.model.checkpoint import provenance, save_base, save_heads
 from euryale.model.heads import Heads
+from euryale.model.memory import begin_peak, peak
 from euryale.progress import Progress
 from euryale.training.interrupt import Interrupted, SignalGuard
 from euryale.training.labels import PackedBatch, select_labels
-from euryale.training.memory import peak_bytes
 from euryale.training.metrics import MetricsLog, truncate_metrics
 from euryale.training.objective import OBJECTIVES, LossSums, ObjectiveConfig
 from euryale.training.optim import OptimConfig, autocast, build_optimizer, learning_rate, trained_parameters
@@ -120,6 +120,7 @@ class Trainer:
 
         Raises Interrupted after Ctrl-C or SIGTERM, when the run is saved; UserError when the loss is not finite.
         """
+        begin_peak(self.base.device)
         progress = Progress("training", self.optim.num_steps, "steps", self.step, self.accelerator.is_main_process)
         try:
             with SignalGuard() as guard:
@@ -139,12 +140,13 @@ class Trainer:
             progress.close()
             if self.log is not None:
                 self.log.close()
+        highest = peak(self.base.device)
         return self.held_out_metrics | {
             "step": self.step,
             "tokens": self.tokens,
             "seconds": self.seconds,
             "masked_batches": self.num_masked,
-            "peak_memory_bytes": peak_bytes(self.base.device),
+            "peak_memory_bytes": highest.host_bytes if highest.device_bytes is None else highest.device_bytes,
             "checkpoint": str(self.folder),
         }
 

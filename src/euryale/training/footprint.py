@@ -12,8 +12,6 @@ Activations are counted tensor by tensor for a Llama layer (they are the part th
 chunked.py holds them. Letters as in the formulas: N tokens in a batch, D width, F inner width, V vocabulary.
 """
 
-import resource
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +27,7 @@ from euryale.model.heads import Heads, HeadsConfig
 from euryale.training.objective import OBJECTIVES, ObjectiveConfig
 from euryale.training.optim import OptimConfig
 
+CGROUP = Path("/sys/fs/cgroup")  # where a container finds its own limit
 _BITS_4 = 0.5 + (1 + 4 / 256) / 64  # bytes a number: nibble, 8-bit scale of 64 numbers, float32 scale of 256 scales
 _MOMENTS = {"adamw": 8, "paged_adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
 _LOGITS = 20  # bytes for a label of a chunk and a token of the vocabulary
@@ -99,7 +98,7 @@ def check_fits(plan: Plan, free: int, device: str) -> Need:
     if need.total <= free:
         return need
     smaller = sorted((estimate(changed).total, setting) for setting, changed in _knobs(plan).items())
-    helps = [f"{setting} (then {gigabytes(size)})" for size, setting in smaller[:3] if size < need.total]
+    helps = [f"{setting} (then {gigabytes(size)})" for size, setting in smaller if size < need.total][:3]
     raise UserError(
         f"this run needs about {gigabytes(need.total)} ({need.describe()}), and {device} has {gigabytes(free)} free. "
         f"What saves most: {', '.join(helps)}. check_memory=false tries it anyway."
@@ -111,18 +110,10 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
     if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
         free = min(free, int(text) - int(used.read_text()))
     return max(0, free)
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The most that was held at once since the process began: on the GPU, else resident in main memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in kilobytes
 
 
 def gigabytes(size: int) -> str:
@@ -174,17 +165,22 @@ def _activations(plan: Plan, V: int, D: int, adapted_inputs: int) -> int:
     frozen_layer = N * (4 * D + 2 * queries + 2 * keys + 3 * F) * width
     # Kept for the backward pass: both norms' inputs, queries, keys, values and output of attention, and the MLP's gate,
     # activation and product; for an adapter what dropout let through, and what it drew.
-    kept_layer = N * (8 * D + (2 * queries + 2 * keys + 4 * F) * width)
-    kept_layer += N * adapted_inputs // L * (width + (1 if plan.is_gpu else 4))
-    logits = _LOGITS * plan.objective.chunk_tokens * V
-    stack = 0
+    kept_layer = N * (8 * D + (2 * queries + 2 * keys + 3 * F) * width)
+    kept_layer += N * adapted_inputs // L * (width + (1 if plan.is_gpu else 4)) + mask
+    kept, again = 0, 0  # by all layers at once, and by the one that is run again
     if plan.objective.kind != "medusa1":
-        one, every = (kept_layer, N * D * width) if plan.optim.gradient_checkpointing else (0, kept_layer)
-        stack = one + L * every + N * D * 4 * 2
+        kept, again = (L * kept_layer, 0)
+        if plan.optim.gradient_checkpointing:
+            kept, again = L * N * D * width, kept_layer
+        kept += 2 * N * D * width  # final states, of teacher and student
     heads = 0
+    drafted = V
     if plan.objective.kind != "pretrain":
         known = [plan.heads.num_known_tokens(k) for k in range(plan.heads.num_heads)]
         inner = 2 * plan.heads.width * D if plan.heads.body == "mlp" else 2 * D
         heads = int(sum(N * 4 * (D * (3 + J) + plan.heads.num_layers * inner) for J in known)) + 2 * N * D * 4
-        logits += int(plan.heads.vocab_share * V * D * width) if plan.heads.vocab_share < 1 else 0
-    return mask + frozen_layer + stack + heads + logits
+        drafted = V if plan.objective.kind == "medusa2" else int(V * plan.heads.vocab_share)
+        heads += int(plan.heads.vocab_share * V * D * width) if plan.heads.vocab_share < 1 else 0
+    logits = _LOGITS * min(N, plan.objective.chunk_tokens) * drafted
+    # The heads' part is done with when the backward pass comes to the layers, and a pass without gradients before it.
+    return mask + max(frozen_layer, kept + max(again, heads + logits))
