@@ -11,7 +11,8 @@ from euryale.data.sources import check as check_data
 from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError
 from euryale.model.adapter import chosen_targets
-from euryale.model.base import Base, pick_device, pick_dtype, read_config
+from euryale.model.base import Base, read_config
+from euryale.model.numbers import pick_device, pick_dtype
 from euryale.schemas import TrainConfig
 from euryale.serving.calibrate import check as check_calibration
 from euryale.serving.ranking import check_metric
@@ -120,7 +121,7 @@ def check_memory(config: TrainConfig) -> dict[str, int]:
     plan = Plan(
         of_base,
         config.base.quantization,
-        pick_dtype(config.base, device, of_base),
+        pick_dtype(config.base.dtype, device, of_base),
         config.heads,
         config.objective,
         config.lora,

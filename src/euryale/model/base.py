@@ -30,8 +30,8 @@ from euryale.model.attention import adopt_tree_attention
 from euryale.model.heads import join_states
 from euryale.model.lean import Forward, LeanForward, PlainForward, lean_forward
 from euryale.model.locate import PROJECT, check_folder, find_model, hub_answers
+from euryale.model.numbers import keep_4bit_weights_trainable, pick_device, pick_dtype, quantization_config
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FORWARDS = ("auto", "plain")
 log = logging.getLogger(__name__)
 
@@ -161,8 +161,8 @@ def load_base(config: BaseConfig) -> Base:
     if config.forward not in FORWARDS:
         raise UserError(f"base.forward={config.forward} is not known. Choose one of: {', '.join(FORWARDS)}.")
     device = pick_device(config.device)
-    dtype = pick_dtype(config, device, _read_config(config, path, source))
-    quantization = _quantization(config.quantization, dtype)
+    dtype = pick_dtype(config.dtype, device, _read_config(config, path, source))
+    quantization = quantization_config(config.quantization, dtype)
     name = "nf4" if quantization else "none"
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
@@ -184,7 +184,7 @@ def load_base(config: BaseConfig) -> Base:
         )
     if not quantization:
         model = model.to(device)
-    _keep_4bit_weights_trainable(model)
+    keep_4bit_weights_trainable(model)
     model.eval().requires_grad_(False)
     adopt_tree_attention(model, config.path)
     # A checkpoint remembers this name, and is opened from other working folders.
@@ -221,48 +221,6 @@ def _read_config(config: BaseConfig, path: str, source: dict[str, Any]) -> PreTr
         raise UserError(_load_message(str(config.path), error)) from error
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU when there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"base.device={name} is not a device. Choose auto, cpu, cuda or cuda:N.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            f"base.device={name} was asked for, but torch {torch.__version__} sees no GPU. Use cpu or auto."
-        )
-    return device
-
-
-def pick_dtype(config: BaseConfig, device: torch.device, of_base: PreTrainedConfig) -> torch.dtype:
-    """`auto` is float32 on a CPU and the checkpoint's own dtype on a GPU."""
-    if config.dtype == "auto":
-        # On a CPU exact greedy equality matters more than the last bit of speed; float32 gives it.
-        return torch.float32 if device.type == "cpu" else of_base.get_text_config().dtype or torch.bfloat16
-    if config.dtype not in DTYPES:
-        raise UserError(f"base.dtype={config.dtype} is not known. Choose one of: auto, {', '.join(DTYPES)}.")
-    return DTYPES[config.dtype]
-
-
-def _quantization(name: str, dtype: torch.dtype) -> object | None:
-    if name in ("none", "auto"):  # auto asks a heads checkpoint; without one there is nothing to ask
-        return None
-    if name != "nf4":
-        raise UserError(f"base.quantization={name} is not known. Choose one of: none, nf4.")
-    try:
-        import bitsandbytes  # noqa: F401  (optional: only a 4-bit base needs it)
-    except ImportError as error:
-        raise UserError("base.quantization=nf4 needs bitsandbytes: pip install 'euryale[train]'.") from error
-    return transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-
-
 def _load_message(asked: str, error: Exception) -> str:
     text = " ".join(str(error).split())
     if len(text) > 400:
@@ -271,13 +229,6 @@ def _load_message(asked: str, error: Exception) -> str:
         f"base.path={asked} could not be loaded ({type(error).__name__}): {text} "
         "If it is a hub id and this machine is offline, give a folder that holds the model instead."
     )
-
-
-def _keep_4bit_weights_trainable(model: PreTrainedModel) -> None:
-    """Stops bitsandbytes from repacking its weights for a kernel without gradients (CPUs with AVX512-BF16)."""
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 def _eos_ids(model: PreTrainedModel) -> tuple[int, ...]:

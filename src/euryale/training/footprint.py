@@ -29,7 +29,7 @@ from euryale.training.optim import OptimConfig
 
 CGROUP = Path("/sys/fs/cgroup")  # where a container finds its own limit
 _BITS_4 = 0.5 + (1 + 4 / 256) / 64  # bytes a number: nibble, 8-bit scale of 64 numbers, float32 scale of 256 scales
-_MOMENTS = {"adamw": 8, "paged_adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
+_MOMENTS = {"adamw": 8, "muon": 8, "paged_adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
 _LOGITS = 20  # bytes for a label of a chunk and a token of the vocabulary
 
 

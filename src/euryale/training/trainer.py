@@ -46,10 +46,9 @@ log = logging.getLogger(__name__)
 
 
 class BatchStream(Protocol):
-    """What is asked of data.batches.BatchStream: batches without end, a cursor that JSON can hold, and where the rows
-    of the last batch came from."""
+    """What is asked of data.batches.BatchStream: batches without end, and a cursor that JSON can hold."""
 
-    origins: list[str]
+    origins: list[str]  # where the rows of the last batch came from
 
     def __next__(self) -> PackedBatch: ...
     def state_dict(self) -> dict: ...
@@ -140,13 +139,13 @@ class Trainer:
             progress.close()
             if self.log is not None:
                 self.log.close()
-        highest = peak(self.base.device)
+        host, device = peak(self.base.device)
         return self.held_out_metrics | {
             "step": self.step,
             "tokens": self.tokens,
             "seconds": self.seconds,
             "masked_batches": self.num_masked,
-            "peak_memory_bytes": highest.host_bytes if highest.device_bytes is None else highest.device_bytes,
+            "peak_memory_bytes": host if device is None else device,
             "checkpoint": str(self.folder),
         }
 
@@ -205,8 +204,7 @@ class Trainer:
                 "settings": self.settings,
                 "tokens": self.tokens,
                 "seconds": self.seconds,
-                "num_masked": self.num_masked,
-                "num_barren": self._num_barren,
+                "no_label": [self.num_masked, self._num_barren],
                 "window": asdict(self._window),
                 "pending": self._pending,
                 "held_out_metrics": self.held_out_metrics,
@@ -227,7 +225,7 @@ class Trainer:
         self.batches.load_state_dict(state["cursor"])
         restore_random_state(state["random"], self.accelerator.process_index, self.base.device)
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
-        self.num_masked, self._num_barren = state["num_masked"], state["num_barren"]
+        self.num_masked, self._num_barren = state["no_label"]
         self.held_out_metrics = state["held_out_metrics"]
         self._window = Window(**state["window"])
         self._pending = state["pending"]
@@ -293,7 +291,7 @@ class Trainer:
             self.save()
             kept = f"The run is saved as it was before this step; resume={self.folder} goes on behind these rows."
         else:
-            kept = f"The weights are not finite either and were not saved; the last save in {self.folder} is unharmed."
+            kept = f"The weights are not finite either; they were not saved, the last save in {self.folder} is whole."
         raise UserError(
             f"Step {self.step + 1}: the loss is not finite (per head: {result.loss_K}, gradient norm "
             f"{result.grad_norm}). Its rows: {', '.join(rows[:MAX_NAMED_ROWS])}{more}. {kept} If it happens again, "
