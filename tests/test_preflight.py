@@ -33,7 +33,7 @@ PRETRAIN: dict[str, Any] = {"objective": ObjectiveConfig(kind="pretrain")}
         ({"objective": ObjectiveConfig(loss="mse")}, "objective.loss=mse is not known"),
         ({"optim": OptimConfig(num_steps=0)}, "optim.num_steps=0"),
         ({"wandb": "maybe"}, "wandb=maybe is not known"),
-        ({"metric": "speed"}, "metric=speed is not known. Choose one of: tau, speedup"),
+        ({"metric": "speed"}, "metric=speed is not known. Choose one of: tau, tau_16, speedup"),
         ({"seed": -1}, "seed=-1 is out of range"),
         ({"regenerate": RegenerateConfig(seed=2**62)}, "regenerate.seed="),
         ({"calibrate": CalibrateConfig(seed=-1)}, "calibrate.seed=-1"),
