@@ -1,4 +1,7 @@
-"""Times euryale and its rivals on the same weights and prompts: python infer/bench.py checkpoint=DIR prompts=FILE"""
+"""Times euryale and its rivals on the same weights and prompts: python infer/bench.py checkpoint=DIR prompts=FILE
+
+A sweep: python infer/bench.py -m tree.num_nodes=1,4,16 temperature=0,0.8 output=FILE.jsonl, then infer/plot.py.
+"""
 
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from euryale.serving.hardware import hardware
 from euryale.serving.open import open_checkpoint, open_engine
 from euryale.serving.prompts import load_prompts
 from euryale.serving.tables import bench_table
+from euryale.sweeping import swept
 
 
 @script("bench")
@@ -36,6 +40,7 @@ def main(config: BenchConfig) -> dict[str, object]:
     result = {
         "checkpoint": None if folder is None else str(folder),
         "prompts": config.prompts,
+        "swept": swept(),
         **measured,
         "ceiling": ceiling.as_dict(),
         "hardware": hardware(),

@@ -123,6 +123,15 @@ class ReportConfig:
     output: str | None = None
 
 
+@dataclass
+class PlotConfig:
+    """infer/plot.py"""
+
+    results: str | None = None
+    by: str | None = None
+    output: str | None = None
+
+
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "regenerate": RegenerateScriptConfig,
@@ -132,4 +141,5 @@ SCHEMAS: dict[str, type] = {
     "calibrate": CalibrateScriptConfig,
     "export": ExportConfig,
     "report": ReportConfig,
+    "plot": PlotConfig,
 }

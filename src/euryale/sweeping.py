@@ -4,6 +4,7 @@ Hydra (-m, or sweep=...) starts the jobs: here, in other processes or on a clust
 """
 
 import json
+import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,12 +12,22 @@ from pathlib import Path
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from euryale import processes
 from euryale.errors import UserError
+from euryale.model.files import read_json
 from euryale.model.locate import PROJECT
-from euryale.serving.ranking import better, rank_jobs, ranking_table, record_failure, save_ranking, summary
+from euryale.serving.ranking import (
+    FAILURE_FILE,
+    better,
+    rank_jobs,
+    ranking_table,
+    record_failure,
+    save_ranking,
+    summary,
+)
 
 PLUGINS = {
     "joblib": "hydra_plugins.hydra_joblib_launcher",
@@ -77,6 +88,32 @@ def own_overrides(hydra: HydraConf) -> list[str]:
     values = dict(override.split("=", 1) for override in given if "=" in override)
     fixed = {key for key, value in values.items() if value.startswith("[") or not set(",(") & set(value)}
     return [override for override in hydra.overrides.task if override.partition("=")[0] not in fixed]
+
+
+def swept() -> dict[str, str]:
+    """What a sweep set for this job alone, by setting; nothing outside of a sweep."""
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN:
+        return {}
+    return {key: value for key, _, value in (override.partition("=") for override in own_overrides(hydra))}
+
+
+class BenchEnd(Callback):
+    """Removes the folder that Hydra made for a sweep of benchmarks, whose results are in output=FILE.jsonl.
+
+    Ends with status 2 when some jobs failed.
+    """
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
+        root = Path(config.hydra.sweep.dir)
+        failed = [read_json(path) for path in sorted(root.rglob(FAILURE_FILE))]
+        shutil.rmtree(root, ignore_errors=True)
+        for job in failed:
+            print(f"failed: {' '.join(job['overrides'])}: {job['error']}", file=sys.stderr)
+        if config.output is not None and Path(config.output).is_file():
+            print(f"plot it: python infer/plot.py results={config.output}", flush=True)
+        if failed:
+            sys.exit(FAILED_STATUS)
 
 
 class Ranking(Callback):
