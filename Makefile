@@ -1,4 +1,4 @@
-# demo and test make their own .venv, once, and again when the dependencies change. PYTHON chooses the interpreter.
+# demo, test and soak make their own .venv, once, and again when the dependencies change. PYTHON chooses the interpreter.
 PYTHON ?= python3
 PY := .venv/bin/python
 STAMP := .venv/installed-for
@@ -8,7 +8,7 @@ DEMO_ARGS ?=
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PIP_USER PIP_TARGET PIP_PREFIX VIRTUAL_ENV
 export PYTHONNOUSERSITE = 1
 
-.PHONY: demo test lint clean force
+.PHONY: demo test soak lint clean force
 
 demo: $(STAMP)
 	$(PY) train/run.py $(DEMO_ARGS)
@@ -16,6 +16,11 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(PY) -m pytest
+
+# Random decodes over families, drafters, trees, batches and settings against plain decoding; SOAK says how many.
+SOAK ?= 100000
+soak: $(STAMP)
+	$(PY) tests/random_decodes.py $(SOAK)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

@@ -26,6 +26,7 @@ from random_models import FAMILIES, HEAD_DESIGNS, random_base, random_heads, ran
 from transformers import PreTrainedModel
 
 from euryale.decoding.accept import AcceptConfig
+from euryale.decoding.calibrated import Calibration
 from euryale.decoding.drafters import DRAFTERS, DrafterConfig
 from euryale.decoding.engine import Engine
 from euryale.decoding.rows import Ends
@@ -96,7 +97,9 @@ def any_draft_base(rng: random.Random, base: Base, seed: int) -> Base:
 
 
 def any_tree(rng: random.Random, vocab_size: int, num_heads: int) -> Tree | TreeConfig:
-    kind = rng.choice(["medusa63", "chain", "random", "random", "full", "root", "dynamic", "dynamic"])
+    kind = rng.choice(["medusa63", "chain", "random", "random", "full", "root", "dynamic", "dynamic", "adaptive"])
+    if kind == "adaptive":
+        return TreeConfig(rng.choice(["calibrated", "dynamic"]), size="adaptive")
     if kind == "dynamic":
         return TreeConfig("dynamic", rng.randint(1, 32))
     if kind == "random":
@@ -107,6 +110,16 @@ def any_tree(rng: random.Random, vocab_size: int, num_heads: int) -> Tree | Tree
         paths = [path for d in range(depth) for path in itertools.product(range(num_ranks), repeat=d + 1)]
         return Tree.from_paths(paths).pruned(num_heads, num_ranks)
     return {"medusa63": medusa63().pruned(num_heads, 10), "chain": chain(num_heads), "root": ROOT_ONLY}[kind]
+
+
+def any_calibration(rng: random.Random, num_candidates: int, num_heads: int) -> Calibration:
+    """Nobody counted or timed anything: only the text is looked at, and sizes should change often."""
+    tree = random_tree(rng, num_heads, min(num_candidates, 6), 24)
+    chances = sorted((rng.random() for _ in tree.paths[1:]), reverse=True)
+    counts = sorted({1, *(rng.randint(2, tree.num_nodes) for _ in range(4))})
+    tau = {str(n): 1.0 + sum(chances[: n - 1]) / 3 for n in counts}
+    step_ms = {str(n): 1.0 + rng.random() * n / 8 for n in counts}
+    return Calibration(0.0, counts[-1], [list(path) for path in tree.paths[1:]], chances, 100, tau, step_ms)
 
 
 def random_batch(rng: random.Random, base: Base) -> list[Request]:
@@ -174,13 +187,17 @@ def random_decodes(num: int, seed: int, dtype: torch.dtype = torch.float64) -> R
         target = min(num, report.num_decodes + DECODES_PER_MODEL)
         while report.num_decodes < target:
             drafter, tree = any_drafter(rng), any_tree(rng, base.vocab_size, heads.num_heads)
+            is_adaptive = isinstance(tree, TreeConfig) and tree.size == "adaptive"
+            drafter = DrafterConfig("heads") if is_adaptive else drafter
+            calibrations = [any_calibration(rng, heads.num_candidates, heads.num_heads)] if is_adaptive else []
             batch = random_batch(rng, base)
             where = f"{name} {drafter} {tree} batch of {len(batch)}"
             draft_base = any_draft_base(rng, base, model_seed) if drafter.name == "model" else None
             how: dict[str, Any] = {"draft_base": draft_base, "max_rows": rng.choice([1, 2, 64])}  # some wait for a row
-            engine = Engine(base, heads, drafter, tree, accept=AcceptConfig(coupled=rng.random() < 0.8), **how)
+            accept = AcceptConfig(coupled=rng.random() < 0.8)
+            engine = Engine(base, heads, drafter, tree, calibrations, accept=accept, **how)
             found = generate(engine, batch, report)
-            shape = "dynamic" if isinstance(tree, TreeConfig) else "fixed"
+            shape = "adaptive" if is_adaptive else "dynamic" if isinstance(tree, TreeConfig) else "fixed"
             report.drafters[f"{drafter.name} {shape}"] += sum(len(answer.ids) for answer in found)
             expected = [answer_slowly(model, base, request) for request in batch]
             compare(report, model, where, batch, expected, found)

@@ -7,6 +7,7 @@ Letters: B batch, K heads, D width, F inner width, V vocabulary, P parents of a 
 """
 
 from collections.abc import Callable
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -48,15 +49,10 @@ class HeadMatrices:
         self._reads_root = heads.config.root_token
         self._table_VD = self._normalised_table(heads.vocab_size * heads.hidden_size)
         K, D = num_heads, heads.hidden_size
+        self._source = heads
         self._num_heads = K
+        self._enter_with(K)
         firsts = [heads.blocks(k)[0] for k in range(K)]
-        with_root = [
-            torch.cat([f.hidden_in.weight] + ([f.tokens_in.weight[:, :D]] if f.tokens_in is not None else []), 1)
-            for f in firsts
-        ]
-        if K:  # a tree of the root alone asks no head
-            bias = torch.cat([f.hidden_in.bias for f in firsts])
-            self._entry = self._product(torch.cat(with_root), bias)  # [C, and D for the root] -> [K x F]
         self._paths = [
             self._product(f.tokens_in.weight[:, D:])
             if f.tokens_in is not None and f.tokens_in.in_features > D
@@ -69,8 +65,27 @@ class HeadMatrices:
         else:
             self._outputs = [self._product(heads.draft_weight(k, base.lm_head_weight)) for k in range(K)]
 
+    def first(self, num_heads: int) -> "HeadMatrices":
+        """The first of these heads, over the same matrices; what they read first is one smaller product."""
+        part = copy(self)
+        part._num_heads = num_heads
+        part._enter_with(num_heads)
+        return part
+
     def _product(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> Product:
         return packed(weight_OI.to(self.dtype).contiguous(), None if bias_O is None else bias_O.to(self.dtype))
+
+    @torch.no_grad()
+    def _enter_with(self, num_heads: int) -> None:
+        D = self._source.hidden_size
+        firsts = [self._source.blocks(k)[0] for k in range(num_heads)]
+        with_root = [
+            torch.cat([f.hidden_in.weight] + ([f.tokens_in.weight[:, :D]] if f.tokens_in is not None else []), 1)
+            for f in firsts
+        ]
+        if num_heads:  # a tree of the root alone asks no head
+            bias = torch.cat([f.hidden_in.bias for f in firsts])
+            self._entry = self._product(torch.cat(with_root), bias)  # [C, and D for the root] -> [K x F]
 
     def _normalised_table(self, num_entries: int) -> Tensor | None:
         """Every token's embedding as heads read it, where that is small enough to keep."""
@@ -128,11 +143,19 @@ class HeadMatrices:
 class HeadsDrafter:
     """The heads on a fixed tree, or on the one that looks best in each step."""
 
-    def __init__(self, base: Base, heads: Heads, tree: Tree | Budget, calibration: Calibration | None = None) -> None:
+    def __init__(
+        self,
+        base: Base,
+        heads: Heads,
+        tree: Tree | Budget,
+        calibration: Calibration | None = None,
+        matrices: HeadMatrices | None = None,
+    ) -> None:
+        """matrices: of at least as many of these heads as the tree is deep, to be shared."""
         per_parent = heads.config.kind == "hydra"
         self._growth = build_growth(tree, heads.num_candidates, base.device, per_parent, calibration)
         self.num_nodes, self.max_depth = self._growth.num_nodes, self._growth.max_depth
-        self._heads = HeadMatrices(base, heads, self.max_depth)
+        self._heads = HeadMatrices(base, heads, self.max_depth) if matrices is None else matrices.first(self.max_depth)
         self.layers = heads.layers_read(base.num_layers) if self.max_depth else ()
 
     def begin(self, num_rows: int, num_slots: int) -> "HeadsDrafter":

@@ -7,13 +7,14 @@ heads+lookup   the heads, and a copied chain in nodes of its own
 model          a smaller model with the same tokenizer
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from euryale.decoding.calibrated import Calibration
 from euryale.decoding.draft import Drafter
-from euryale.decoding.drafter_heads import HeadsDrafter
+from euryale.decoding.drafter_adaptive import AdaptiveDrafter
+from euryale.decoding.drafter_heads import HeadMatrices, HeadsDrafter
 from euryale.decoding.drafter_heads_lookup import HeadsLookupDrafter
 from euryale.decoding.drafter_lookup import LookupDrafter
 from euryale.decoding.drafter_model import ModelDrafter, check_same_tokens, load_draft_base
@@ -96,6 +97,20 @@ def build_drafter(
     check_heads(config, heads)
     draft_base = settle_draft_base(config, base, draft_base)
     return _BUILDERS[config.name](config, Parts(base, heads, tree, calibration, draft_base))
+
+
+def build_adaptive(
+    base: Base, heads: Heads | None, sizes: Mapping[int, Tree | Budget], calibration: Calibration
+) -> AdaptiveDrafter:
+    """The heads on trees of several sizes, by number of nodes, over the same matrices."""
+    assert heads is not None, "check_heads has seen them"
+    matrices = HeadMatrices(base, heads, max(tree.max_depth for tree in sizes.values()))
+    drafters: dict[int, Drafter] = {
+        n: HeadsDrafter(base, heads, tree, calibration, matrices) if n > 1 else NoDrafter(base)
+        for n, tree in sizes.items()
+    }
+    tau, step_ms = ({int(n): value for n, value in of.items()} for of in (calibration.tau, calibration.step_ms))
+    return AdaptiveDrafter(drafters, tau, step_ms)
 
 
 def check_heads(config: DrafterConfig, heads: Heads | None) -> None:

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Unpack
 
 from euryale.decoding.accept import AcceptConfig
-from euryale.decoding.calibrated import TREE_FILE, Calibration, nearest, read_calibrations
-from euryale.decoding.draft import Drafter
-from euryale.decoding.drafters import DrafterConfig, build_drafter, check_heads, settle_draft_base
+from euryale.decoding.calibrated import TREE_FILE, Calibration, read_calibrations
+from euryale.decoding.drafters import DrafterConfig
 from euryale.decoding.noise import seeds_of
+from euryale.decoding.plan import Plan
 from euryale.decoding.requests import Prompt, encode, row_of
 from euryale.decoding.rows import Ends, Generation, Row
 from euryale.decoding.sampling import MoreSampling, Sampling
 from euryale.decoding.scheduler import Scheduler
-from euryale.decoding.tree import ROOT_ONLY, Budget, Tree
-from euryale.decoding.trees import TreeConfig, plan_tree
+from euryale.decoding.tree import Budget, Tree
+from euryale.decoding.trees import TreeConfig
 from euryale.errors import UserError
 from euryale.model.base import Base, BaseConfig, load_base
 from euryale.model.checkpoint import load_heads, read_description
@@ -54,18 +54,11 @@ class Engine:
         self.heads = heads
         self.max_rows = max_rows
         self.drafter = DrafterConfig(drafter) if isinstance(drafter, str) else drafter
-        self.drafter.check()
-        check_heads(self.drafter, heads)
-        self.draft_base = settle_draft_base(self.drafter, base, draft_base)
         self.calibrations = list(calibrations)
         self.seconds = dict.fromkeys(("prefill", "draft", "verify", "accept", "commit"), 0.0)  # since the last reset
         self.last: Generation | None = None  # what `stream` gave, once it has ended
         self._tree = tree if isinstance(tree, (Tree, TreeConfig)) else TreeConfig(tree or "calibrated")
-        if isinstance(self._tree, TreeConfig):
-            self._tree.check()
-        self._drafters: dict[tuple[Tree | Budget, float | None], Drafter] = {}
-        for temperature in [c.temperature for c in self.calibrations] or [0.0]:
-            self.tree(temperature)
+        self._plan = Plan(base, heads, self.drafter, self._tree, self.calibrations, draft_base, self.accept)
 
     @staticmethod
     def load(
@@ -113,12 +106,7 @@ class Engine:
 
     def tree(self, temperature: float = 0.0) -> Tree | Budget:
         """The tree that a step verifies at this temperature, or the number of nodes that it arranges anew."""
-        if self.drafter.name == "none":
-            return ROOT_ONLY
-        heads = self.heads if self.drafter.needs_heads else None
-        tree = plan_tree(self._tree, heads, self.drafter.depth, self.calibrations, temperature)
-        # Draws without replacement come one after another: none can be left out.
-        return tree.without_gaps() if self.accept.name == "rejection" and isinstance(tree, Tree) else tree
+        return self._plan.tree(temperature)
 
     @property
     def tree_name(self) -> str:
@@ -127,18 +115,18 @@ class Engine:
 
     def num_nodes(self, temperature: float = 0.0) -> int:
         """Nodes that a step verifies at most at this temperature, the root included."""
-        return self._drafter(temperature).num_nodes
+        return self._plan.drafter(temperature).num_nodes
 
     def max_depth(self, temperature: float = 0.0) -> int:
         """Drafted tokens that a step can gain at most at this temperature."""
-        return self._drafter(temperature).max_depth
+        return self._plan.drafter(temperature).max_depth
 
     def with_num_nodes(self, num_nodes: int) -> "Engine":
         """The same engine with trees of this many nodes, the root included, instead of the fastest."""
         if not isinstance(self._tree, TreeConfig):
             raise UserError(f"tree.num_nodes={num_nodes} was asked for, and the tree was given. Use tree=calibrated.")
         tree = replace(self._tree, num_nodes=num_nodes)
-        parts = (self.calibrations, self.draft_base, self.accept, self.max_rows)
+        parts = (self.calibrations, self._plan.draft_base, self.accept, self.max_rows)
         return Engine(self.base, self.heads, self.drafter, tree, *parts)
 
     def generate(
@@ -244,14 +232,5 @@ class Engine:
     def _schedule(
         self, sampling: Sampling, num_rows: int, row_tokens: int, max_waiting: int | None = None
     ) -> Scheduler:
-        drafter = self._drafter(sampling.temperature)
+        drafter = self._plan.drafter(sampling.temperature)
         return Scheduler(self.base, drafter, sampling, num_rows, row_tokens, self.seconds, self.accept, max_waiting)
-
-    def _drafter(self, temperature: float) -> Drafter:
-        calibration = nearest(self.calibrations, temperature) if self.calibrations else None
-        key = (self.tree(temperature), None if calibration is None else calibration.temperature)
-        if key not in self._drafters:
-            self._drafters[key] = build_drafter(
-                self.drafter, self.base, self.heads, key[0], calibration, self.draft_base
-            )
-        return self._drafters[key]

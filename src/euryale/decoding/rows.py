@@ -20,6 +20,12 @@ class Generation:
     finish_reason: str  # "eos" | "stop" (a string or an id) | "length" | "context" | "cancelled"
     seconds: float  # wall clock from its submission to its end, prompt included
     is_lossless: bool = True  # False: the accept rule (`typical`) may write what the base alone would not
+    nodes: list[int] = field(default_factory=list)  # nodes that each step verified, the root included; 1: no drafts
+
+    @property
+    def undrafted_share(self) -> float:
+        """Share of the steps without drafts: none were found, or an adaptive tree fell back to plain decoding."""
+        return sum(n == 1 for n in self.nodes) / max(len(self.nodes), 1)
 
     @property
     def tau(self) -> float:
@@ -63,6 +69,7 @@ class Row:
     ends: Ends = Ends()
     ids: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
+    nodes: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     is_lossless: bool = True
 

@@ -47,7 +47,7 @@ class Handle:
         # A stop string may come to light only here, when half a character behind it was held back.
         reason = "stop" if detokenizer.is_stopped else row.finish_reason
         self.generation = Generation(
-            detokenizer.text, row.ids, len(row.accepted), row.accepted, reason, seconds, row.is_lossless
+            detokenizer.text, row.ids, len(row.accepted), row.accepted, reason, seconds, row.is_lossless, row.nodes
         )
 
     def _detokenizer(self) -> Detokenizer:
@@ -146,6 +146,7 @@ class Scheduler:
             return []
         ended = []
         for handle, tokens in zip(self._live, self._decoder.step(), strict=True):
+            handle.row.nodes.append(self._decoder.num_nodes)
             handle.row.take(tokens)
             if handle.row.finish_reason is not None:
                 handle.end()

@@ -56,6 +56,7 @@ class Decoder:
         self.arena.lengths.clear()
         self.ids: list[list[int]] = []  # prompt and answer so far of each live row; the last is the root
         device = base.device
+        self.num_nodes = 1  # of the last step
         self._num_slots = num_slots
         self._masks: dict[int, TreeMask] = {}  # by number of nodes: a drafter has few
         self.rule = rule or AcceptConfig()
@@ -184,7 +185,7 @@ class Decoder:
             # What lies beyond the context is never kept; but a learned position table ends there, and dynamic rope
             # would change its frequencies for everybody.
             positions_BN = positions_BN.clamp(max=self.base.max_length - 1)
-        N = draft.tokens_BN.shape[1]
+        self.num_nodes = N = draft.tokens_BN.shape[1]
         if N not in self._masks:
             self._masks[N] = TreeMask(N, self._num_slots, self.base.dtype, self.base.device)
         hidden_BND = self._read(self.arena, draft.tokens_BN, positions_BN, self._masks[N], draft.shape.ancestors_RNN)

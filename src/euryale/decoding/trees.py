@@ -16,6 +16,7 @@ from euryale.decoding.tree import ROOT_ONLY, Budget, Tree, chain, check_depth, m
 from euryale.errors import UserError
 from euryale.model.heads import Heads
 
+SIZES = ("fixed", "adaptive")
 TREES = ("chain", "medusa63", "calibrated", "dynamic")
 DEFAULT_NODES = 16  # of a dynamic tree that nothing was calibrated for
 MOST_NODES = 256
@@ -28,11 +29,16 @@ class TreeConfig:
     name: str = "calibrated"
     num_nodes: int | None = None
     max_depth: int | None = None
+    size: str = "fixed"
 
     def check(self) -> None:
         """Raises UserError for a name or number that cannot be."""
         if self.name not in TREES:
             raise UserError(f"tree={self.name} is not known. Choose one of: {', '.join(TREES)}.")
+        if self.size not in SIZES:
+            raise UserError(f"tree.size={self.size} is not known. Choose one of: {', '.join(SIZES)}.")
+        if self.size == "adaptive" and self.name in ("chain", "medusa63"):
+            raise UserError(f"tree={self.name} has one size. tree.size=adaptive is for tree=calibrated and dynamic.")
         if self.num_nodes is not None and self.name in ("chain", "medusa63"):
             raise UserError(f"tree={self.name} has its own number of nodes. Leave tree.num_nodes out, or use another.")
         if self.num_nodes is not None and not 1 <= self.num_nodes <= MOST_NODES:
@@ -66,7 +72,8 @@ def plan_tree(
         name, tree = "given", asked
     elif asked.name == "dynamic":
         usual = nearest(calibrations, temperature).num_nodes if calibrations else DEFAULT_NODES
-        return Budget(asked.num_nodes or usual, num_heads)
+        limit = nearest(calibrations, temperature).max_depth if calibrations and not asked.num_nodes else None
+        return Budget(asked.num_nodes or usual, min(limit or num_heads, num_heads))
     elif asked.name == "calibrated" and calibrations:
         calibration = nearest(calibrations, temperature)
         _check_num_nodes(asked.num_nodes, len(calibration.paths) + 1)
@@ -83,6 +90,30 @@ def plan_tree(
     if most is None:  # a tree is cut as asked, never silently
         check_depth(tree, name, heads.num_heads)
     return tree.pruned(num_heads, heads.num_candidates)
+
+
+def plan_sizes(
+    asked: TreeConfig, heads: Heads, calibrations: Sequence[Calibration], temperature: float
+) -> dict[int, Tree | Budget]:
+    """Trees of every size whose steps were timed, at most `num_nodes` large, by number of nodes.
+
+    Raises UserError when too few were timed to choose among.
+    """
+    sizes: dict[int, Tree | Budget] = {1: ROOT_ONLY}
+    calibration = nearest(calibrations, temperature) if calibrations else None
+    for n in sorted(int(n) for n in calibration.step_ms) if calibration is not None else []:
+        if calibration is not None and str(n) in calibration.tau and 1 < n <= (asked.num_nodes or MOST_NODES):
+            planned = plan_tree(
+                TreeConfig(asked.name, n, asked.max_depth), heads, heads.num_heads, [calibration], temperature
+            )
+            if planned.num_nodes == n:
+                sizes[n] = planned
+    if len(sizes) < 2 or calibration is None or "1" not in calibration.step_ms:
+        raise UserError(
+            f"tree.size=adaptive chooses among trees whose steps were timed, and {len(sizes) - 1} were here. "
+            "Calibrate with infer/calibrate.py, or use tree.size=fixed."
+        )
+    return sizes
 
 
 def _without_heads(asked: Tree | TreeConfig, depth: int) -> Tree | Budget:

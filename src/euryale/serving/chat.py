@@ -47,6 +47,7 @@ def stream_answer(engine: Engine, prompt: Prompt, config: Any, out: TextIO) -> d
         "num_tokens": len(last.ids),
         "num_steps": last.num_steps,
         "tau": round(last.tau, 3),
+        "undrafted_share": round(last.undrafted_share, 3),
         "finish_reason": last.finish_reason,
         "is_lossless": last.is_lossless,
     }

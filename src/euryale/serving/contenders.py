@@ -25,6 +25,7 @@ class Turn(NamedTuple):
     ids: list[int]  # new ones, as `count_new` counts
     seconds: float
     accepted: list[int] | None = None  # tokens gained by each step
+    nodes: list[int] | None = None  # that each step verified
     part_seconds: dict[str, float] | None = None  # of each part of a step, and of the prompt ("prefill")
     peak: Peak | None = None  # of memory; whoever lets contenders take turns fills it in
 
@@ -44,7 +45,7 @@ def _own(drafts: bool) -> Builder:
             [generation] = engine.generate([prompt], max_new_tokens, seed=seed, **sampling.keywords())
             parts = {part: total - before[part] for part, total in engine.seconds.items()}
             new = count_new(generation.ids, 0, engine.base.eos_ids, max_new_tokens)
-            return Turn(new, generation.seconds, generation.accepted, parts)
+            return Turn(new, generation.seconds, generation.accepted, generation.nodes, parts)
 
         return answer
 

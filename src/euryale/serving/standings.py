@@ -82,6 +82,10 @@ def _row(rounds: Sequence[Round], turns: Sequence[Sequence[Turn]]) -> dict[str, 
     }
     if rounds[0].steps:
         row["tau"] = sum(r.tokens for r in rounds) / sum(r.steps for r in rounds)
+        nodes = [n for each in turns for turn in each for n in turn.nodes or ()]
+        if nodes:
+            row["mean_nodes"] = sum(nodes) / len(nodes)
+            row["undrafted_share"] = nodes.count(1) / len(nodes)
         prefill = [r.part_seconds.get("prefill", 0.0) for r in rounds]
         row["prefill_ms"] = 1000 * median(prefill) / rounds[0].turns
         row["ms_per_step"] = median(

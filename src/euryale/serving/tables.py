@@ -126,7 +126,9 @@ def bench_table(bench: dict[str, Any]) -> str:
             [
                 ("measured on", _measured_on(bench)),
                 ("accept rule", wording.rule_line(bench)),
+                ("drafter", bench.get("drafter")),
                 ("nodes in the tree", None if bench.get("num_nodes") is None else str(bench["num_nodes"])),
+                ("  used", _nodes_used(bench)),
                 ("repeated 8-grams", percent(bench.get("repeated_8grams"))),
             ]
         )
@@ -229,6 +231,15 @@ def _repeated(evaluation: dict[str, Any], bench: dict[str, Any]) -> float | None
     """The larger share: a warning must not hide behind the other measurement."""
     shares = [section.get("repeated_8grams") for section in (evaluation, bench)]
     return max((share for share in shares if share is not None), default=None)
+
+
+def _nodes_used(bench: dict[str, Any]) -> str | None:
+    """Said only where steps differ: an adaptive tree, or a drafter that does not always find something."""
+    row = (bench.get("contenders") or {}).get("euryale") or {}
+    mean, undrafted = row.get("mean_nodes"), row.get("undrafted_share")
+    if mean is None or mean == bench.get("num_nodes"):
+        return None
+    return f"{number(mean, 1)} on average, {percent(undrafted)} of the steps without drafts"
 
 
 def _ratio(above: float | None, below: float | None) -> float | None:

@@ -1,0 +1,81 @@
+"""Which drafter, on which tree, does a batch get at its temperature?
+
+Everything a user can ask for that does not go together is refused here, when the engine is made.
+"""
+
+from collections.abc import Sequence
+
+from euryale.decoding.accept import AcceptConfig
+from euryale.decoding.calibrated import Calibration, nearest
+from euryale.decoding.draft import Drafter
+from euryale.decoding.drafters import DrafterConfig, build_adaptive, build_drafter, check_heads, settle_draft_base
+from euryale.decoding.tree import ROOT_ONLY, Budget, Tree
+from euryale.decoding.trees import TreeConfig, plan_sizes, plan_tree
+from euryale.errors import UserError
+from euryale.model.base import Base
+from euryale.model.heads import Heads
+
+
+class Plan:
+    """The drafters of an engine, made when they are first needed and kept."""
+
+    def __init__(
+        self,
+        base: Base,
+        heads: Heads | None,
+        config: DrafterConfig,
+        asked: Tree | TreeConfig,
+        calibrations: Sequence[Calibration],
+        draft_base: Base | None,
+        accept: AcceptConfig,
+    ) -> None:
+        """Raises UserError for what is not known or does not go together."""
+        config.check()
+        check_heads(config, heads)
+        if isinstance(asked, TreeConfig):
+            asked.check()
+        self.draft_base = settle_draft_base(config, base, draft_base)
+        self._base, self._heads, self._config = base, heads, config
+        self._asked, self._calibrations, self._accept = asked, calibrations, accept
+        self._drafters: dict[tuple[Tree | Budget, float | None], Drafter] = {}
+        for temperature in [c.temperature for c in calibrations] or [0.0]:
+            self.tree(temperature)
+            self._sizes(temperature)
+
+    def tree(self, temperature: float) -> Tree | Budget:
+        """The tree of a step at this temperature, or the number of nodes that it arranges anew."""
+        if self._config.name == "none":
+            return ROOT_ONLY
+        heads = self._heads if self._config.needs_heads else None
+        return self._fit(plan_tree(self._asked, heads, self._config.depth, self._calibrations, temperature))
+
+    def _fit(self, tree: Tree | Budget) -> Tree | Budget:
+        """Draws without replacement come one after another: where they are what is tried, none can be left out."""
+        return tree.without_gaps() if self._accept.name == "rejection" and isinstance(tree, Tree) else tree
+
+    def drafter(self, temperature: float) -> Drafter:
+        """What fills that tree."""
+        calibration = nearest(self._calibrations, temperature) if self._calibrations else None
+        key = (self.tree(temperature), None if calibration is None else calibration.temperature)
+        if key not in self._drafters:
+            if sizes := self._sizes(temperature):
+                assert calibration is not None, "sizes come from one"
+                self._drafters[key] = build_adaptive(self._base, self._heads, sizes, calibration)
+            else:
+                self._drafters[key] = build_drafter(
+                    self._config, self._base, self._heads, key[0], calibration, self.draft_base
+                )
+        return self._drafters[key]
+
+    def _sizes(self, temperature: float) -> dict[int, Tree | Budget]:
+        """The trees that an adaptive one chooses among; none where its size is fixed."""
+        asked = self._asked
+        if not isinstance(asked, TreeConfig) or asked.size == "fixed" or self._config.name == "none":
+            return {}
+        if self._config.name != "heads" or self._heads is None:
+            raise UserError(
+                f"tree.size=adaptive is for drafter=heads, whose steps were timed, not for {self._config.name}. "
+                "Use tree.size=fixed."
+            )
+        sizes = plan_sizes(asked, self._heads, self._calibrations, temperature)
+        return {n: self._fit(tree) for n, tree in sizes.items()}
