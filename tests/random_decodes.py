@@ -68,8 +68,7 @@ class Report:
     seconds: float = 0.0
 
 
-def random_model(rng: random.Random, dtype: torch.dtype) -> tuple[str, Base, Heads, int]:
-    family = rng.choice(list(FAMILIES))
+def random_model(rng: random.Random, dtype: torch.dtype, family: str) -> tuple[str, Base, Heads, int]:
     vocab_size = rng.choice([5, 5, rng.randint(5, 12), rng.randint(5, 40)])
     eos = rng.choice([None, None, rng.randrange(vocab_size), rng.sample(range(vocab_size), rng.randint(1, 3))])
     seed = rng.randrange(2**31)
@@ -179,9 +178,10 @@ def random_decodes(num: int, seed: int, dtype: torch.dtype = torch.float64) -> R
     """At least `num` decodes. Every number is drawn from `seed`."""
     rng = random.Random(seed)
     report = Report()
+    families = itertools.cycle(FAMILIES)
     start = time.perf_counter()
     while report.num_decodes < num:
-        name, base, heads, model_seed = random_model(rng, dtype)
+        name, base, heads, model_seed = random_model(rng, dtype, next(families))
         model = twin(base)
         plain = Engine(base, drafter="none")
         target = min(num, report.num_decodes + DECODES_PER_MODEL)
