@@ -13,13 +13,14 @@ from euryale.serving.ceiling import measure_ceiling
 from euryale.serving.hardware import hardware
 from euryale.serving.open import open_checkpoint, open_engine
 from euryale.serving.prompts import load_prompts
+from euryale.serving.steplog import log_steps
 from euryale.serving.tables import bench_table
 from euryale.sweeping import swept
 
 
 @script("bench")
 def main(config: BenchConfig) -> dict[str, object]:
-    use_threads(config.threads)
+    use_threads(config.threads, config.deterministic, config.seed)
     settings = BenchSettings(
         config.contenders,
         config.repeats,
@@ -35,7 +36,8 @@ def main(config: BenchConfig) -> dict[str, object]:
     prompts = load_prompts(engine.base, config.prompts, config.limit, config.max_new_tokens, description)
     ceiling = measure_ceiling(engine, config.temperature)
     print(ceiling.describe(), flush=True)
-    measured = bench(engine, prompts, settings)
+    with log_steps(engine, config.steps):
+        measured = bench(engine, prompts, settings)
     print(bench_table(measured))
     result = {
         "checkpoint": None if folder is None else str(folder),

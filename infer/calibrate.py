@@ -8,7 +8,7 @@ from euryale.serving.tables import calibration_table
 
 @script("calibrate")
 def main(config: CalibrateScriptConfig) -> dict[str, object]:
-    use_threads(config.threads)
+    use_threads(config.threads, config.deterministic, config.seed)
     folder, content = recalibrate(config)
     for entry in content["calibrations"]:
         print(calibration_table(entry))

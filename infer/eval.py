@@ -23,7 +23,7 @@ SUITE_CONTENDERS = ("euryale", "ar", "hf_generate")
 
 @script("eval")
 def main(config: EvalConfig) -> dict[str, object]:
-    use_threads(config.threads)
+    use_threads(config.threads, config.deterministic, config.seed)
     folder, description = open_checkpoint(config)
     origin: dict[str, object] = {"checkpoint": None if folder is None else str(folder), "prompts": config.prompts}
     result = on_suite(config) if config.suite is not None else on_prompts(config, description)

@@ -11,19 +11,22 @@ from euryale.config import script, use_threads
 from euryale.schemas import InferConfig
 from euryale.serving.chat import chat, read_all, stream_answer
 from euryale.serving.open import open_engine
+from euryale.serving.steplog import log_steps
 
 log = logging.getLogger(__name__)
 
 
 @script("infer")
 def main(config: InferConfig) -> dict[str, object]:
-    use_threads(config.threads)
+    use_threads(config.threads, config.deterministic, config.seed)
     engine = open_engine(config)
     if config.prompt is None:
-        return chat(engine, config, sys.stdin, sys.stdout)
+        with log_steps(engine, config.steps):
+            return chat(engine, config, sys.stdin, sys.stdout)
     prompt = read_all(sys.stdin) if config.prompt == "-" else config.prompt
     start = time.perf_counter()
-    answer = stream_answer(engine, prompt, config, sys.stdout)
+    with log_steps(engine, config.steps):
+        answer = stream_answer(engine, prompt, config, sys.stdout)
     print(flush=True)
     return answer | {"seconds": round(time.perf_counter() - start, 3)}
 

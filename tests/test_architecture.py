@@ -30,6 +30,7 @@ FLOORS: dict[str, float] = {
     "commandline": 1,
     "processes": 1,
     "kernels": 0,
+    "determinism": 0,
     "errors": 0,
     "progress": 0,
 }

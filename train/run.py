@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 def main(config: TrainConfig) -> dict[str, object]:
     processes.join(device_of(config))
     config, folder = processes.first(lambda: settle_run(config))
-    use_threads(config.threads)
+    use_threads(config.threads, config.deterministic, config.seed)
     processes.first(lambda: preflight.check_settings(config))
     log.info("run folder %s", folder)
     with whole_or_nothing(folder):

@@ -27,6 +27,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]  # comes with omegaco
 
 from euryale import processes, sweeping
 from euryale.commandline import check_keys, is_setting, quote_text
+from euryale.determinism import be_deterministic, refusal
 from euryale.errors import UserError
 from euryale.model.files import write_atomically
 from euryale.model.locate import PROJECT
@@ -61,7 +62,7 @@ def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable
             if not processes.is_first():
                 logging.getLogger().setLevel(logging.ERROR)  # the first one says it
             try:
-                result = main(_to_dataclass(composed))
+                result = _told(main, _to_dataclass(composed))
             except UserError as error:
                 if HydraConfig.get().mode == RunMode.MULTIRUN:
                     sweeping.give_up_job(str(error))
@@ -103,6 +104,16 @@ def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable
         return run
 
     return decorate
+
+
+def _told(main: Callable[[Any], dict[str, object]], settings: object) -> dict[str, object]:
+    """What main returns. UserError for what a GPU cannot do deterministically."""
+    try:
+        return main(settings)
+    except RuntimeError as error:
+        if (message := refusal(error)) is None:
+            raise
+        raise UserError(message) from error
 
 
 def _groups() -> dict[str, list[str]]:
@@ -204,8 +215,11 @@ def settings_of(config: object) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def use_threads(threads: int) -> None:
-    """Sets the number of CPU threads; 0 keeps torch's choice (one a core). Raises UserError below 0."""
+def use_threads(threads: int, deterministic: bool = False, seed: int = 0) -> None:
+    """Sets the number of CPU threads; 0 keeps torch's choice (one a core; one at all when it has to be deterministic).
+
+    Raises UserError below 0.
+    """
     import torch  # here: composing a config must not wait for torch
 
     if threads < 0:
@@ -213,6 +227,8 @@ def use_threads(threads: int) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if threads:
         torch.set_num_threads(threads)
+    if deterministic:
+        be_deterministic(seed, threads)
 
 
 def _refuse(message: str) -> int:

@@ -172,7 +172,7 @@ def measure(
     """Calibrates a tree on the openings, decodes and times the prompts; writes tree.json, report, card and plots."""
     remove_adapter(base)
     heads = load_heads(folder, base)  # what was saved, in the base's dtype: what a user of the folder gets
-    if config.threads == 0:
+    if config.threads == 0 and not config.deterministic:
         use_fastest_threads(base)
     content = calibrate(base, heads, openings, config.calibrate)
     write_json(folder / TREE_FILE, content)

@@ -49,6 +49,7 @@ class TrainConfig:
     threads: int = 0
     check_memory: bool = True
     wandb: str = "off"
+    deterministic: bool = False
 
 
 @dataclass
@@ -69,6 +70,7 @@ class InferConfig(AnswerConfig):
     stop: list[str] = field(default_factory=list)
     stop_ids: list[int] = field(default_factory=list)
     ignore_eos: bool = False
+    steps: str | None = None
 
 
 @dataclass
@@ -80,6 +82,7 @@ class BenchConfig(AnswerConfig):
     repeats: int = 3
     contenders: list[str] = field(default_factory=lambda: ["euryale", "ar", "hf_generate", "hf_prompt_lookup"])
     output: str | None = None
+    steps: str | None = None
 
 
 @dataclass

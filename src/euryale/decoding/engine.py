@@ -4,7 +4,7 @@ The engine is the front door: it chooses drafter and tree, and lets a scheduler 
 prompt is answered. Autoregressive decoding is the same engine with drafter `none`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
@@ -17,7 +17,7 @@ from euryale.decoding.plan import Plan
 from euryale.decoding.requests import Prompt, encode, row_of
 from euryale.decoding.rows import Ends, Generation, Row
 from euryale.decoding.sampling import MoreSampling, Sampling
-from euryale.decoding.scheduler import Scheduler
+from euryale.decoding.scheduler import Scheduler, StepSeen
 from euryale.decoding.tree import Budget, Tree
 from euryale.decoding.trees import TreeConfig
 from euryale.errors import UserError
@@ -56,6 +56,7 @@ class Engine:
         self.drafter = DrafterConfig(drafter) if isinstance(drafter, str) else drafter
         self.calibrations = list(calibrations)
         self.seconds = dict.fromkeys(("prefill", "draft", "verify", "accept", "commit"), 0.0)  # since the last reset
+        self.on_step: Callable[[StepSeen], None] | None = None  # called after each step; None costs nothing
         self.last: Generation | None = None  # what `stream` gave, once it has ended
         self._tree = tree if isinstance(tree, (Tree, TreeConfig)) else TreeConfig(tree or "calibrated")
         self._plan = Plan(base, heads, self.drafter, self._tree, self.calibrations, draft_base, self.accept)
@@ -233,4 +234,7 @@ class Engine:
         self, sampling: Sampling, num_rows: int, row_tokens: int, max_waiting: int | None = None
     ) -> Scheduler:
         drafter = self._plan.drafter(sampling.temperature)
-        return Scheduler(self.base, drafter, sampling, num_rows, row_tokens, self.seconds, self.accept, max_waiting)
+        how = (self.base, drafter, sampling, num_rows, row_tokens, self.seconds, self.accept, max_waiting)
+        scheduler = Scheduler(*how)
+        scheduler.on_step = self.on_step
+        return scheduler

@@ -9,7 +9,8 @@ Every row is decoded as it would be alone: its text depends on its prompt, its s
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from euryale.decoding.accept import LOSSY, AcceptConfig
 from euryale.decoding.draft import Drafter
@@ -59,6 +60,13 @@ class Handle:
         return self.row.detokenizer
 
 
+class StepSeen(NamedTuple):
+    """What `on_step` is told of a step."""
+
+    num_nodes: int  # of each row's tree
+    tokens: list[int]  # gained by each live row, before an end inside a path cuts it
+
+
 class Scheduler:
     """At most `num_rows` answers at once, all drawn by one Sampling; see Engine.scheduler."""
 
@@ -82,6 +90,7 @@ class Scheduler:
         self.num_rows = num_rows
         self.row_tokens = row_tokens
         self.max_waiting = max_waiting
+        self.on_step: Callable[[StepSeen], None] | None = None
         self._is_lossless = not (rule.name in LOSSY and sampling.temperature > 0 and drafter.max_depth > 0)
         self._waiting: deque[Handle] = deque()
         self._live: list[Handle] = []  # by row
@@ -145,7 +154,10 @@ class Scheduler:
         if not self._live:
             return []
         ended = []
-        for handle, tokens in zip(self._live, self._decoder.step(), strict=True):
+        gained = self._decoder.step()
+        if self.on_step is not None:
+            self.on_step(StepSeen(self._decoder.num_nodes, [len(tokens) for tokens in gained]))
+        for handle, tokens in zip(self._live, gained, strict=True):
             handle.row.nodes.append(self._decoder.num_nodes)
             handle.row.take(tokens)
             if handle.row.finish_reason is not None:

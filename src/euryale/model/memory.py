@@ -38,10 +38,19 @@ def peak(device: torch.device) -> Peak:
     return Peak(_host_peak(_STATUS), on_device)
 
 
+def resident() -> int:
+    """Bytes of the process now; 0 where the system does not say."""
+    return _host_bytes(_STATUS, "VmRSS:") or 0
+
+
 def _host_peak(status: Path) -> int:
-    if status.is_file():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
+    counted = _host_bytes(status, "VmHWM:")
+    if counted is not None:
+        return counted
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _host_bytes(status: Path, name: str) -> int | None:
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(name)), None)

@@ -25,6 +25,7 @@ class DecodeConfig:
     top_p: float = 1.0
     seed: int = 0
     threads: int = 0
+    deterministic: bool = False
 
 
 @dataclass
