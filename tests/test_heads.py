@@ -167,3 +167,16 @@ def test_the_draft_vocabulary_is_the_most_frequent_tokens_in_order() -> None:
 def test_a_design_that_cannot_be_built_is_refused(change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         build_heads(replace(HeadsConfig(), **change), torch.zeros(V, D))
+
+
+def test_a_draft_vocabulary_is_a_share_of_the_vocabulary_but_has_so_many_tokens_at_least() -> None:
+    assert [HeadsConfig(vocab_share=0.25, vocab_min=10).num_draft_tokens(v) for v in (8, 20, 41, 400)] == [
+        8,
+        10,
+        11,
+        100,
+    ]
+    heads = build_heads(HeadsConfig(vocab_share=0.25, vocab_min=10), torch.zeros(8, 4))
+    assert heads.draft_ids is None and heads.num_candidates == 8
+    with pytest.raises(UserError, match="vocab_min=-1"):
+        HeadsConfig(vocab_min=-1).check()

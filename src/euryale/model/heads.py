@@ -17,7 +17,8 @@ the next token, earlier ones still know more of the text. x is the last state in
 The last matrix of every body starts at zero, so an untrained head is the base. Token embeddings are the base's
 own, frozen, scaled to unit root-mean-square because bases differ by two orders of magnitude in theirs.
 The result goes through the base's frozen output matrix (`shared`) or one of the head's own (`own`). With
-`vocab_share` below 1 only the most frequent tokens are drafted: fewer rows to read, and rare tokens are never guessed.
+`vocab_share` below 1 only the most frequent tokens are drafted, `vocab_min` of them at least: fewer rows to read, and
+rare tokens are never guessed.
 
 Letters: M positions, J known tokens, D width, C numbers of the features, F inner width, V vocabulary, K heads.
 """
@@ -49,6 +50,7 @@ class HeadsConfig:
     output: str = "shared"
     root_token: bool = True
     vocab_share: float = 1.0
+    vocab_min: int = 0
     features: str = "last"
 
     def check(self) -> None:
@@ -69,10 +71,16 @@ class HeadsConfig:
             raise UserError(f"heads.width={self.width}: a positive multiple of the hidden size is needed.")
         if not 0.0 < self.vocab_share <= 1.0:
             raise UserError(f"heads.vocab_share={self.vocab_share}: a share above 0 and at most 1 is needed.")
+        if self.vocab_min < 0:
+            raise UserError(f"heads.vocab_min={self.vocab_min}: a number of tokens is needed, or 0.")
         if self.kind == "hydra" and not self.root_token:
             raise UserError(
                 "heads.kind=hydra reads the whole path, so heads.root_token=false cannot be. Use kind=medusa."
             )
+
+    def num_draft_tokens(self, vocab_size: int) -> int:
+        """How many tokens of a vocabulary can be drafted."""
+        return min(vocab_size, max(math.ceil(vocab_size * self.vocab_share), self.vocab_min))
 
     def num_known_tokens(self, k: int) -> int:
         """How many tokens after t head k reads: root and path for hydra, root or nothing for medusa."""
@@ -139,7 +147,7 @@ class Heads(nn.Module):
         self.outputs = nn.ModuleList(
             nn.Linear(hidden_size, vocab_size, bias=False) for _ in range(config.num_heads) if config.output == "own"
         )
-        num_draft = math.ceil(vocab_size * config.vocab_share)
+        num_draft = config.num_draft_tokens(vocab_size)
         self.draft_ids: Tensor | None
         self.register_buffer("draft_ids", torch.arange(num_draft) if num_draft < vocab_size else None)
 

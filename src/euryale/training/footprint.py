@@ -179,8 +179,8 @@ def _activations(plan: Plan, V: int, D: int, adapted_inputs: int) -> int:
         known = [plan.heads.num_known_tokens(k) for k in range(plan.heads.num_heads)]
         inner = 2 * plan.heads.width * D if plan.heads.body == "mlp" else 2 * D
         heads = int(sum(N * 4 * (D * (3 + J) + plan.heads.num_layers * inner) for J in known)) + 2 * N * D * 4
-        drafted = V if plan.objective.kind == "medusa2" else int(V * plan.heads.vocab_share)
-        heads += int(plan.heads.vocab_share * V * D * width) if plan.heads.vocab_share < 1 else 0
+        drafted = V if plan.objective.kind == "medusa2" else plan.heads.num_draft_tokens(V)
+        heads += int(plan.heads.num_draft_tokens(V) * D * width) if plan.heads.num_draft_tokens(V) < V else 0
     logits = _LOGITS * min(N, plan.objective.chunk_tokens) * drafted
     # The heads' part is done with when the backward pass comes to the layers, and a pass without gradients before it.
     return mask + max(frozen_layer, kept + max(again, heads + logits))
