@@ -135,7 +135,7 @@ def test_tasks_are_added_up_each_alone_and_together(tiny_base: Base, monkeypatch
 
         def answer(prompt: list[int], seed: int) -> Turn:
             tokens, seconds, accepted = next(left)
-            return Turn([7] * tokens, seconds, accepted, {"prefill": 0.0, **dict.fromkeys(PARTS, 0.0)})
+            return Turn([7] * tokens, seconds, accepted, part_seconds={"prefill": 0.0, **dict.fromkeys(PARTS, 0.0)})
 
         return lambda *_: answer
 
