@@ -80,6 +80,8 @@ class BenchConfig(AnswerConfig):
     prompts: str | None = None
     limit: int = 20
     repeats: int = 3
+    batch: int = 1
+    row_budget: int | None = None
     contenders: list[str] = field(default_factory=lambda: ["euryale", "ar", "hf_generate", "hf_prompt_lookup"])
     output: str | None = None
     steps: str | None = None

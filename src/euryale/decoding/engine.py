@@ -39,20 +39,24 @@ class Engine:
         draft_base: Base | None = None,
         accept: AcceptConfig | str = "exact",
         max_rows: int = 64,
+        row_budget: int | None = None,
     ) -> None:
         """`tree` names or is the tree; None is `calibrated`, and a chain of all heads where nothing was calibrated.
 
         draft_base: the smaller model of drafter=model, where it is loaded already. max_rows: prompts that `generate`
-        answers at once, at most; the others take the places of those that end. Raises UserError: an unknown drafter,
-        tree or accept rule, `heads` without heads, a tree deeper than the heads, a draft model with another tokenizer.
+        answers at once, at most; the others take the places of those that end. row_budget: nodes of a step over all
+        rows; where there are more, every row's tree has fewer. Raises UserError: an unknown drafter, tree or accept
+        rule, `heads` without heads, a tree deeper than the heads, a draft model with another tokenizer.
         """
-        if max_rows < 1:
-            raise UserError(f"max_rows={max_rows} cannot be. Give a number of at least 1.")
+        for name, value in (("max_rows", max_rows), ("row_budget", 1 if row_budget is None else row_budget)):
+            if value < 1:
+                raise UserError(f"{name}={value} cannot be. Give a number of at least 1.")
         self.accept = AcceptConfig.of(accept)
         self.accept.check()
         self.base = base
         self.heads = heads
         self.max_rows = max_rows
+        self.row_budget = row_budget
         self.drafter = DrafterConfig(drafter) if isinstance(drafter, str) else drafter
         self.calibrations = list(calibrations)
         self.seconds = dict.fromkeys(("prefill", "draft", "verify", "accept", "commit"), 0.0)  # since the last reset
@@ -105,9 +109,16 @@ class Engine:
         calibrations = read_calibrations(folder) if drafter.needs_heads and is_calibrated else []
         return Engine(base, heads, drafter, tree, calibrations, accept=accept)
 
-    def tree(self, temperature: float = 0.0) -> Tree | Budget:
-        """The tree that a step verifies at this temperature, or the number of nodes that it arranges anew."""
-        return self._plan.tree(temperature)
+    def tree(self, temperature: float = 0.0, num_rows: int = 1) -> Tree | Budget:
+        """The tree that a step verifies at this temperature, or the number of nodes that it arranges anew.
+
+        num_rows: that share the row budget.
+        """
+        return self._plan.tree(temperature, self._most(num_rows))
+
+    def _most(self, num_rows: int) -> int | None:
+        """Nodes that each of so many rows may have."""
+        return None if self.row_budget is None else max(1, self.row_budget // num_rows)
 
     @property
     def tree_name(self) -> str:
@@ -127,8 +138,13 @@ class Engine:
         if not isinstance(self._tree, TreeConfig):
             raise UserError(f"tree.num_nodes={num_nodes} was asked for, and the tree was given. Use tree=calibrated.")
         tree = replace(self._tree, num_nodes=num_nodes)
-        parts = (self.calibrations, self._plan.draft_base, self.accept, self.max_rows)
+        parts = (self.calibrations, self._plan.draft_base, self.accept, self.max_rows, self.row_budget)
         return Engine(self.base, self.heads, self.drafter, tree, *parts)
+
+    def with_row_budget(self, row_budget: int | None) -> "Engine":
+        """The same engine with another bound on the nodes of a step over all rows."""
+        parts = (self.calibrations, self._plan.draft_base, self.accept, self.max_rows, row_budget)
+        return Engine(self.base, self.heads, self.drafter, self._tree, *parts)
 
     def generate(
         self,
@@ -233,7 +249,7 @@ class Engine:
     def _schedule(
         self, sampling: Sampling, num_rows: int, row_tokens: int, max_waiting: int | None = None
     ) -> Scheduler:
-        drafter = self._plan.drafter(sampling.temperature)
+        drafter = self._plan.drafter(sampling.temperature, self._most(num_rows))
         how = (self.base, drafter, sampling, num_rows, row_tokens, self.seconds, self.accept, max_waiting)
         scheduler = Scheduler(*how)
         scheduler.on_step = self.on_step

@@ -4,6 +4,7 @@ Everything a user can ask for that does not go together is refused here, when th
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from euryale.decoding.accept import AcceptConfig
 from euryale.decoding.calibrated import Calibration, nearest
@@ -37,28 +38,38 @@ class Plan:
         self.draft_base = settle_draft_base(config, base, draft_base)
         self._base, self._heads, self._config = base, heads, config
         self._asked, self._calibrations, self._accept = asked, calibrations, accept
-        self._drafters: dict[tuple[Tree | Budget, float | None], Drafter] = {}
+        self._drafters: dict[tuple[Tree | Budget, float | None, int | None], Drafter] = {}
         for temperature in [c.temperature for c in calibrations] or [0.0]:
             self.tree(temperature)
             self._sizes(temperature)
 
-    def tree(self, temperature: float) -> Tree | Budget:
-        """The tree of a step at this temperature, or the number of nodes that it arranges anew."""
+    def tree(self, temperature: float, most: int | None = None) -> Tree | Budget:
+        """The tree of a step at this temperature, or the number of nodes that it arranges anew; at most `most`."""
         if self._config.name == "none":
             return ROOT_ONLY
         heads = self._heads if self._config.needs_heads else None
-        return self._fit(plan_tree(self._asked, heads, self._config.depth, self._calibrations, temperature))
+        how = (heads, self._config.depth, self._calibrations, temperature)
+        tree = plan_tree(self._asked, *how)
+        if most is not None and tree.num_nodes > most:
+            asked = self._asked if isinstance(self._asked, TreeConfig) else None
+            is_calibrated = asked is not None and asked.name == "calibrated" and heads is not None
+            if asked is not None and (isinstance(tree, Budget) or (is_calibrated and self._calibrations)):
+                tree = plan_tree(replace(asked, num_nodes=most), *how)  # the best of so many
+            elif isinstance(tree, Tree):
+                tree = tree.first(most)
+        return self._fit(tree)
 
     def _fit(self, tree: Tree | Budget) -> Tree | Budget:
         """Draws without replacement come one after another: where they are what is tried, none can be left out."""
         return tree.without_gaps() if self._accept.name == "rejection" and isinstance(tree, Tree) else tree
 
-    def drafter(self, temperature: float) -> Drafter:
+    def drafter(self, temperature: float, most: int | None = None) -> Drafter:
         """What fills that tree."""
         calibration = nearest(self._calibrations, temperature) if self._calibrations else None
-        key = (self.tree(temperature), None if calibration is None else calibration.temperature)
+        key = (self.tree(temperature, most), None if calibration is None else calibration.temperature, most)
         if key not in self._drafters:
             if sizes := self._sizes(temperature):
+                sizes = {n: tree for n, tree in sizes.items() if most is None or n <= max(most, min(sizes))}
                 assert calibration is not None, "sizes come from one"
                 self._drafters[key] = build_adaptive(self._base, self._heads, sizes, calibration)
             else:

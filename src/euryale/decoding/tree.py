@@ -102,6 +102,10 @@ class Tree:
         """The part that fits: at most max_depth deep, ranks below num_ranks (a vocabulary may be smaller)."""
         return Tree.from_paths([p for p in self.paths[1:] if len(p) <= max_depth and max(p) < num_ranks])
 
+    def first(self, num_nodes: int) -> "Tree":
+        """The first nodes of this tree: parents come before their children, so they are a tree."""
+        return Tree(self.parents[:num_nodes], self.ranks[:num_nodes])
+
     def without_gaps(self) -> "Tree":
         """The same shape with the ranks of siblings from 0 on: candidates are then their parent's first ones."""
         renamed: dict[Path, Path] = {(): ()}
