@@ -146,7 +146,11 @@ def _write_missing(base: Base, openings: list[Opening], config: RegenerateConfig
         )  # fmt: skip
     own = batches[processes.number() :: processes.count()]
     if own:
-        writer: Writer = EngineWriter(base) if config.url is None else ServerWriter(config.url, config.model, base)
+        writer: Writer = (
+            EngineWriter(base, config.batch_size)
+            if config.url is None
+            else ServerWriter(config.url, config.model, base)
+        )
         share = f" (process 0 of {processes.count()})" if processes.count() > 1 else ""
         num_rows = sum(map(len, own))
         done = len(openings) - len(todo) if not share else 0

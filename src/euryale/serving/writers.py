@@ -41,8 +41,9 @@ class Writer(Protocol):
 class EngineWriter:
     """Our own engine, without drafts: a large batch leaves nothing for them to gain."""
 
-    def __init__(self, base: Base) -> None:
-        self._engine = Engine(base, drafter="none")
+    def __init__(self, base: Base, num_rows: int) -> None:
+        """num_rows: answers that are written at once, at most; one that has ended costs nothing more."""
+        self._engine = Engine(base, drafter="none", max_rows=num_rows)
 
     def write(
         self, prompts: list[list[int]], new_tokens: int, temperature: float, seeds: Sequence[int]
