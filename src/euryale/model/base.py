@@ -31,6 +31,7 @@ from euryale.model.heads import join_states
 from euryale.model.lean import Forward, LeanForward, PlainForward, lean_forward
 from euryale.model.locate import PROJECT, check_folder, find_model, hub_answers
 from euryale.model.numbers import keep_4bit_weights_trainable, pick_device, pick_dtype, quantization_config
+from euryale.model.states import outputs_of_layers
 
 FORWARDS = ("auto", "plain")
 log = logging.getLogger(__name__)
@@ -125,14 +126,11 @@ class Base:
         """
         same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
         mask_B1TT = (same_BTT & torch.ones_like(same_BTT[0]).tril())[:, None]
-        out = self.model.base_model(
-            input_ids=ids_BT,
-            position_ids=positions_BT,
-            attention_mask=mask_B1TT,
-            use_cache=False,
-            output_hidden_states=bool(layers),
-        )
-        return join_states(out.last_hidden_state, [out.hidden_states[layer] for layer in layers])
+        with outputs_of_layers(self.model, layers) as between:
+            out = self.model.base_model(
+                input_ids=ids_BT, position_ids=positions_BT, attention_mask=mask_B1TT, use_cache=False
+            )
+        return join_states(out.last_hidden_state, [between[layer] for layer in layers])
 
     def identity(self) -> dict[str, str | int | None]:
         """What a heads checkpoint remembers of its base."""

@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache
 from euryale.model.attention import tree_attention
 from euryale.model.heads import join_states
 from euryale.model.products import Product, has_room, product
+from euryale.model.states import outputs_of_layers
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _STATIC_ROPES = ("default", "linear", "llama3", "yarn")  # the others change their frequencies with the length
@@ -54,15 +55,11 @@ class PlainForward:
 
         `cache` takes the keys and values.
         """
-        out = self._model.base_model(
-            input_ids=ids_BN,
-            position_ids=positions_BN,
-            past_key_values=cache,
-            attention_mask=mask,
-            use_cache=True,
-            output_hidden_states=bool(layers),
-        )
-        return join_states(out.last_hidden_state, [out.hidden_states[layer] for layer in layers])
+        with outputs_of_layers(self._model, layers) as between:
+            out = self._model.base_model(
+                input_ids=ids_BN, position_ids=positions_BN, past_key_values=cache, attention_mask=mask, use_cache=True
+            )
+        return join_states(out.last_hidden_state, [between[layer] for layer in layers])
 
     def logits(self, hidden_BND: Tensor) -> Tensor:
         """Final hidden states [..., D] -> logits [..., V]."""
