@@ -37,7 +37,7 @@ from euryale.serving.evaluate import evaluate_text
 from euryale.serving.hardware import hardware
 from euryale.serving.open import open_base
 from euryale.serving.prompts import choose_data, fit_prompts, held_out_openings, load_prompts
-from euryale.serving.ranking import numbers_of
+from euryale.serving.ranking import RESULT_FILE, numbers_of
 from euryale.serving.regenerate import check_written, regenerate
 from euryale.serving.report import save_report
 from euryale.serving.scratch import make_base
@@ -129,6 +129,7 @@ def pretrain(config: TrainConfig, folder: Path) -> dict[str, object]:
     trained = train(base, None, config.data, config, folder)
     loss = trained.get("held_out_loss_nats")  # optim.eval_batches=0 measures none
     if processes.is_first():
+        write_json(folder / RESULT_FILE, {"held_out_loss_nats": loss})
         print(f"the base is in {folder / 'base'}" + (f"; held-out loss {loss:.3f} nats a token" if loss else ""))
     return {"checkpoint": str(folder / "base"), "held_out_loss_nats": loss, "metric": loss}
 
@@ -246,6 +247,7 @@ def headline_unmeasured(trained: dict[str, Any], folder: Path) -> dict[str, obje
         f"holds it: python infer/calibrate.py checkpoint={folder}, then python infer/bench.py checkpoint={folder}"
     )
     loss = trained.get("held_out_loss_nats")
+    write_json(folder / RESULT_FILE, {"held_out_loss_nats": loss})
     return {"checkpoint": str(folder), "held_out_loss_nats": loss, "metric": loss}
 
 

@@ -22,6 +22,7 @@ from euryale.serving.wording import nearest_calibration, number
 METRICS = ("tau", "tau_16", "speedup", "speedup_vs_hf", "tokens_per_s", "held_out_loss_nats")
 LOWER_IS_BETTER = ("held_out_loss_nats",)
 CONFIG_FILE, FAILURE_FILE = "config.yaml", "failure.json"
+RESULT_FILE = "result.json"  # of a run that decodes nothing and has no report: a pretrained base, a divided one
 OWN_SETTINGS = ("name", "output", "resume", "wandb", "metric")  # they name a run and decide nothing
 COLUMNS = {
     "tau": "tau",
@@ -129,9 +130,9 @@ def ranking_table(jobs: list[Job], metric: str) -> str:
 
 
 def save_ranking(root: Path, jobs: list[Job], metric: str) -> list[Path]:
-    """Writes ranking.csv and, when anything is finished, pareto.png into `root`; returns their paths."""
+    """Writes ranking.csv and, when anything was decoded, pareto.png into `root`; returns their paths."""
     files = {"ranking.csv": _csv(jobs, metric).encode()}
-    if finished := [job for job in jobs if job.numbers]:
+    if finished := [job for job in jobs if "tau" in job.numbers]:
         keys = differing_settings(jobs)
         points = [
             {
@@ -178,6 +179,8 @@ def _read_job(folder: Path, root: Path) -> Job:
             job.state = "finished"
         except (UserError, KeyError, TypeError) as error:
             job.note = f"report.json cannot be used ({error})"
+    elif (folder / RESULT_FILE).is_file():
+        job.numbers, job.state = read_json(folder / RESULT_FILE), "finished"
     elif (folder / FAILURE_FILE).is_file():
         job.state = "failed"
         failure = read_json(folder / FAILURE_FILE)

@@ -27,7 +27,7 @@ class ScratchConfig:
     """The shape of a base that is pretrained from nothing; not used unless `enabled`."""
 
     enabled: bool = False
-    vocab_size: int = 4096
+    vocab_size: int = 1024
     hidden_size: int = 256
     intermediate_size: int = 768
     num_layers: int = 6
