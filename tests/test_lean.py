@@ -116,20 +116,32 @@ def test_a_projection_that_is_more_than_its_matrix_is_asked_itself() -> None:
 def test_without_room_for_a_second_copy_the_weights_are_used_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lean, "has_room", lambda model: False)
     monkeypatch.setattr(products, "PackedProduct", None)  # would be called to copy
+    monkeypatch.setattr(products, "_WORTH_IT", 0)
     base = random_base("qwen2", 29, seed=9)
     assert isinstance(base.forward(), LeanForward)
 
 
+def test_large_matrices_of_a_base_are_laid_out_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_WORTH_IT", 0)
+    base = random_base("qwen2", 29, seed=9)
+    forward = base.forward()
+    assert isinstance(forward, LeanForward)
+    assert all(isinstance(layer.qkv, PackedProduct) for layer in forward._layers)
+
+
+@pytest.mark.parametrize("is_large", [False, True], ids=["small", "large"])
 @pytest.mark.parametrize("num_rows", [1, 2, 5, 16, 40])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_a_packed_product_is_the_product(num_rows: int, dtype: torch.dtype) -> None:
+def test_a_packed_product_is_the_product(num_rows: int, dtype: torch.dtype, is_large: bool) -> None:
     torch.manual_seed(num_rows)
-    first, second = nn.Linear(24, 40, dtype=dtype), nn.Linear(24, 8, bias=False, dtype=dtype)
-    x_MI = torch.randn(num_rows, 24, dtype=dtype)
+    width = 512 if is_large else 24
+    first, second = nn.Linear(width, 300, dtype=dtype), nn.Linear(width, 8, bias=False, dtype=dtype)
+    x_MI = torch.randn(num_rows, width, dtype=dtype)
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
     with torch.no_grad():
         joined = product([first, second], may_copy=True)
-        assert isinstance(joined, PackedProduct)
+        is_packed = is_large or dtype == torch.bfloat16  # a small float32 matrix is not worth the call
+        assert isinstance(joined, PackedProduct) == is_packed
         expected = torch.cat([first(x_MI), second(x_MI)], -1)
         torch.testing.assert_close(joined(x_MI), expected, **tolerance)
         torch.testing.assert_close(product([first, second], may_copy=False)(x_MI), expected, **tolerance)

@@ -22,6 +22,7 @@ from euryale.model.base import Base
 from euryale.model.heads import HeadBody, Heads, normalise
 from euryale.model.products import Product, packed
 
+_LARGE = 256  # width of the base from which matrices of heads are worth another layout
 _TABLE_ENTRIES = 1 << 25  # numbers of an embedding table that are kept a second time, normalised
 
 
@@ -199,6 +200,7 @@ class _Finish:
 
 
 def draft_dtype(base: Base) -> torch.dtype:
-    """The dtype that heads are asked in."""
-    is_quick = base.device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    """The dtype that heads are asked in: for matrices worth it (products.py) bfloat16, where that is quick."""
+    is_large = base.hidden_size >= _LARGE
+    is_quick = is_large and base.device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if base.dtype == torch.float32 and is_quick else base.dtype

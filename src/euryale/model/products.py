@@ -3,7 +3,7 @@
 A step of decoding multiplies between one and some dozen rows with every matrix of the base. On a CPU the plain
 product lays the matrix out anew each time, which costs more than the product itself; oneDNN can do that once. Measured
 on two vCPUs (Zen 5, float32) for all matrices of the bundled base: plain 3.6 ms at one row and 6.2 at eight, laid out
-once 2.5 and 2.8.
+once 2.5 and 2.8. Each call costs some 15 microseconds more, so small matrices stay with the plain product.
 
 The copy in oneDNN's layout takes as much memory as the matrix, so it is made only where there is room. A module that
 is not a plain linear layer (4-bit, LoRA) is asked itself.
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 Product = Callable[[Tensor], Tensor]
 
 _PACKED_DTYPES = (torch.float32, torch.bfloat16)
+_WORTH_IT = 1 << 17  # numbers in a float32 matrix from which the quicker product pays for its call
 _ROWS_HINT = 4  # the layout differs for 1 row and for more; this one is quick for 1 to 16
 
 
@@ -52,19 +53,22 @@ def product(modules: Sequence[nn.Module], may_copy: bool) -> Product:
 
     `may_copy` allows a second copy of the weights in a quicker layout; see `has_room`.
     """
-    if may_copy and all(_is_plain(module) for module in modules):
-        linears = [module for module in modules if isinstance(module, nn.Linear)]
-        weight_OI = torch.cat([linear.weight.detach() for linear in linears])
+    linears = [module for module in modules if type(module) is nn.Linear]
+    if may_copy and len(linears) == len(modules) and can_pack(linears[0].weight):
+        weight_OI = linears[0].weight.detach()
+        if len(linears) > 1:
+            weight_OI = torch.cat([linear.weight.detach() for linear in linears])
         if all(linear.bias is None for linear in linears):
-            return PackedProduct(weight_OI, None)
+            return packed(weight_OI)
         biases = [x.weight.new_zeros(x.out_features) if x.bias is None else x.bias.detach() for x in linears]
-        return PackedProduct(weight_OI, torch.cat(biases))
+        return packed(weight_OI, torch.cat(biases))
     return modules[0] if len(modules) == 1 else _SideBySide(modules)
 
 
 def packed(weight_OI: Tensor, bias_O: Tensor | None = None) -> Product:
-    """x [..., I] -> x W^T + b, quickly where this machine can; the weights are copied."""
-    if can_pack(weight_OI):
+    """x [..., I] -> x W^T + b, as quickly as this machine can; a large matrix is copied."""
+    is_small = weight_OI.dtype == torch.float32 and weight_OI.numel() < _WORTH_IT
+    if can_pack(weight_OI) and not is_small:
         return PackedProduct(weight_OI, bias_O)
     return lambda x_xI: nn.functional.linear(x_xI, weight_OI, bias_O)
 
@@ -82,7 +86,3 @@ def has_room(model: nn.Module) -> bool:
     except (ValueError, OSError, AttributeError):  # not every system tells
         return False
     return num_bytes * 2 < free
-
-
-def _is_plain(module: nn.Module) -> bool:
-    return type(module) is nn.Linear and can_pack(module.weight)
