@@ -40,7 +40,7 @@ class OptimConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     warmup_steps: int = 20
-    num_steps: int = 600
+    num_steps: int = 500
     min_lr_ratio: float = 0.05
     gradient_accumulation: int = 1
     max_grad_norm: float = 1.0
