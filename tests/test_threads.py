@@ -21,7 +21,7 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("seconds, fastest", [({1: 1.0, 2: 2.0}, 1), ({1: 2.0, 2: 1.0}, 2)])
+@pytest.mark.parametrize("seconds, fastest", [({1: 1.0, 2: 2.0}, 1), ({1: 2.0, 2: 1.0}, 2), ({1: 1.0, 2: 0.8}, 1)])
 def test_the_faster_of_one_and_all_threads_is_taken(
     tiny_base: Base, monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float], fastest: int
 ) -> None:
