@@ -34,8 +34,8 @@ def use_fastest_threads(base: Base) -> None:
             start = time.perf_counter()
             num_tokens = len(engine.generate(prompts, _TOKENS)[0].ids)
             best[threads] = min(best.get(threads, float("inf")), (time.perf_counter() - start) / num_tokens)
-    # Near ties go to one thread: drafting gains nothing from several. On two vCPUs with the bundled base two threads
-    # were 0.78 of one here, and whole answers were no sooner (330 against 343 tokens/s).
+    # Near ties go to one thread: on two vCPUs with the bundled base, idle, whole answers were 4 and 31% sooner with two
+    # (two interleaved pairs), but several threads that share busy cores wait for each other and lose far more.
     fastest = most if best[most] < _WORTH_IT * best[1] else 1
     torch.set_num_threads(fastest)
     timed = ", ".join(f"{threads}: {1e3 * seconds:.1f} ms a step" for threads, seconds in best.items())
