@@ -22,16 +22,7 @@ from euryale.sweeping import swept
 @script("bench")
 def main(config: BenchConfig) -> dict[str, object]:
     use_threads(config.threads, config.deterministic, config.seed)
-    settings = BenchSettings(
-        config.contenders,
-        config.repeats,
-        config.max_new_tokens,
-        config.temperature,
-        config.top_p,
-        config.seed,
-        more=config.more_sampling(),
-    )
-    settings.check()
+    settings = BenchSettings.of(config, config.contenders, config.repeats)
     folder, description = open_checkpoint(config)
     engine = open_engine(config)
     prompts = load_prompts(engine.base, config.prompts, config.limit, config.max_new_tokens, description)

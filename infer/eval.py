@@ -39,16 +39,7 @@ def on_suite(config: EvalConfig) -> dict[str, object]:
     assert config.suite is not None
     sampling = config.sampling()
     contenders = [name for name in SUITE_CONTENDERS if name != "hf_generate" or sampling.is_known_to_transformers]
-    settings = BenchSettings(
-        contenders,
-        config.repeats,
-        config.max_new_tokens,
-        config.temperature,
-        config.top_p,
-        config.seed,
-        more=config.more_sampling(),
-    )
-    settings.check()
+    settings = BenchSettings.of(config, contenders, config.repeats)
     questions = read_suite(config.suite, config.prompts)
     measured = bench_suite(open_engine(config), questions, config.limit, settings)
     print(suite_table(measured))

@@ -1,4 +1,7 @@
-"""Runs a script of the project in this process, as its command line would: importing torch once is enough."""
+"""Runs a script of the project in this process, as its command line would: importing torch once is enough.
+
+And what such runs learn from: SMALL makes one a matter of a second or two.
+"""
 
 import io
 import json
@@ -12,6 +15,15 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
+
+SMALL = [
+    "data.block_size=64", "data.batch_size=2", "data.held_out_one_in=4", "regenerate.num_prompts=24",
+    "regenerate.prompt_tokens=8", "regenerate.new_tokens=16", "regenerate.shard_rows=10", "heads.num_heads=2",
+    "optim.num_steps=4", "optim.eval_batches=1", "optim.log_every=1", "calibrate.num_prompts=3",
+    "calibrate.prompt_tokens=8", "calibrate.new_tokens=12", "calibrate.node_counts=[1,2,4]", "calibrate.repeats=2",
+    "calibrate.context_tokens=16", "evaluate.num_prompts=2", "evaluate.max_new_tokens=8", "evaluate.repeats=1",
+    "threads=1",
+]  # fmt: skip
 
 
 class Result(NamedTuple):
@@ -54,3 +66,16 @@ def run_main(main: Callable[[], object], *argv: str, stdin: str = "") -> Result:
         logging.captureWarnings(False)
     assert status is None or isinstance(status, int), status
     return Result(status or 0, out.getvalue(), err.getvalue())
+
+
+def write_texts(place: Path) -> None:
+    """Sixty rows as place/texts.jsonl."""
+    rows = [{"text": f"row {i}: " + "the quick brown fox jumps over the lazy dog " * 3} for i in range(60)]
+    (place / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def assert_refused(result: Result, *words: str) -> None:
+    assert result.status == 2, result.err
+    assert "Traceback" not in result.err and "{" not in result.out
+    for word in words:
+        assert word in result.err, result.err

@@ -19,7 +19,7 @@ from euryale.model.base import Base
 from euryale.model.heads import HeadsConfig
 from euryale.serving import benchmark, ceiling, contenders
 from euryale.serving.baselines import count_new, generate_ids, generation_settings, transformers_attention
-from euryale.serving.benchmark import BenchSettings, bench, rotated, write_result
+from euryale.serving.benchmark import BenchSettings, bench, in_turns, write_result
 from euryale.serving.contenders import Turn
 from euryale.serving.tables import bench_table
 
@@ -117,7 +117,9 @@ def test_transformers_prints_no_warning_while_it_is_timed(
 
 
 def test_whoever_begins_changes_with_every_prompt_and_round(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
-    assert [rotated(["a", "b", "c"], turn)[0] for turn in range(4)] == ["a", "b", "c", "a"]
+    turns = list(in_turns(["a", "b", "c"], 2, 2))
+    assert [name for _, _, name in turns] == [*"abc", *"bca", *"bca", *"cab"]
+    assert sorted(turns) == [(r, i, n) for r in range(2) for i in range(2) for n in "abc"]
     order: list[str] = []
 
     def recording(name: str) -> Callable[..., Callable[[list[int], int], Turn]]:

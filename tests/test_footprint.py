@@ -11,13 +11,14 @@ from scripts import run_script
 from transformers import LlamaConfig
 
 from euryale.errors import UserError
+from euryale.model import memory
 from euryale.model.adapter import LoraConfig, adapter_parameters, add_adapter, learning
 from euryale.model.base import BaseConfig, load_base
 from euryale.model.heads import HeadsConfig, build_heads
+from euryale.model.memory import free_bytes
 from euryale.preflight import check_memory
 from euryale.schemas import TrainConfig
-from euryale.training import footprint
-from euryale.training.footprint import Need, Plan, check_fits, estimate, free_bytes, gigabytes
+from euryale.training.footprint import Need, Plan, check_fits, estimate, gigabytes
 from euryale.training.objective import ObjectiveConfig, medusa2_loss
 from euryale.training.optim import OptimConfig
 from euryale.training.stages import Stage
@@ -128,7 +129,7 @@ def test_a_run_that_does_not_fit_ends_before_its_base_is_loaded(
 
 def test_a_control_group_s_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     limit, used = tmp_path / "memory.max", tmp_path / "memory.current"
-    monkeypatch.setattr(footprint, "CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
     whole = free_bytes(torch.device("cpu"))
     assert whole > 10**8
     limit.write_text("5000\n")

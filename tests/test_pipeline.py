@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import save_tiny_llama
-from scripts import ROOT, Result, run_script
+from scripts import ROOT, SMALL, Result, assert_refused, run_script, write_texts
 
 from euryale.data.sources import DataConfig, build_source
 from euryale.decoding.calibrated import read_calibrations
@@ -30,22 +30,12 @@ from euryale.serving import regenerate as regenerate_module
 from euryale.serving.prompts import held_out_openings
 from euryale.serving.settings import CalibrateConfig
 
-SMALL = [
-    "data.block_size=64", "data.batch_size=2", "data.held_out_one_in=4", "regenerate.num_prompts=24",
-    "regenerate.prompt_tokens=8", "regenerate.new_tokens=16", "regenerate.shard_rows=10", "heads.num_heads=2",
-    "optim.num_steps=4", "optim.eval_batches=1", "optim.log_every=1", "calibrate.num_prompts=3",
-    "calibrate.prompt_tokens=8", "calibrate.new_tokens=12", "calibrate.node_counts=[1,2,4]", "calibrate.repeats=2",
-    "calibrate.context_tokens=16", "evaluate.num_prompts=2", "evaluate.max_new_tokens=8", "evaluate.repeats=1",
-    "threads=1",
-]  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Holds texts.jsonl and, below runs/ and written/, what the scripts leave."""
     place = tmp_path_factory.mktemp("pipeline")
-    rows = [{"text": f"row {i}: " + "the quick brown fox jumps over the lazy dog " * 3} for i in range(60)]
-    (place / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_texts(place)
     return place
 
 
@@ -83,13 +73,6 @@ def copied(run: Path, tmp_path: Path) -> Path:
 def content(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def assert_refused(result: Result, *words: str) -> None:
-    assert result.status == 2, result.err
-    assert "Traceback" not in result.err and "{" not in result.out
-    for word in words:
-        assert word in result.err, result.err
 
 
 # A whole run

@@ -14,8 +14,7 @@ import pytest
 import torch
 from conftest import save_tiny_llama
 from forked import in_processes
-from scripts import ROOT, Result, run_script
-from test_pipeline import SMALL
+from scripts import ROOT, SMALL, Result, run_script, write_texts
 
 from euryale import processes
 from euryale.data.batches import BatchStream, build_batches
@@ -35,8 +34,7 @@ from euryale.training.resume import share_batches
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("processes")
-    rows = [{"text": f"row {i}: " + "the quick brown fox jumps over the lazy dog " * 3} for i in range(60)]
-    (place / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_texts(place)
     return place
 
 

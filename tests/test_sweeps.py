@@ -4,14 +4,12 @@ Every sweep has two tiny jobs. Those of joblib and submitit run in processes of 
 """
 
 import csv
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from scripts import Result, run_script
-from test_pipeline import SMALL, assert_refused
+from scripts import SMALL, Result, assert_refused, run_script, write_texts
 
 from euryale.errors import UserError
 from euryale.model.files import read_json, write_json
@@ -23,8 +21,7 @@ from euryale.sweeping import settle_arguments, sweep_folder
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("sweeps")
-    rows = [{"text": f"row {i}: " + "the quick brown fox jumps over the lazy dog " * 3} for i in range(60)]
-    (place / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_texts(place)
     return place
 
 

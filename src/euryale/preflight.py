@@ -12,11 +12,12 @@ from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError
 from euryale.model.adapter import chosen_targets
 from euryale.model.base import Base, read_config
+from euryale.model.memory import free_bytes
 from euryale.model.numbers import pick_device, pick_dtype
 from euryale.schemas import TrainConfig
 from euryale.serving.calibrate import check as check_calibration
 from euryale.serving.ranking import check_metric
-from euryale.training.footprint import Plan, check_fits, estimate, free_bytes, gigabytes
+from euryale.training.footprint import Plan, check_fits, estimate, gigabytes
 from euryale.training.metrics import wandb_mode
 from euryale.training.objective import OBJECTIVES
 from euryale.training.optim import check_optimizer

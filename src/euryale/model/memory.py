@@ -1,4 +1,4 @@
-"""How much memory did a piece of work need at most?
+"""How much memory did a piece of work need at most, and how much is there still?
 
 On the host the resident set of the process: everything in it, the libraries too. Linux can start counting anew; where
 that is not possible the number is the highest since the process began. On a GPU what torch's allocator gave out.
@@ -10,8 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import torch
 
+CGROUP = Path("/sys/fs/cgroup")  # where a container finds its own limit
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # see proc(5)
@@ -41,6 +43,17 @@ def peak(device: torch.device) -> Peak:
 def resident() -> int:
     """Bytes of the process now; 0 where the system does not say."""
     return _host_bytes(_STATUS, "VmRSS:") or 0
+
+
+def free_bytes(device: torch.device) -> int:
+    """What this process can still take: of the GPU, or of main memory and the limit of its control group."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text) - int(used.read_text()))
+    return max(0, free)
 
 
 def _host_peak(status: Path) -> int:

@@ -11,12 +11,13 @@ is not a plain linear layer (4-bit, LoRA) is asked itself.
 Letters: M rows, I inputs, O outputs.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from euryale.model.memory import free_bytes
 
 Product = Callable[[Tensor], Tensor]
 
@@ -81,8 +82,4 @@ def can_pack(weight: Tensor) -> bool:
 def has_room(model: nn.Module) -> bool:
     """Whether this machine can hold the weights once more and keep half of its free memory."""
     num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not every system tells
-        return False
-    return num_bytes * 2 < free
+    return num_bytes * 2 < free_bytes(torch.device("cpu"))

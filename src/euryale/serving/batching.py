@@ -15,7 +15,7 @@ import torch
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
 from euryale.progress import Progress
-from euryale.serving.benchmark import BenchSettings, rotated
+from euryale.serving.benchmark import BenchSettings, in_turns
 from euryale.serving.contenders import Turn
 from euryale.serving.standings import Round
 from euryale.serving.tables import align
@@ -41,20 +41,16 @@ def bench_batches(
         )
     plain = Engine(engine.base, drafter="none")
     engines = {"euryale": engine.with_row_budget(row_budget), "ar": plain}
-    turns: dict[str, list[list[Turn]]] = {way: [] for way in WAYS}
+    turns: dict[str, list[list[Turn]]] = {way: [[] for _ in range(settings.repeats)] for way in WAYS}
     answers: dict[str, list[list[int]]] = {way: [] for way in WAYS}
     for way in WAYS:
         _answer(engines, way, groups[0], settings, 0)  # warm-up
     progress = Progress("bench", settings.repeats * len(groups) * len(WAYS), "groups")
-    for repeat in range(settings.repeats):
-        for way in WAYS:
-            turns[way].append([])
-        for index, group in enumerate(groups):
-            for way in rotated(list(WAYS), repeat + index):
-                turn, ids = _answer(engines, way, group, settings, index * batch)
-                turns[way][-1].append(turn)
-                answers[way] += ids
-                progress.advance(1, len(turn.ids))
+    for repeat, index, way in in_turns(WAYS, settings.repeats, len(groups)):
+        turn, ids = _answer(engines, way, groups[index], settings, index * batch)
+        turns[way][repeat].append(turn)
+        answers[way] += ids
+        progress.advance(1, len(turn.ids))
     progress.close()
     rounds = {way: [Round.of(each) for each in of] for way, of in turns.items()}
     speeds = {way: median(r.tokens_per_s for r in of) for way, of in rounds.items()}

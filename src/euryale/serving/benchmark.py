@@ -8,7 +8,7 @@ all its seconds, the result is the median round.
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from euryale.model.files import write_json
 from euryale.model.memory import begin_peak, peak
 from euryale.progress import Progress
 from euryale.serving.contenders import CONTENDERS
+from euryale.serving.settings import AnswerConfig
 from euryale.serving.standings import Turns, standings
 
 DEFAULT_CONTENDERS = ("euryale", "ar", "hf_generate", "hf_prompt_lookup")
@@ -39,6 +40,14 @@ class BenchSettings:
     top_p: float = 1.0
     seed: int = 0
     more: MoreSampling = field(default_factory=MoreSampling)  # the keywords of Sampling beside these two
+
+    @staticmethod
+    def of(config: AnswerConfig, contenders: Sequence[str], repeats: int) -> "BenchSettings":
+        """Those of a script. Raises UserError as `check` does."""
+        drawing = (config.temperature, config.top_p, config.seed, config.more_sampling())
+        settings = BenchSettings(contenders, repeats, config.max_new_tokens, *drawing)
+        settings.check()
+        return settings
 
     @property
     def sampling(self) -> Sampling:
@@ -84,21 +93,17 @@ def take_turns(engine: Engine, prompts: Sequence[Sequence[int]], settings: Bench
     _warn_when_busy()
     asked = settings.sampling, settings.max_new_tokens
     contenders = {name: CONTENDERS[name](engine, *asked) for name in dict.fromkeys(settings.contenders)}
-    turns: Turns = {name: [] for name in contenders}
+    turns: Turns = {name: [[] for _ in range(settings.repeats)] for name in contenders}
     device = engine.base.device
 
     for answer in contenders.values():  # warm-up, a whole answer: kernels are chosen and memory is taken here
         answer(list(prompts[0]), settings.seed)
     progress = Progress("bench", settings.repeats * len(prompts) * len(contenders), "answers")
-    for repeat in range(settings.repeats):
-        for name in contenders:
-            turns[name].append([])
-        for index, prompt in enumerate(prompts):
-            for name in rotated(list(contenders), repeat + index):
-                begin_peak(device)
-                turn = contenders[name](list(prompt), settings.seed + index)
-                turns[name][-1].append(turn._replace(peak=peak(device)))
-                progress.advance(1, len(turn.ids))
+    for repeat, index, name in in_turns(list(contenders), settings.repeats, len(prompts)):
+        begin_peak(device)
+        turn = contenders[name](list(prompts[index]), settings.seed + index)
+        turns[name][repeat].append(turn._replace(peak=peak(device)))
+        progress.advance(1, len(turn.ids))
     progress.close()
     return turns
 
@@ -135,10 +140,13 @@ def write_result(file: Path, result: dict[str, Any]) -> None:
         raise UserError(f"output={file} cannot be written: {error}. Give another file.") from error
 
 
-def rotated(names: list[str], turns: int) -> list[str]:
-    """The same names, another one first each turn."""
-    first = turns % len(names)
-    return names[first:] + names[:first]
+def in_turns(names: Sequence[str], repeats: int, count: int) -> Iterator[tuple[int, int, str]]:
+    """(round, index, name): everybody once at every index of every round, another one first each time."""
+    for repeat in range(repeats):
+        for index in range(count):
+            first = (repeat + index) % len(names)
+            for name in (*names[first:], *names[:first]):
+                yield repeat, index, name
 
 
 def _warn_when_busy() -> None:

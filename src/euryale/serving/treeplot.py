@@ -7,6 +7,7 @@ share of positions at which the base's own continuation passes through it.
 import io
 from collections.abc import Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -44,61 +45,45 @@ def tree_plot(paths: Sequence[Sequence[int]], probabilities: Sequence[float], ti
     legend = "in a box: rank among siblings, probability of the path"
     axes.text(0.2, 0.52, legend, fontsize=8, color="#666666", va="center")
 
-    def centre(node: Path) -> tuple[float, float]:
-        return 0.2 + BOX_WIDTH / 2 + len(node) * COLUMN, 1.05 + rows[node] * ROW
-
     for column in range(depth + 1):
         name = "root" if column == 0 else f"depth {column} (head {column - 1})"
-        axes.text(
-            centre((0,) * column)[0] if column == 0 else 0.2 + BOX_WIDTH / 2 + column * COLUMN,
-            0.78,
-            name,
-            fontsize=8.5,
-            color="#444444",
-            ha="center",
-            va="center",
-        )
+        axes.text(_x(column), 0.78, name, fontsize=8.5, color="#444444", ha="center", va="center")
     for node, share in probability.items():
-        x, y = centre(node)
+        here = (_x(len(node)), _y(rows[node]))
         if node:
-            from_x, from_y = centre(node[:-1])
-            start, end = from_x + BOX_WIDTH / 2, x - BOX_WIDTH / 2
-            bend = (start + end) / 2
-            axes.plot(
-                [start, bend, bend, end],
-                [from_y, from_y, y, y],
-                color="#9aa7b4",
-                linewidth=0.6 + 2.4 * share,
-                zorder=1,
-                solid_joinstyle="round",
-            )
-        axes.add_patch(
-            FancyBboxPatch(
-                (x - BOX_WIDTH / 2, y - BOX_HEIGHT / 2),
-                BOX_WIDTH,
-                BOX_HEIGHT,
-                boxstyle="round,pad=0,rounding_size=0.05",
-                facecolor=SHADE(share**0.5),
-                edgecolor="#5b7a95",
-                linewidth=0.7,
-                zorder=2,
-            )
-        )
+            _draw_edge(axes, (_x(len(node) - 1), _y(rows[node[:-1]])), here, share)
         label = f"{node[-1]}   {_probability(share)}" if node else "known"
-        axes.text(
-            x,
-            y,
-            label,
-            fontsize=8,
-            ha="center",
-            va="center_baseline",
-            zorder=3,
-            color="white" if share > 0.35 else "#1b2733",
-        )
+        _draw_box(axes, here, share, label)
     FigureCanvasAgg(figure)
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=130, facecolor="white")
     return out.getvalue()
+
+
+def _x(column: int) -> float:
+    """Inches from the left to the middle of a box."""
+    return 0.2 + BOX_WIDTH / 2 + column * COLUMN
+
+
+def _y(row: float) -> float:
+    """Inches from the top to the middle of a box."""
+    return 1.05 + row * ROW
+
+
+def _draw_edge(axes: Axes, parent: tuple[float, float], child: tuple[float, float], share: float) -> None:
+    start, end = parent[0] + BOX_WIDTH / 2, child[0] - BOX_WIDTH / 2
+    bend = (start + end) / 2
+    xs, ys = [start, bend, bend, end], [parent[1], parent[1], child[1], child[1]]
+    axes.plot(xs, ys, color="#9aa7b4", linewidth=0.6 + 2.4 * share, zorder=1, solid_joinstyle="round")
+
+
+def _draw_box(axes: Axes, middle: tuple[float, float], share: float, label: str) -> None:
+    x, y = middle
+    corner, style = (x - BOX_WIDTH / 2, y - BOX_HEIGHT / 2), "round,pad=0,rounding_size=0.05"
+    colors = {"facecolor": SHADE(share**0.5), "edgecolor": "#5b7a95"}
+    axes.add_patch(FancyBboxPatch(corner, BOX_WIDTH, BOX_HEIGHT, boxstyle=style, linewidth=0.7, zorder=2, **colors))
+    ink = "white" if share > 0.35 else "#1b2733"
+    axes.text(x, y, label, fontsize=8, ha="center", va="center_baseline", zorder=3, color=ink)
 
 
 def _place_rows(nodes: Sequence[Path]) -> dict[Path, float]:

@@ -13,10 +13,8 @@ chunked.py holds them. Letters as in the formulas: N tokens in a batch, D width,
 """
 
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
@@ -27,7 +25,6 @@ from euryale.model.heads import Heads, HeadsConfig
 from euryale.training.objective import OBJECTIVES, ObjectiveConfig
 from euryale.training.optim import OptimConfig
 
-CGROUP = Path("/sys/fs/cgroup")  # where a container finds its own limit
 _BITS_4 = 0.5 + (1 + 4 / 256) / 64  # bytes a number: nibble, 8-bit scale of 64 numbers, float32 scale of 256 scales
 _MOMENTS = {"adamw": 8, "muon": 8, "paged_adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
 _LOGITS = 20  # bytes for a label of a chunk and a token of the vocabulary
@@ -103,17 +100,6 @@ def check_fits(plan: Plan, free: int, device: str) -> Need:
         f"this run needs about {gigabytes(need.total)} ({need.describe()}), and {device} has {gigabytes(free)} free. "
         f"What saves most: {', '.join(helps)}. check_memory=false tries it anyway."
     )
-
-
-def free_bytes(device: torch.device) -> int:
-    """What this process can still take: of the GPU, or of main memory and the limit of its control group."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = psutil.virtual_memory().available
-    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
-    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(used.read_text()))
-    return max(0, free)
 
 
 def gigabytes(size: int) -> str:
