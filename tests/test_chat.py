@@ -73,7 +73,7 @@ def test_settings_reach_the_engine(engine: Engine) -> None:
     [expected] = engine.generate(["def "], 20, 0.9, 0.8, seed=7)
     assert stream_answer(engine, "def ", config, io.StringIO())["text"] == expected.text
     stop = expected.text[5]
-    config = InferConfig(max_new_tokens=20, temperature=0.9, top_p=0.8, seed=7, stop=[stop])
+    config = InferConfig(max_new_tokens=20, temperature=0.9, top_p=0.8, seed=7, stop=stop)
     answer = stream_answer(engine, "def ", config, io.StringIO())
     assert answer["text"] == expected.text.split(stop)[0] and answer["finish_reason"] == "stop"
 

@@ -53,6 +53,15 @@ def test_a_group_is_not_switched_off_with_null() -> None:
         check_keys(["optim=null"], Schema, groups={"optim": ["adamw", "sgd"]})
 
 
+def test_an_option_that_does_not_exist_is_met_with_those_there_are() -> None:
+    groups = {"optim": ["adamw", "heads+muon"]}
+    for argument in ("optim=sgd", "+optim=sgd", "optim=adamw,sgd"):
+        with pytest.raises(UserError, match="^optim=sgd is not known. Choose one of: adamw, heads\\+muon.$"):
+            check_keys([argument], Schema, groups)
+    for arguments in (["optim=adamw,heads+muon"], ["--config-dir", "mine", "optim=sgd"], ["optim=choice(adamw,sgd)"]):
+        check_keys(arguments, Schema, groups)  # the last is Hydra's grammar, and Hydra's to judge
+
+
 def as_hydra_reads(argument: str) -> object:
     override = OverridesParser.create().parse_overrides([argument])[0]
     config = OmegaConf.create({override.key_or_group: "before"})

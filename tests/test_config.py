@@ -159,8 +159,8 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     [
         ("optim.lrr=1", ["error: optim.lrr is no setting", "Did you mean optim.lr?", "warmup_steps"]),
         ("+oops=1", ["error: oops is no setting", "wandb"]),
-        ("base=llama9", ["base/llama9", "Available options", "llama3_8b", "tiny"]),
-        ("recipe=cake", ["recipe/cake", "pretrain_tiny"]),
+        ("base=llama9", ["base=llama9 is not known. Choose one of", "llama3_8b", "tiny"]),
+        ("recipe=cake", ["recipe=cake", "pretrain_tiny"]),
         ("optim.lr=fast", ["optim.lr", "'fast'", "Float"]),
         ("calibrate.node_counts=[1,two]", ["calibrate.node_counts", "two", "Integer"]),
         ("base=null", ["base=null chooses nothing", "llama3_8b"]),
@@ -179,14 +179,23 @@ def test_a_wrong_setting_is_one_message_and_nothing_is_left(output: str, argumen
     assert_refused(run_script("train/run.py", output, *base, argument), *words)
 
 
+NO_BASE = "checkpoint=no/such/run"  # should it go further than it must
+NEVER = ["temperature=-1.0", "top_p=2.0", "top_k=-1", "min_p=2.0", "seed=-1", "max_new_tokens=0", "min_new_tokens=-1",
+         "repetition_penalty=0.0", "presence_penalty=3.0", "tree.num_nodes=0", "drafter.depth=0"]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "name, arguments, words",
     [
         ("infer/run.py", ["checkpoint=no/such/run"], ["checkpoint=no/such/run", "train one with train/run.py"]),
         ("infer/run.py", ["max_tokens=3"], ["max_tokens is no setting", "Did you mean max_new_tokens?"]),
         ("infer/calibrate.py", ["calibrate.repeats=0", "checkpoint=x"], ["calibrate.repeats=0"]),
-        ("infer/run.py", ["accept=nucleus"], ["accept/nucleus", "exact", "rejection", "typical"]),
-        ("infer/run.py", ["drafter=eagle"], ["drafter/eagle", "heads", "none"]),
+        ("infer/run.py", ["accept=nucleus"], ["accept=nucleus is not known. Choose one of: exact, rejection, typical"]),
+        ("infer/run.py", ["drafter=oracle"], ["drafter=oracle is not known", "heads", "none"]),
+        *(("infer/run.py", [setting, NO_BASE], [setting, "Give"]) for setting in NEVER),
+        ("infer/bench.py", ["temperature=-1", NO_BASE], ["temperature=-1.0 cannot be"]),
+        ("infer/eval.py", ["top_p=0", NO_BASE], ["top_p=0.0 cannot be"]),
+        ("infer/run.py", ["stop=''", NO_BASE], ["stop=[''] holds an empty"]),
         ("train/regenerate.py", ["optim.lr=1"], ["optim.lr is no setting"]),
         ("train/regenerate.py", ["data=files", "data.files=gone.txt"], ["data.files=gone.txt", "no such file"]),
         ("train/regenerate.py", ["base.path=no/such/base/x"], ["base.path=no/such/base/x", "no such folder"]),
@@ -338,7 +347,7 @@ def test_a_sweep_runs_every_job_and_refuses_a_wrong_one(tmp_path: Path, monkeypa
 
     assert call(main, "-m", "format=vllm,tgi").status == 0 and formats == ["vllm", "tgi"]
     result = call(main, "-m", "base=tiny,nobody")
-    assert result.status == 2 and "base/nobody" in result.err and "Traceback" not in result.err
+    assert result.status == 2 and "base=nobody is not known" in result.err and "Traceback" not in result.err
 
 
 def test_threads_are_set_as_asked() -> None:

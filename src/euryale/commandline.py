@@ -12,20 +12,32 @@ from typing import get_type_hints
 
 from euryale.errors import UserError
 
+_CHOICES = re.compile(r"[\w.+-]+(,[\w.+-]+)*")  # anything else is Hydra's grammar, and Hydra's to judge
 _SETTING = re.compile(r"(\+{0,2}[A-Za-z_][\w.]*=|~[A-Za-z_][\w.]*(=|$))")
 
 
 def check_keys(arguments: Sequence[str], schema: type, groups: Mapping[str, Sequence[str]]) -> None:
     """Raises UserError for the first `a.b=value` that is no setting of the schema (nested dataclasses).
 
-    `groups` are settings too, each with its options; null is none of them.
+    `groups` are settings too, each with its options, to which a --config-dir may add; null is none of them.
     """
+    may_be_more = any(argument.startswith(("--config-dir", "-cd")) for argument in arguments)
     for argument in filter(is_setting, arguments):
         key = argument.lstrip("+~").partition("=")[0]
-        if key in groups and argument.endswith("=null"):
-            raise UserError(f"{argument} chooses nothing. The options of {key} are: {', '.join(groups[key])}.")
-        if key not in groups and not key.startswith("hydra."):
+        if key in groups:
+            _check_choice(argument, key, groups[key], may_be_more)
+        elif not key.startswith("hydra."):
             _check_key(key, schema)
+
+
+def _check_choice(argument: str, group: str, options: Sequence[str], may_be_more: bool) -> None:
+    """Raises UserError for an option that does not exist; a sweep's list of options is one choice after another."""
+    value = argument.partition("=")[2]
+    if value == "null":
+        raise UserError(f"{argument} chooses nothing. The options of {group} are: {', '.join(options)}.")
+    for choice in value.split(",") if _CHOICES.fullmatch(value) else ():
+        if choice not in options and not may_be_more:
+            raise UserError(f"{group}={choice} is not known. Choose one of: {', '.join(options)}.")
 
 
 def is_setting(argument: str) -> bool:

@@ -5,8 +5,10 @@ stand in conf/*.yaml, a comment with each.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from euryale.data.sources import DataConfig
+from euryale.decoding.text import check_stop
 from euryale.model.adapter import LoraConfig
 from euryale.model.base import BaseConfig
 from euryale.model.heads import HeadsConfig
@@ -67,10 +69,19 @@ class InferConfig(AnswerConfig):
     """infer/run.py"""
 
     prompt: str | None = None
-    stop: list[str] = field(default_factory=list)
+    stop: Any = field(default_factory=list)  # one string or several
     stop_ids: list[int] = field(default_factory=list)
     ignore_eos: bool = False
     steps: str | None = None
+
+    def check(self) -> None:
+        super().check()
+        self.stops()
+
+    def stops(self) -> tuple[str, ...]:
+        """Raises UserError for an empty string."""
+        asked = self.stop if isinstance(self.stop, list) else [self.stop]
+        return check_stop([str(text) for text in asked])  # on a command line 5 is a number
 
 
 @dataclass

@@ -32,7 +32,7 @@ def stream_answer(engine: Engine, prompt: Prompt, config: Any, out: TextIO) -> d
         prompt,
         config.max_new_tokens,
         seed=config.seed,
-        stop=config.stop,
+        stop=config.stops(),
         stop_ids=config.stop_ids,
         ignore_eos=config.ignore_eos,
         **config.sampling().keywords(),

@@ -15,9 +15,6 @@ from euryale.serving.threads import use_calibrated_threads
 
 def open_engine(config: DecodeConfig) -> Engine:
     """Finds the checkpoint, loads its base and heads. Raises UserError for anything that does not fit."""
-    config.accept.check()
-    if config.max_new_tokens < 1:
-        raise UserError(f"max_new_tokens={config.max_new_tokens} cannot be. Give a number of at least 1.")
     folder, description = open_checkpoint(config)
     base = open_base(config.base, description)
     if folder is None:
@@ -30,12 +27,12 @@ def open_engine(config: DecodeConfig) -> Engine:
 def open_checkpoint(config: DecodeConfig) -> tuple[Path | None, dict[str, Any]]:
     """The checkpoint's folder and what its heads.json says; (None, {}) for a base alone.
 
-    Raises UserError: no such checkpoint, a drafter that needs one, no base named instead.
+    Raises UserError: a setting that cannot be, no such checkpoint, a drafter that needs one, no base named instead.
     """
+    config.check()
     if config.checkpoint is not None:
         folder = find_checkpoint(config.checkpoint, PROJECT / "checkpoints")
         return folder, read_description(folder)
-    config.drafter.check()
     if config.drafter.needs_heads:
         raise UserError(
             f"checkpoint=null leaves drafter={config.drafter.name} without heads. Name a checkpoint, or use "

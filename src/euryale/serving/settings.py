@@ -5,6 +5,7 @@ from typing import Any
 
 from euryale.decoding.accept import AcceptConfig
 from euryale.decoding.drafters import DrafterConfig
+from euryale.decoding.noise import check_seeds
 from euryale.decoding.sampling import MoreSampling, Sampling
 from euryale.decoding.trees import TreeConfig
 from euryale.errors import UserError
@@ -26,6 +27,20 @@ class DecodeConfig:
     seed: int = 0
     threads: int = 0
     deterministic: bool = False
+
+    def check(self) -> None:
+        """Raises UserError for what cannot be with any checkpoint or base, before one is loaded."""
+        self.drafter.check()
+        self.tree.check()
+        self.accept.check()
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens={self.max_new_tokens} cannot be. Give a number of at least 1.")
+        check_seeds([self.seed])
+        self.sampling()
+
+    def sampling(self) -> Sampling:
+        """Raises UserError for numbers out of range."""
+        return Sampling(self.temperature, self.top_p)
 
 
 @dataclass
