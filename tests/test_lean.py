@@ -146,6 +146,14 @@ def test_a_packed_product_is_the_product(num_rows: int, dtype: torch.dtype, is_l
         torch.testing.assert_close(joined(x_MI), expected, **tolerance)
         torch.testing.assert_close(product([first, second], may_copy=False)(x_MI), expected, **tolerance)
         torch.testing.assert_close(packed(second.weight)(x_MI), second(x_MI), **tolerance)
+        for may_copy in (True, False):
+            scaled = product([first, second], may_copy, scale_I=2 * torch.ones(width, dtype=dtype))
+            torch.testing.assert_close(scaled(x_MI), torch.cat([first(2 * x_MI), second(2 * x_MI)], -1), **tolerance)
+            sum_MO = torch.randn(num_rows, 308, dtype=dtype)
+            onto_MO = product([first, second], may_copy).onto(sum_MO, x_MI)
+            torch.testing.assert_close(onto_MO, sum_MO + expected, **tolerance)
+            onto_MO = product([second], may_copy).onto(sum_MO[:, :8], x_MI)
+            torch.testing.assert_close(onto_MO, sum_MO[:, :8] + second(x_MI), **tolerance)
 
 
 def test_an_unknown_forward_is_refused() -> None:

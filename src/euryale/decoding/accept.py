@@ -127,7 +127,7 @@ def accept_typical(
 
 def _of_parents(values_BN: Tensor, shape: Shape) -> Tensor:
     if len(shape.parents_RN) == 1:
-        return values_BN[:, shape.parents_RN[0]]
+        return values_BN.index_select(1, shape.parents_RN[0])
     return values_BN.gather(1, shape.parents_RN)
 
 

@@ -13,7 +13,9 @@ Letters: L layers, B batch, H key/value heads, S slots, D head width, N nodes or
 """
 
 import copy
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -124,6 +126,25 @@ class Arena(Cache):
             self.slots_BN = starts_B1 + torch.arange(num_tokens, device=device)
             self.rows_B1 = torch.arange(len(self.lengths), device=device)[:, None]
 
+    def stores(self) -> list[Callable[[Tensor], tuple[Tensor, Tensor]]]:
+        """For each layer what takes the next forward's keys and values, [B, N, 2, H, D]; see lean.Store.
+
+        Does what every layer's `update` does, with views that are made once for all layers.
+        """
+        B, bound = len(self.lengths), self.bound
+        live = self.kv[:, :, :B]
+        seen = live[..., :bound, :].flatten(0, 1).unbind(0)
+        if self.rows_B1 is None:
+            targets = live[..., self.lengths[0] : bound, :].permute(0, 2, 4, 1, 3, 5).unbind(0)
+            writes: list[Callable[[Tensor], Any]] = [target.copy_ for target in targets]
+        else:
+            index = (slice(None), self.rows_B1, slice(None), self.slots_BN)
+            writes = [partial(operator.setitem, kv, index) for kv in self.kv.unbind(0)]
+        return [
+            partial(_store, write, keys_BHSD, values_BHSD)
+            for write, keys_BHSD, values_BHSD in zip(writes, seen[::2], seen[1::2], strict=True)
+        ]
+
     def commit(self, paths: list[list[int]]) -> None:
         """Keeps, for each row, the given nodes of the last forward (ascending; [] keeps nothing of a row).
 
@@ -146,6 +167,13 @@ class Arena(Cache):
             return
         row_M, source_M, target_M = torch.tensor([rows, sources, targets], device=self.kv.device)
         self.kv[:, :, row_M, :, target_M] = self.kv[:, :, row_M, :, source_M]
+
+
+def _store(
+    write: Callable[[Tensor], Any], keys_BHSD: Tensor, values_BHSD: Tensor, new_BN2HD: Tensor
+) -> tuple[Tensor, Tensor]:
+    write(new_BN2HD)
+    return keys_BHSD, values_BHSD
 
 
 class TreeMask:

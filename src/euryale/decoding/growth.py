@@ -94,13 +94,13 @@ class FixedTree:
         parents_BP: Tensor | None = None
         for number, level in enumerate(self._levels):
             candidates = _best_ids(ask(number, slots, parents_BP), level.num_ranks)
-            children_BC = candidates.flatten(1)[:, level.child_slots_C]
+            children_BC = candidates.flatten(1).index_select(1, level.child_slots_C)
             if draft_ids is not None:
                 children_BC = draft_ids[children_BC]
             tokens.append(children_BC)
-            slots, parents_BP = level.slots_P, children_BC[:, level.parents_P]
+            slots, parents_BP = level.slots_P, children_BC.index_select(1, level.parents_P)
         tokens_BN = torch.cat(tokens, 1)
-        return Draft(tokens_BN if self._place_N is None else tokens_BN[:, self._place_N], self._shape)
+        return Draft(tokens_BN if self._place_N is None else tokens_BN.index_select(1, self._place_N), self._shape)
 
     def spread(self, log_q: list[Tensor]) -> Tensor | None:
         if not log_q:

@@ -35,6 +35,7 @@ from euryale.errors import UserError
 KINDS = ("medusa", "hydra")
 BODIES = ("resblock", "mlp")
 OUTPUTS = ("shared", "own")
+NORMALISE_EPS = 1e-6
 FEATURES = {"last": 1, "several": 3}  # how many states of the base a head reads
 
 
@@ -236,7 +237,7 @@ def join_states(final_xD: Tensor, middle: Sequence[Tensor]) -> Tensor:
 
 def normalise(embeddings_xD: Tensor) -> Tensor:
     """Embeddings [..., D] at root-mean-square 1, the scale at which heads read tokens."""
-    return nn.functional.rms_norm(embeddings_xD, embeddings_xD.shape[-1:], eps=1e-6)
+    return nn.functional.rms_norm(embeddings_xD, embeddings_xD.shape[-1:], eps=NORMALISE_EPS)
 
 
 def build_heads(config: HeadsConfig, lm_head_weight_VD: Tensor, seed: int = 0) -> Heads:
