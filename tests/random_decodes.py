@@ -83,7 +83,9 @@ def random_model(rng: random.Random, dtype: torch.dtype, family: str) -> tuple[s
 
 
 def any_drafter(rng: random.Random) -> DrafterConfig:
-    return DrafterConfig(rng.choice(["heads", *DRAFTERS[1:]]), depth=rng.randint(1, 8), spare=rng.randint(1, 6))
+    lookahead = {"window": rng.randint(1, 6), "ngram": rng.randint(2, 5), "candidates": rng.randint(1, 6)}
+    name = rng.choice(["heads", *DRAFTERS[1:]])
+    return DrafterConfig(name, depth=rng.randint(1, 8), spare=rng.randint(1, 6), **lookahead)
 
 
 def any_draft_base(rng: random.Random, base: Base, seed: int) -> Base:
@@ -189,6 +191,8 @@ def random_decodes(num: int, seed: int, dtype: torch.dtype = torch.float64) -> R
             drafter, tree = any_drafter(rng), any_tree(rng, base.vocab_size, heads.num_heads)
             is_adaptive = isinstance(tree, TreeConfig) and tree.size == "adaptive"
             drafter = DrafterConfig("heads") if is_adaptive else drafter
+            if drafter.name == "lookahead":
+                tree = TreeConfig("dynamic", rng.choice([None, None, rng.randint(1, 40)]))
             calibrations = [any_calibration(rng, heads.num_candidates, heads.num_heads)] if is_adaptive else []
             batch = random_batch(rng, base)
             where = f"{name} {drafter} {tree} batch of {len(batch)}"

@@ -23,7 +23,7 @@ def test_random_decodes_equal_plain_decoding() -> None:
     # The sample reaches what can go wrong: every family both ways, every ending, short and long paths.
     assert set(report.kinds) == {f"{family} {way}" for family in FAMILIES for way in ("greedy", "sampled")}
     expected = {f"{name} {tree}" for name in DRAFTERS[1:] for tree in ("fixed", "dynamic")} | {"heads adaptive"}
-    assert set(report.drafters) == expected
+    assert set(report.drafters) == expected - {"lookahead fixed"}, "lookahead makes its own tree"
     assert set(report.finish_reasons) == {"eos", "stop", "length", "context"}
     assert set(report.settings) == {item.name for item in fields(Sampling)} and min(report.settings.values()) >= 5
     assert max(report.gained) >= 5 and sum(n for gained, n in report.gained.items() if gained > 1) > 200

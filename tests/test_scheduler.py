@@ -16,6 +16,7 @@ from euryale.decoding.engine import Engine
 from euryale.decoding.rows import Generation
 from euryale.decoding.scheduler import Handle, Scheduler
 from euryale.decoding.tree import Budget, Tree, chain
+from euryale.decoding.trees import TreeConfig
 from euryale.errors import UserError
 from euryale.model.base import Base
 
@@ -27,7 +28,8 @@ def engine_with(drafter: str, tree: str = "full", base: Base = BASE, accept: str
     """This drafter over a random base, and random heads where it wants them."""
     heads = random_heads(HEAD_DESIGNS[0], base) if "heads" in drafter else None
     draft_base = random_base("llama", 5, seed=3, dtype=torch.float64, max_length=80) if drafter == "model" else None
-    return Engine(base, heads, DrafterConfig(drafter, depth=4), TREES[tree], draft_base=draft_base, accept=accept)  # type: ignore[arg-type]
+    shape = TREES[tree] if drafter != "lookahead" else TreeConfig("dynamic", {"full": 31, "chain": 4}.get(tree))
+    return Engine(base, heads, DrafterConfig(drafter, depth=4), shape, draft_base=draft_base, accept=accept)  # type: ignore[arg-type]
 
 
 def known(generation: Generation | None) -> tuple[object, ...]:

@@ -25,6 +25,7 @@ class Known(NamedTuple):
     noise_BPV: Tensor | None  # keyed noise of the positions after the root's, nearest first; None at T = 0
     temperature: float
     ids: Sequence[Sequence[int]] = ()  # each row's prompt and answer so far, its root last
+    targets: Sequence[Sequence[int]] = ()  # what the base chose behind each node of a row's last draft; new rows: none
     draws: bool = False  # the noise is the drafter's own: candidates are draws, and the draft says of what (log_q_BNV)
 
 

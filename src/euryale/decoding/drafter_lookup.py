@@ -1,20 +1,14 @@
 """How does text that stood here before become a draft?
 
 Every row looks its own prompt and answer up (lookup.py). A Budget takes the likeliest nodes of the trie, a fixed Tree
-the children by their rank; where there are fewer than the tree has nodes, the rest is masked. A step in which no row
-finds anything is a plain step of one node.
-
-Letters: B batch, N nodes.
+the children by their rank; where there are fewer than the tree has nodes, the rest is masked (ragged.py).
 """
 
-import torch
-
-from euryale.decoding.draft import Draft, Known, Shape
+from euryale.decoding.draft import Draft, Known
 from euryale.decoding.lookup import Guess, Memory
-from euryale.decoding.tree import ROOT_ONLY, Budget, Tree
+from euryale.decoding.ragged import Nodes, RaggedDraft
+from euryale.decoding.tree import Budget, Tree
 from euryale.model.base import Base
-
-_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # nodes of a step: few different shapes, none larger than needed
 
 
 class LookupDrafter:
@@ -26,9 +20,8 @@ class LookupDrafter:
         self.tree = tree
         self.num_nodes, self.max_depth = tree.num_nodes, tree.max_depth
         self._base = base
-        self._device = base.device
         self._memories: list[Memory] = []
-        self._root_only = Shape.of_tree(ROOT_ONLY, base.device)
+        self._ragged = RaggedDraft(self.num_nodes, self.max_depth, base.device)
 
     def begin(self, num_rows: int, num_slots: int) -> "LookupDrafter":
         return LookupDrafter(self._base, self.tree)
@@ -45,21 +38,11 @@ class LookupDrafter:
         for memory, ids in zip(self._memories, known.ids, strict=True):
             memory.read(ids)
             rows.append(arrange(memory.guess(self.max_depth), self.tree))
-        needed = max(len(tokens) for tokens, _ in rows)
-        N = min(self.num_nodes, next(size for size in (*_SIZES, self.num_nodes) if size >= needed))
-        if N == 1:
-            return Draft(known.root_B[:, None], self._root_only)
-        tokens = [row + row[:1] * (N - len(row)) for row, _ in rows]  # the id of an empty node means nothing
-        parents = [above + [0] * (N - len(above)) for _, above in rows]
-        is_real = [[True] * len(row) + [False] * (N - len(row)) for row, _ in rows]
-        tokens_BN = torch.tensor(tokens, device=self._device)
-        tokens_BN[:, 0] = known.root_B
-        shape = Shape.of_parents(torch.tensor(parents, device=self._device), self.max_depth)
-        return Draft(tokens_BN, shape, torch.tensor(is_real, device=self._device))
+        return self._ragged.of(known.root_B, rows)
 
 
-def arrange(root: Guess, tree: Tree | Budget) -> tuple[list[int], list[int]]:
-    """(tokens, parents) of the nodes that carry a candidate, the root first and parents before their children."""
+def arrange(root: Guess, tree: Tree | Budget) -> Nodes:
+    """The nodes that carry a candidate."""
     tokens, parents = [root.token], [0]
     if isinstance(tree, Tree):
         guesses: dict[int, Guess] = {0: root}

@@ -3,6 +3,7 @@
 none           nobody: autoregressive decoding
 heads          the trained heads
 lookup         what followed the same tokens earlier in prompt and answer
+lookahead      the base itself: Jacobi iteration beside the step, and the n-grams it finds
 heads+lookup   the heads, and a copied chain in nodes of its own
 model          a smaller model with the same tokenizer
 """
@@ -16,10 +17,12 @@ from euryale.decoding.draft import Drafter
 from euryale.decoding.drafter_adaptive import AdaptiveDrafter
 from euryale.decoding.drafter_heads import HeadMatrices, HeadsDrafter
 from euryale.decoding.drafter_heads_lookup import HeadsLookupDrafter
+from euryale.decoding.drafter_lookahead import LookaheadDrafter, most_nodes
 from euryale.decoding.drafter_lookup import LookupDrafter
 from euryale.decoding.drafter_model import ModelDrafter, check_same_tokens, load_draft_base
 from euryale.decoding.drafter_none import NoDrafter
 from euryale.decoding.tree import Budget, Tree
+from euryale.decoding.trees import MOST_NODES
 from euryale.errors import UserError
 from euryale.model.base import Base
 from euryale.model.heads import Heads
@@ -33,6 +36,9 @@ class DrafterConfig:
     depth: int = 8
     spare: int = 4
     path: str | None = None
+    window: int = 5
+    ngram: int = 4
+    candidates: int = 5
 
     def check(self) -> None:
         """Raises UserError for a name or number that cannot be."""
@@ -42,6 +48,18 @@ class DrafterConfig:
             raise UserError(f"drafter.depth={self.depth} cannot be. Give a number of tokens from 1 to 64 (8 is usual).")
         if not 1 <= self.spare <= 64:
             raise UserError(f"drafter.spare={self.spare} cannot be. Give a number of nodes from 1 to 64 (4 is usual).")
+        for name, value, least in (
+            ("window", self.window, 1),
+            ("ngram", self.ngram, 2),
+            ("candidates", self.candidates, 1),
+        ):
+            if not least <= value <= 64:
+                raise UserError(f"drafter.{name}={value} cannot be. Give a number from {least} to 64 (4 is usual).")
+        if self.name == "lookahead" and self.num_nodes > MOST_NODES:
+            raise UserError(
+                f"drafter.window={self.window}, ngram={self.ngram} and candidates={self.candidates} need steps of "
+                f"{self.num_nodes} nodes, and {MOST_NODES} is the most. Make one of them smaller."
+            )
         if self.path is not None and self.name != "model":
             raise UserError(
                 f"drafter.path={self.path} names a model, and drafter={self.name} uses none. Use drafter=model with it."
@@ -50,6 +68,11 @@ class DrafterConfig:
     @property
     def needs_heads(self) -> bool:
         return self.name in ("heads", "heads+lookup")
+
+    @property
+    def num_nodes(self) -> int:
+        """Of a step of drafter=lookahead, at most."""
+        return most_nodes(self.window, self.ngram, self.candidates)
 
 
 class Parts(NamedTuple):
@@ -72,10 +95,15 @@ def _model(config: DrafterConfig, parts: Parts) -> ModelDrafter:
     return ModelDrafter(parts.base, parts.draft_base, parts.tree)
 
 
+def _lookahead(config: DrafterConfig, parts: Parts) -> LookaheadDrafter:
+    return LookaheadDrafter(parts.base, config.window, config.ngram, config.candidates, parts.tree.num_nodes)
+
+
 _BUILDERS: dict[str, Callable[[DrafterConfig, Parts], Drafter]] = {
     "none": lambda config, parts: NoDrafter(parts.base),
     "heads": _heads,
     "lookup": lambda config, parts: LookupDrafter(parts.base, parts.tree),
+    "lookahead": _lookahead,
     "heads+lookup": lambda config, parts: HeadsLookupDrafter(parts.base, _heads(config, parts), config.spare),
     "model": _model,
 }

@@ -47,6 +47,8 @@ class Plan:
         """The tree of a step at this temperature, or the number of nodes that it arranges anew; at most `most`."""
         if self._config.name == "none":
             return ROOT_ONLY
+        if self._config.name == "lookahead":
+            return self._lookahead_size(most)
         heads = self._heads if self._config.needs_heads else None
         how = (heads, self._config.depth, self._calibrations, temperature)
         tree = plan_tree(self._asked, *how)
@@ -58,6 +60,16 @@ class Plan:
             elif isinstance(tree, Tree):
                 tree = tree.first(most)
         return self._fit(tree)
+
+    def _lookahead_size(self, most: int | None) -> Budget:
+        """Lookahead arranges its own nodes: a tree can only say how many. Raises UserError for one that says more."""
+        asked, own = self._asked, self._config.num_nodes
+        if isinstance(asked, Tree) or asked.name in ("chain", "medusa63") or asked.max_depth is not None:
+            raise UserError(
+                "drafter=lookahead makes its own tree, of drafter.window, drafter.ngram and drafter.candidates. "
+                "Of a tree it takes tree.num_nodes alone, with tree=dynamic or tree=calibrated."
+            )
+        return Budget(min(own, asked.num_nodes or own, most or own), own - 1)
 
     def _fit(self, tree: Tree | Budget) -> Tree | Budget:
         """Draws without replacement come one after another: where they are what is tried, none can be left out."""

@@ -56,6 +56,7 @@ class Decoder:
         self.arena.lengths.clear()
         self.ids: list[list[int]] = []  # prompt and answer so far of each live row; the last is the root
         device = base.device
+        self._targets: list[list[int]] = []  # what was chosen behind each node of a row's last step
         self.num_nodes = 1  # of the last step
         self._num_slots = num_slots
         self._masks: dict[int, TreeMask] = {}  # by number of nodes: a drafter has few
@@ -90,6 +91,7 @@ class Decoder:
         hidden_BD = self._prefill(self.arena.part(row, len(prompts)), prompts)
         self.arena.admit(row, [len(prompt) - 1 for prompt in prompts])
         self.ids[row:behind] = [list(prompt) for prompt in prompts]
+        self._targets[row:behind] = [[] for _ in prompts]
         root_B = torch.tensor([prompt[-1] for prompt in prompts], device=self.base.device)
         self._root_B = torch.cat([self._root_B[:row], root_B, self._root_B[behind:]])
         self._hidden_BD = torch.cat([self._hidden_BD[:row], hidden_BD, self._hidden_BD[behind:]])
@@ -101,8 +103,9 @@ class Decoder:
         for keeper in (self.arena, self.drafter, self._streams, self._processors):
             if keeper is not None:
                 keeper.retire(row)
-        self.ids[row] = self.ids[-1]
-        self.ids.pop()
+        for lists in (self.ids, self._targets):
+            lists[row] = lists[-1]
+            lists.pop()
         for rows_BX in (self._root_B, self._hidden_BD):
             rows_BX[row] = rows_BX[-1]
         self._root_B, self._hidden_BD = self._root_B[:-1], self._hidden_BD[:-1]
@@ -140,7 +143,7 @@ class Decoder:
         """One step. Returns the tokens gained by each live row: what its path accepted, then the bonus token."""
         marks = [time.perf_counter()]
         noise = self._streams.at(self.arena.lengths, self.drafter.max_depth + 1)
-        how = (noise.ranking_BPV, self.sampling.temperature, self.ids, self._streams.draws)
+        how = (noise.ranking_BPV, self.sampling.temperature, self.ids, self._targets, self._streams.draws)
         draft = self.drafter.propose(Known(self._hidden_BD, self._root_B, *how))
         marks.append(time.perf_counter())
 
@@ -163,6 +166,7 @@ class Decoder:
                 raise UserError(self._what_is_broken(row, tokens[row]))
         marks.append(time.perf_counter())
 
+        self._targets = targets
         self.arena.commit(paths)
         for row, tokens_gained in enumerate(gained):
             self.ids[row] += tokens_gained

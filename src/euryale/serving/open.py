@@ -36,7 +36,7 @@ def open_checkpoint(config: DecodeConfig) -> tuple[Path | None, dict[str, Any]]:
     if config.drafter.needs_heads:
         raise UserError(
             f"checkpoint=null leaves drafter={config.drafter.name} without heads. Name a checkpoint, or use "
-            "drafter=lookup or drafter=none."
+            "drafter=lookup, drafter=lookahead or drafter=none."
         )
     if config.base.path is None:
         raise UserError("checkpoint=null names no base. Give one, for example base=tiny or base.path=FOLDER_OR_HUB_ID.")
