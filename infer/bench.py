@@ -29,18 +29,18 @@ def main(config: BenchConfig) -> dict[str, object]:
     ceiling = measure_ceiling(engine, config.temperature)
     print(ceiling.describe(), flush=True)
     if config.batch > 1:
-        measured = bench_batches(engine, prompts, settings, config.batch, config.row_budget)
-        metric = measured["ways"]["euryale, together"]["tokens_per_s"]
-        print(batch_table(measured))
-    else:
-        with log_steps(engine, config.steps):
+        engine = engine.with_row_budget(config.row_budget)
+    with log_steps(engine, config.steps):
+        if config.batch > 1:
+            measured = bench_batches(engine, prompts, settings, config.batch)
+        else:
             measured = bench(engine, prompts, settings)
-        metric = measured["contenders"][settings.contenders[0]]["tokens_per_s"]
-        print(bench_table(measured))
+    print(batch_table(measured) if config.batch > 1 else bench_table(measured))
     result = {
         "checkpoint": None if folder is None else str(folder),
         "prompts": config.prompts,
         "swept": swept(),
+        "batch": config.batch,
         **measured,
         "ceiling": ceiling.as_dict(),
         "hardware": hardware(),
@@ -48,7 +48,7 @@ def main(config: BenchConfig) -> dict[str, object]:
     }
     if config.output is not None:
         write_result(Path(config.output), result)
-    return result | {"metric": metric}
+    return result | {"metric": next(iter(measured["contenders"].values()))["tokens_per_s"]}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """Are the four ways asked for the same, and is what cannot be measured refused?"""
 
+import json
+from pathlib import Path
+
 import pytest
 from random_models import FULL, HEAD_DESIGNS, engine_of, five_tokens, random_heads
 
@@ -8,7 +11,9 @@ from euryale.decoding.engine import Engine
 from euryale.decoding.tree import Budget, chain
 from euryale.errors import UserError
 from euryale.serving.batching import WAYS, batch_table, bench_batches, ragged
-from euryale.serving.benchmark import BenchSettings
+from euryale.serving.benchmark import BenchSettings, bench
+from euryale.serving.sweepplot import sweep_plot
+from euryale.serving.sweepresults import read_sweep, sweep_table
 
 PROMPTS = [[0, 3, 1, 2], [1, 2], [4], [2, 2, 0], [3]]
 
@@ -17,7 +22,7 @@ PROMPTS = [[0, 3, 1, 2], [1, 2], [4], [2, 2, 0], [3]]
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_all_ways_write_the_same_text_and_are_counted_alike(temperature: float, row_budget: int | None) -> None:
     settings = BenchSettings(repeats=2, max_new_tokens=9, temperature=temperature)
-    result = bench_batches(engine_of(five_tokens()), PROMPTS, settings, 2, row_budget)
+    result = bench_batches(engine_of(five_tokens()).with_row_budget(row_budget), PROMPTS, settings, 2)
     assert result["identical"] == result["total"] == 8, "two groups of two prompts, twice; the fifth makes no group"
     assert {row["tokens"] for row in result["ways"].values()} == {36}
     assert all(low <= row["tokens_per_s"] <= high for row, (low, high) in _with_spread(result))
@@ -27,6 +32,11 @@ def test_all_ways_write_the_same_text_and_are_counted_alike(temperature: float, 
     table = batch_table(result)
     assert all(way in table for way in WAYS) and "8 of 8 answers identical in all ways" in table
     assert "prompts of 1 to 4 tokens" in table
+    for name, row in result["contenders"].items():
+        assert row == result["ways"][f"{name}, together"] and row["peak_host_bytes"] > 0
+        # Steps of both rows at once: one pass takes as long as its parts, and what they leave out.
+        assert 0 < sum(row["split_ms"].values()) <= row["ms_per_step"]
+    assert result["contenders"]["ar"]["mean_nodes"] == 1 and len(result["tau_by_depth"]) == result["max_depth"]
 
 
 def _with_spread(result: dict) -> list[tuple[dict, list[float]]]:
@@ -43,6 +53,24 @@ def test_openings_that_are_equally_long_are_cut_to_unlike_lengths() -> None:
 def test_groups_that_cannot_be_are_refused(batch: int) -> None:
     with pytest.raises(UserError, match=f"batch={batch} was asked for, and there are 5 prompts"):
         bench_batches(engine_of(five_tokens()), PROMPTS, BenchSettings(), batch)
+
+
+def test_more_than_are_answered_at_once_are_refused() -> None:
+    with pytest.raises(UserError, match="batch=65: at most 64 answers are written at once"):
+        bench_batches(engine_of(five_tokens()), PROMPTS * 13, BenchSettings(), 65)
+
+
+def test_a_sweep_over_batch_is_one_over_speed_tau_and_memory(tmp_path: Path) -> None:
+    engine, settings = engine_of(five_tokens()), BenchSettings(("euryale", "ar"), repeats=1, max_new_tokens=6)
+    rows = [bench(engine, PROMPTS[:4], settings)] + [bench_batches(engine, PROMPTS, settings, n) for n in (2, 4)]
+    lines = [json.dumps({"swept": {"batch": str(n)}} | row) for n, row in zip((1, 2, 4), rows, strict=True)]
+    (tmp_path / "r.jsonl").write_text("\n".join(lines))
+    sweep = read_sweep(tmp_path / "r.jsonl")
+    assert sweep.by == "batch" and [point.value for point in sweep.points] == [1, 2, 4]
+    assert all(point.own["peak_host_bytes"] and point.own["split_ms"] for point in sweep.points)
+    table = sweep_table(sweep).splitlines()
+    assert len(table) == 5 and all("-" not in line.replace(" - ", "", 1) for line in table[2:]), "only HF is missing"
+    assert sweep_plot(sweep).startswith(b"\x89PNG")
 
 
 def test_rows_that_share_a_budget_have_smaller_trees() -> None:

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-import torch
-
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
+from euryale.model.memory import begin_peak, peak
 from euryale.progress import Progress
-from euryale.serving.benchmark import BenchSettings, in_turns
+from euryale.serving.benchmark import BenchSettings, in_turns, what_was_asked
 from euryale.serving.contenders import Turn
-from euryale.serving.standings import Round
+from euryale.serving.evaluate import tau_by_depth
+from euryale.serving.standings import Round, row_of
 from euryale.serving.tables import align
 from euryale.serving.wording import number, times
 
@@ -25,12 +25,13 @@ WAYS = ("euryale, together", "euryale, one by one", "ar, together", "ar, one by 
 
 
 def bench_batches(
-    engine: Engine, prompts: Sequence[Sequence[int]], settings: BenchSettings, batch: int, row_budget: int | None = None
+    engine: Engine, prompts: Sequence[Sequence[int]], settings: BenchSettings, batch: int
 ) -> dict[str, Any]:
     """Answers all prompts in groups of `batch`, `repeats` times, in all four ways.
 
-    row_budget: nodes of a step's forward, over all rows, at most; None: every row has its whole tree.
-    Raises UserError: fewer prompts than make a group, numbers out of range.
+    In the result `contenders` are the ways together, so that a sweep over `batch` is one over speed, tau, the split
+    of a step and memory as any other (sweepresults.py).
+    Raises UserError: fewer prompts than make a group, more than are answered at once, numbers out of range.
     """
     settings.check()
     groups = [ragged(prompts[at : at + batch]) for at in range(0, len(prompts) - batch + 1, batch)]
@@ -39,8 +40,10 @@ def bench_batches(
             f"batch={batch} was asked for, and there are {len(prompts)} prompts. Give 2 or more, and at least as many "
             "prompts (limit, prompts=FILE)."
         )
+    if batch > engine.max_rows:
+        raise UserError(f"batch={batch}: at most {engine.max_rows} answers are written at once. Give at most that.")
     plain = Engine(engine.base, drafter="none")
-    engines = {"euryale": engine.with_row_budget(row_budget), "ar": plain}
+    engines = {"euryale": engine, "ar": plain}
     turns: dict[str, list[list[Turn]]] = {way: [[] for _ in range(settings.repeats)] for way in WAYS}
     answers: dict[str, list[list[int]]] = {way: [] for way in WAYS}
     for way in WAYS:
@@ -53,27 +56,25 @@ def bench_batches(
         progress.advance(1, len(turn.ids))
     progress.close()
     rounds = {way: [Round.of(each) for each in of] for way, of in turns.items()}
-    speeds = {way: median(r.tokens_per_s for r in of) for way, of in rounds.items()}
+    rows = {way: row_of(rounds[way], turns[way]) for way in WAYS}
+    steps = [turn.accepted or [] for each in turns["euryale, together"] for turn in each]
     num_rows = len(groups) * batch * settings.repeats
-    return {
+    drafts_together = _ratio(rounds, "euryale, together", "ar, together")
+    return what_was_asked(engine, settings) | {
         "batch": batch,
-        "row_budget": row_budget,
-        "ways": {
-            way: {"tokens_per_s": speeds[way], "tokens": of[0].tokens, "tau": _tau(of)} for way, of in rounds.items()
-        },
+        "row_budget": engine.row_budget,
+        "num_nodes": max(max(turn.nodes or [1]) for each in turns["euryale, together"] for turn in each),
+        "contenders": {name: rows[f"{name}, together"] for name in engines},
+        "ways": rows,
         "spread": {way: [f(r.tokens_per_s for r in of) for f in (min, max)] for way, of in rounds.items()},
         **{f"{name}_together": _ratio(rounds, f"{name}, together", f"{name}, one by one") for name in engines},
-        "drafts_together": _ratio(rounds, "euryale, together", "ar, together"),
+        "drafts_together": drafts_together,
+        "speedup_vs_ar": drafts_together,
         "drafts_one_by_one": _ratio(rounds, "euryale, one by one", "ar, one by one"),
+        "tau_by_depth": tau_by_depth(steps, engine.max_depth(settings.temperature)),
         "identical": sum(len({tuple(answers[way][row]) for way in WAYS}) == 1 for row in range(num_rows)),
         "total": num_rows,
         "prompt_tokens": [min(map(len, sum(groups, []))), max(map(len, sum(groups, [])))],
-        "temperature": settings.temperature,
-        "max_new_tokens": settings.max_new_tokens,
-        "num_nodes": engine.num_nodes(settings.temperature),
-        "dtype": str(engine.base.dtype).removeprefix("torch."),
-        "device": str(engine.base.device),
-        "threads": torch.get_num_threads(),
     }
 
 
@@ -115,6 +116,8 @@ def _answer(
     engine = engines[name]
     seeds = [settings.seed + first + i for i in range(len(group))]
     asked = settings.max_new_tokens, settings.temperature, settings.top_p
+    begin_peak(engine.base.device)
+    before = dict(engine.seconds)
     start = time.perf_counter()
     if how == "together":
         found = engine.generate(group, *asked, seed=seeds, **settings.more)
@@ -125,12 +128,17 @@ def _answer(
         ]
     seconds = time.perf_counter() - start
     ids = [generation.ids for generation in found]
-    accepted = [gained for generation in found for gained in generation.accepted]
-    return Turn([token for row in ids for token in row], seconds, accepted), ids
-
-
-def _tau(rounds: list[Round]) -> float:
-    return sum(r.tokens for r in rounds) / sum(r.steps for r in rounds)
+    turn = Turn(
+        ids=[token for row in ids for token in row],
+        seconds=seconds,
+        accepted=[gained for generation in found for gained in generation.accepted],
+        nodes=[nodes for generation in found for nodes in generation.nodes],
+        part_seconds={part: total - before[part] for part, total in engine.seconds.items()},
+        peak=peak(engine.base.device),
+        # All are admitted at once, so the longest answer has a part in every pass.
+        passes=max(generation.num_steps for generation in found) if how == "together" else None,
+    )
+    return turn, ids
 
 
 def _ratio(rounds: dict[str, list[Round]], way: str, other: str) -> float:

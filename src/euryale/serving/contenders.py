@@ -28,6 +28,7 @@ class Turn(NamedTuple):
     nodes: list[int] | None = None  # that each step verified
     part_seconds: dict[str, float] | None = None  # of each part of a step, and of the prompt ("prefill")
     peak: Peak | None = None  # of memory; whoever lets contenders take turns fills it in
+    passes: int | None = None  # forwards of the base, where a turn is more than one answer; else one a step
 
 
 Contender = Callable[[list[int], int], Turn]  # (prompt, seed) -> answer

@@ -24,7 +24,8 @@ class Round:
     turns: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    steps: int = 0
+    steps: int = 0  # of all answers
+    passes: int = 0  # forwards of the base: several answers may share one
     part_seconds: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
@@ -34,7 +35,9 @@ class Round:
             total.turns += 1
             total.tokens += len(turn.ids)
             total.seconds += turn.seconds
-            total.steps += len(turn.accepted or ())
+            steps = len(turn.accepted or ())
+            total.steps += steps
+            total.passes += steps if turn.passes is None else turn.passes
             for part, seconds in (turn.part_seconds or {}).items():
                 total.part_seconds[part] = total.part_seconds.get(part, 0.0) + seconds
         return total
@@ -52,7 +55,7 @@ def standings(turns: Turns, max_depth: int, is_greedy: bool) -> dict[str, Any]:
     rounds = {name: [Round.of(each) for each in own] for name, own in turns.items()}
     told = turns.get("euryale") or turns.get("ar") or next(iter(turns.values()))
     result: dict[str, Any] = {
-        "contenders": {name: _row(rounds[name], turns[name]) for name in turns},
+        "contenders": {name: row_of(rounds[name], turns[name]) for name in turns},
         "spread": {name: _ends([r.tokens_per_s for r in of]) for name, of in rounds.items()},
         "repeated_8grams": repeated_ngram_share(turn.ids for turn in told[0]),
         "num_prompts": len(told[0]),
@@ -74,8 +77,11 @@ def standings(turns: Turns, max_depth: int, is_greedy: bool) -> dict[str, Any]:
     return result
 
 
-def _row(rounds: Sequence[Round], turns: Sequence[Sequence[Turn]]) -> dict[str, Any]:
-    """Medians over rounds. `ms_per_step` leaves the prompt out; what the parts do not cover of it is bookkeeping."""
+def row_of(rounds: Sequence[Round], turns: Sequence[Sequence[Turn]]) -> dict[str, Any]:
+    """One contender's numbers: medians over rounds.
+
+    `ms_per_step` leaves the prompt out; what the parts do not cover of it is bookkeeping.
+    """
     row: dict[str, Any] = {
         "tokens_per_s": median(r.tokens_per_s for r in rounds),
         "tokens": round(median(r.tokens for r in rounds)),
@@ -89,9 +95,9 @@ def _row(rounds: Sequence[Round], turns: Sequence[Sequence[Turn]]) -> dict[str, 
         prefill = [r.part_seconds.get("prefill", 0.0) for r in rounds]
         row["prefill_ms"] = 1000 * median(prefill) / rounds[0].turns
         row["ms_per_step"] = median(
-            1000 * (r.seconds - before) / r.steps for r, before in zip(rounds, prefill, strict=True)
+            1000 * (r.seconds - before) / r.passes for r, before in zip(rounds, prefill, strict=True)
         )
-        row["split_ms"] = {part: median(1000 * r.part_seconds[part] / r.steps for r in rounds) for part in PARTS}
+        row["split_ms"] = {part: median(1000 * r.part_seconds[part] / r.passes for r in rounds) for part in PARTS}
     peaks = [turn.peak for each in turns for turn in each if turn.peak is not None]
     if peaks:
         row["peak_host_bytes"] = max(peak.host_bytes for peak in peaks)
