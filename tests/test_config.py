@@ -267,6 +267,15 @@ def test_a_folder_that_is_in_use_is_not_trained_into(run_folder: Path) -> None:
         assert sorted(run_folder.parent.rglob("*")) == before
 
 
+def test_what_a_run_leaves_that_was_killed_at_once_is_no_run(tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    for name in ("initial/.model.tmp", "wandb/offline", ".config.yaml.tmp"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    result = run_script("train/run.py", f"output={tmp_path}", "name=one", "base=hf", "base.path=no/such/base")
+    assert_refused(result, "no/such/base")
+
+
 def test_saved_settings_read_back_as_they_were(run_folder: Path) -> None:
     saved = OmegaConf.load(run_folder / "config.yaml")
     assert OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), saved)) == TrainConfig(

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -196,6 +197,24 @@ def test_a_run_is_not_overwritten_and_nothing_is_not_resumed(finished: Path, tin
         make_trainer(tiny_base, tmp_path / "empty", resume=True)
     with pytest.raises(UserError, match=f"{finished}"):
         find_run("nowhere", finished.parent)
+
+
+def test_a_run_killed_before_its_first_save_begins_again(finished: Path, tiny_base: Base, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "resume" / ".step-00000004.tmp").mkdir(parents=True)  # the save that the kill met
+    (run / "config.yaml").write_text("seed: 0\n")
+    (run / "metrics.jsonl").write_text('{"step": 3, "loss_nats": 9.0}\n{"step": ')
+    assert find_run("last", tmp_path) == find_run("run", tmp_path) == run
+    make_trainer(tiny_base, run, resume=True).fit()
+    assert_same_run(run, finished, tiny_base)
+
+
+def test_a_run_whose_saves_were_deleted_does_not_begin_again(finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    (run / "config.yaml").write_text("seed: 0\n")
+    shutil.rmtree(run / "resume")
+    with pytest.raises(UserError, match="nothing is saved"):
+        find_run("run", tmp_path)
 
 
 @pytest.mark.parametrize("file", ["tensors.safetensors", "state.json"])

@@ -33,7 +33,7 @@ from euryale.model.files import write_atomically
 from euryale.model.locate import PROJECT
 from euryale.schemas import SCHEMAS, TrainConfig
 from euryale.training.interrupt import Interrupted
-from euryale.training.resume import find_run
+from euryale.training.resume import CONFIG_FILE, find_run
 
 USER_ERROR_STATUS = 2
 CTRL_C_STATUS = 130  # what a shell reports
@@ -41,7 +41,7 @@ CONF = PROJECT / "conf"
 output_root = sweeping.output_root
 log = logging.getLogger(__name__)
 FREE_TEXT = {"prompt"}  # settings whose value is taken letter by letter
-CONFIG_FILE = "config.yaml"  # the settings of a run, in its folder
+_BEFORE_SETTINGS = {"initial", "wandb"}  # what a run makes before its settings are saved
 
 
 def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable[[], None]]:
@@ -164,9 +164,16 @@ def settle_run(config: TrainConfig) -> tuple[TrainConfig, Path]:
         folder = find_run(config.resume, output_root(config.output))
         return _read_settings(folder), folder
     folder = _new_folder(config)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already. Go on with resume={folder}, or give another name=.")
+    if folder.exists() and not _was_killed_at_once(folder):
+        go_on = f"Go on with resume={folder}, or give" if (folder / CONFIG_FILE).is_file() else "It is no run: give"
+        raise UserError(f"{folder} is there already. {go_on} another name=.")
     return config, folder
+
+
+def _was_killed_at_once(folder: Path) -> bool:
+    """Whether there is nothing in a folder but what a run leaves that is killed before it has saved its settings."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {CONFIG_FILE}
+    return all(name in _BEFORE_SETTINGS or name.endswith(".tmp") for name in names)
 
 
 @contextmanager

@@ -193,7 +193,7 @@ def _read_job(folder: Path, root: Path) -> Job:
 def _how_far(folder: Path) -> str:
     saves = sorted((folder / "resume").glob("step-*"))
     if not saves:
-        return "nothing saved yet"
+        return f"nothing saved yet; python train/run.py resume={folder} begins again"
     step = int(saves[-1].name.partition("-")[2])
     return f"saved after step {step}; python train/run.py resume={folder} goes on"
 

@@ -25,6 +25,7 @@ from euryale.training.objective import ObjectiveConfig
 from euryale.training.optim import OptimConfig, moments, restore_moments
 
 FORMAT_VERSION = 3  # 3: one cursor for all processes
+CONFIG_FILE = "config.yaml"  # the settings of a run, in its folder: whoever has it can go on with the run
 # What may differ between a run and its continuation, because no weight depends on it.
 FREE_SETTINGS = ("eval_every", "eval_batches", "save_every", "log_every")
 # Only the product with the number of processes decides a weight.
@@ -34,14 +35,16 @@ SHARED_SETTINGS = ("gradient_accumulation",)
 def find_run(name: str, root: Path) -> Path:
     """The run folder that `resume=` means: `last` is the one saved last below `root`, anything else a path.
 
-    Raises UserError that lists the runs that can be resumed.
+    A run that was killed before its first save is one too: it begins again. Raises UserError that lists the runs that
+    can be resumed.
     """
     if name != "last":
         for folder in (Path(name).expanduser(), root / name):
-            if _saves(folder):
+            if _latest(folder):
                 return folder
-    found = [path for path in root.rglob("resume") if path.is_dir() and _saves(path.parent)]
-    runs = sorted({path.parent for path in found}, key=lambda run: _saves(run)[-1].stat().st_mtime_ns, reverse=True)
+    found = {path.parent for kept in ("resume", CONFIG_FILE) for path in root.rglob(kept)}
+    times = {run: path.stat().st_mtime_ns for run in found if (path := _latest(run))}
+    runs = sorted(times, key=lambda run: times[run], reverse=True)
     if name == "last" and runs:
         return runs[0]
     listing = ", ".join(str(run) for run in runs[:8]) or "none"
@@ -201,6 +204,19 @@ def _check_settings(run: Path, saved: Mapping[str, object], given: Mapping[str, 
             f"resume={run} would not continue the same run, because settings changed: {'; '.join(changed)}. "
             "Give the old values, or start anew without resume."
         )
+
+
+def is_unsaved(run: Path) -> bool:
+    """Whether a run has begun, and was killed before it had saved or left anything."""
+    left = any((run / made).exists() for made in ("heads.json", "base"))  # a finished run whose saves were deleted
+    return (run / CONFIG_FILE).is_file() and not left and not _saves(run)
+
+
+def _latest(run: Path) -> Path | None:
+    """What there is to go on from: the last save, or the settings of a run without one."""
+    if is_unsaved(run):
+        return run / CONFIG_FILE
+    return next(reversed(_saves(run)), None)
 
 
 def _saves(run: Path) -> list[Path]:

@@ -28,6 +28,7 @@ from euryale.training.objective import OBJECTIVES, LossSums, ObjectiveConfig
 from euryale.training.optim import OptimConfig, autocast, build_optimizer, learning_rate, trained_parameters
 from euryale.training.resume import (
     flatten,
+    is_unsaved,
     load_resume,
     random_state,
     restore_random_state,
@@ -106,7 +107,9 @@ class Trainer:
         self._window = Window()
         self._pending: dict[str, object] | None = None  # the record of a step that was stopped before its evaluation
         wandb_id = None
-        if resume:
+        if resume and is_unsaved(folder):
+            self._begin_again()
+        elif resume:
             wandb_id = self._load()
         elif (folder / "resume").exists() or (folder / "metrics.jsonl").exists():
             raise UserError(f"{folder} holds a run already. Go on with resume={folder}, remove it, or name another.")
@@ -217,6 +220,12 @@ class Trainer:
             elif self.step == self.optim.num_steps:
                 save_base(self.folder / "base", self.base)
         self.accelerator.wait_for_everyone()
+
+    def _begin_again(self) -> None:
+        """The run was killed before its first save: what it had noted since is dropped."""
+        if self.accelerator.is_main_process:
+            truncate_metrics(self.folder / "metrics.jsonl", 0)
+            log.info("%s had saved nothing yet: it begins again", self.folder)
 
     def _load(self) -> str | None:
         """Puts everything back as it was; returns the wandb id."""
