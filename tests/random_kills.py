@@ -28,15 +28,15 @@ from euryale.decoding.calibrated import TREE_FILE, read_calibrations
 from euryale.model.base import BaseConfig, load_base
 from euryale.model.checkpoint import load_heads
 from euryale.model.files import read_json
-from euryale.serving import parts, plots, treeplot  # imported before the first fork
+from euryale.serving import plots, treeplot  # imported before the first fork
 from euryale.training.resume import find_run, load_resume
 
 assert plots and treeplot
 STEPS, BORDER = 12, 6
 OBJECTIVES = ("medusa1", "medusa2")
 MORE = (
-    f"optim.num_steps={STEPS}", "optim.warmup_steps=2", "optim.save_every=2", "optim.eval_every=4", "regenerate.batch_size=4",
-    "wandb=off", "base.device=cpu", "lora.rank=4",
+    f"optim.num_steps={STEPS}", "optim.warmup_steps=2", "optim.save_every=2", "optim.eval_every=4",
+    "regenerate.batch_size=4", "base.device=cpu", "lora.rank=4",
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Is a run that does not fit refused before its base is loaded, with what helps, and is the estimate near the truth?"""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from euryale.model.memory import free_bytes
 from euryale.preflight import check_memory
 from euryale.schemas import TrainConfig
 from euryale.training.footprint import Need, Plan, check_fits, estimate, gigabytes
-from euryale.training.objective import ObjectiveConfig, medusa2_loss
+from euryale.training.objective import OBJECTIVES, ObjectiveConfig, medusa2_loss
 from euryale.training.optim import OptimConfig
 from euryale.training.stages import Stage
 
@@ -170,3 +171,47 @@ def test_the_estimate_is_near_what_autograd_keeps(tiny_llama_folder: Path, recom
         assert held < again < estimate(plan(config)).activations
     else:
         assert 0.8 < again / held < 1.4, (again, held)
+
+
+def peak_of_tensors(work: Callable[[], object]) -> int:
+    """The most bytes that tensors took at a time beyond what there was, by torch's own record of its CPU allocator."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+        work()
+    assert profiled.profiler is not None
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    level = highest = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        level += event.nbytes()
+        highest = max(highest, level)
+    return highest
+
+
+@pytest.mark.parametrize("kind", ["medusa1", "medusa2"])
+@pytest.mark.parametrize(
+    "design", [{}, {"kind": "medusa", "body": "resblock", "num_layers": 2}], ids=["hydra", "medusa"]
+)
+def test_the_estimate_is_near_what_a_step_takes_and_several_features_count(
+    tiny_llama_folder: Path, kind: str, design: dict
+) -> None:
+    """Peaks of whole steps, forward and backward; gradients are there already."""
+    measured, estimated = {}, {}
+    for features in ("last", "several"):
+        base = load_base(BaseConfig(path=str(tiny_llama_folder), dtype="float32", device="cpu"))
+        if kind == "medusa2":
+            add_adapter(base, LoraConfig(rank=4))
+        config = HeadsConfig(**{"width": 4.0, **design, "features": features})
+        heads = build_heads(config, base.lm_head_weight)
+        batch, objective = make_batch(1, 2, 250), ObjectiveConfig(kind=kind)
+        batch.is_target_BT[:] = True
+
+        def step() -> None:
+            with learning(base):  # noqa: B023
+                OBJECTIVES[kind].loss(base, heads, batch, objective, Stage(2, 0, 4)).loss.backward()  # noqa: B023
+
+        step()
+        measured[features] = peak_of_tensors(step)
+        whole = plan(base.model.config, kind, heads=config, objective=objective, block_size=250)
+        estimated[features] = estimate(whole).activations
+    assert all(0.9 < estimated[name] / measured[name] < 1.3 for name in measured), (estimated, measured)
+    wider, wider_estimated = (peaks["several"] - peaks["last"] for peaks in (measured, estimated))
+    assert wider > 0 and 0.8 < wider_estimated / wider < 1.4, (wider_estimated, wider)

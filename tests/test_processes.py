@@ -27,6 +27,7 @@ from euryale.model.files import read_json, write_json
 from euryale.model.sharding import shard_base
 from euryale.preflight import check_parallel
 from euryale.schemas import TrainConfig
+from euryale.serving.settings import RegenerateConfig
 from euryale.training.optim import OptimConfig
 from euryale.training.resume import share_batches
 
@@ -262,6 +263,7 @@ def test_a_device_that_processes_cannot_share_is_refused(monkeypatch: pytest.Mon
         (TrainConfig(parallel="tensor"), 2, "parallel=tensor is not known"),
         (TrainConfig(parallel="fsdp"), 1, "and there is one. Start several: torchrun"),
         (TrainConfig(parallel="fsdp"), 2, "so it cannot write its training text"),
+        (TrainConfig(parallel="fsdp", base=BaseConfig(quantization="nf4")), 2, "cannot divide a base with .*nf4"),
     ],
 )
 def test_what_a_divided_base_cannot_do_is_refused(
@@ -274,6 +276,11 @@ def test_what_a_divided_base_cannot_do_is_refused(
     if config.parallel == "fsdp" and count > 1:
         with pytest.raises(UserError, match="objective=medusa1, not pretrain"):
             check_parallel(config)
+
+
+def test_a_divided_base_trains_on_what_a_server_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_parallel(TrainConfig(parallel="fsdp", regenerate=RegenerateConfig(url="http://127.0.0.1:9/v1")))
 
 
 def test_a_4_bit_base_is_not_divided(tmp_path: Path) -> None:

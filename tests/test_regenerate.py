@@ -3,10 +3,11 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from unittest.mock import Mock, patch
 import pyarrow.parquet
 import pytest
 from forked import in_processes
+from scripts import run_script
 
 from euryale import processes
 from euryale.data.openings import draw_openings
@@ -23,8 +25,9 @@ from euryale.data.sources import DataConfig, build_source
 from euryale.data.tokens import tokenize_row
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
-from euryale.model.base import Base
+from euryale.model.base import Base, BaseConfig, load_base
 from euryale.model.files import read_json, write_json
+from euryale.model.unloaded import describe_base
 from euryale.pipeline import prepare_text, write_text
 from euryale.schemas import TrainConfig
 from euryale.serving import regenerate as module
@@ -508,6 +511,32 @@ def test_a_server_of_the_base_writes_the_same_rows(
     assert folder.name != written.name and records(folder) == records(written)
     assert read_json(folder / "manifest.json")["writer"] == "server"
     assert {asked["model"] for asked in server.asked} == {"served"} and len(server.asked) == 12
+
+
+def test_a_base_whose_weights_stay_unread_is_known_by_the_same_facts(tiny_base: Base, tiny_llama_folder: Path) -> None:
+    known = describe_base(BaseConfig(path=str(tiny_llama_folder)))
+    assert known.identity() == tiny_base.identity()
+    assert (known.max_length, known.eos_ids) == (tiny_base.max_length, tiny_base.eos_ids)
+    assert known.tokenizer("fox")["input_ids"] == tiny_base.tokenizer("fox")["input_ids"]
+    with pytest.raises(UserError, match="no such folder"):
+        describe_base(BaseConfig(path="nowhere/at/all"))
+
+
+def test_the_script_reads_no_weights_where_a_server_writes(
+    server: SimpleNamespace, config: TrainConfig, tiny_llama_folder: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(tiny_llama_folder, tmp_path / "base"))
+    data = ["data=files", f"data.files={tmp_path}/texts.jsonl"]
+    settings = [f"regenerate.{key}={value}" for key, value in asdict(config.regenerate).items() if value is not None]
+    command = [*data, *settings, f"regenerate.url={server.url}", "base=hf", f"base.path={base}"]
+    whole = run_script("train/regenerate.py", *command)
+    assert whole.status == 0, whole.err
+    assert write_text(load_base(BaseConfig(path=str(base), device="cpu")), config.data,
+                      replace(config.regenerate, url=server.url)) == Path(whole.last_line["folder"])  # fmt: skip
+    (base / "model.safetensors").write_bytes(b"whoever loads this fails")
+    unread = run_script("train/regenerate.py", *command)
+    assert unread.status == 0 and unread.last_line["num_rows"] == whole.last_line["num_rows"] > 0, unread.err
+    assert unread.last_line["folder"] != whole.last_line["folder"], "other weights are another base"
 
 
 def test_text_of_a_server_that_keeps_its_ids_is_encoded_again(

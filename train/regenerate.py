@@ -2,13 +2,13 @@
 
 train/run.py does this itself; alone it makes a set ahead of time, and goes on with one that was interrupted. Several
 processes share the work: torchrun --nproc_per_node=N train/regenerate.py [...]
+With regenerate.url=http://HOST:8000/v1 a server of the base writes, and its weights are not loaded here.
 """
 
 from euryale import processes
 from euryale.config import script, use_threads
-from euryale.model.base import load_base
 from euryale.model.files import read_json
-from euryale.pipeline import write_text
+from euryale.pipeline import write_text, writing_base
 from euryale.preflight import check_rows
 from euryale.schemas import RegenerateScriptConfig
 from euryale.serving.regenerate import MANIFEST
@@ -19,7 +19,7 @@ def main(config: RegenerateScriptConfig) -> dict[str, object]:
     processes.join(config.base.device)
     use_threads(config.threads)
     processes.first(lambda: check_rows(config.data, needs_held_out=False))
-    folder = write_text(load_base(config.base), config.data, config.regenerate)
+    folder = write_text(writing_base(config), config.data, config.regenerate)
     processes.leave()
     if not processes.is_first():
         return {}

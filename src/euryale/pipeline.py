@@ -28,8 +28,9 @@ from euryale.model.files import write_json
 from euryale.model.heads import Heads, build_heads
 from euryale.model.locate import PROJECT
 from euryale.model.sharding import shard_base
+from euryale.model.unloaded import UnloadedBase, describe_base
 from euryale.preflight import check_base, check_memory
-from euryale.schemas import CalibrateScriptConfig, TrainConfig
+from euryale.schemas import CalibrateScriptConfig, RegenerateScriptConfig, TrainConfig
 from euryale.serving.benchmark import BenchSettings, bench
 from euryale.serving.calibrate import calibrate
 from euryale.serving.calibrate import check as check_calibration
@@ -95,7 +96,12 @@ def prepare_text(base: Base, config: TrainConfig) -> DataConfig:
     return replace(config.data, kind="regenerated", folder=str(folder))
 
 
-def write_text(base: Base, data: DataConfig, config: RegenerateConfig) -> Path:
+def writing_base(config: RegenerateScriptConfig) -> Base | UnloadedBase:
+    """The base, to write text by itself; or what is known of it, where a server of it writes."""
+    return load_base(config.base) if config.regenerate.url is None else describe_base(config.base)
+
+
+def write_text(base: Base | UnloadedBase, data: DataConfig, config: RegenerateConfig) -> Path:
     """The folder of text that the base wrote from these rows' openings.
 
     Rows of both splits are continued: a row keeps its key, so what comes from held-out rows stays held out.

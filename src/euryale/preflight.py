@@ -80,13 +80,19 @@ def check_parallel(config: TrainConfig) -> None:
         )
     if config.objective.kind != "medusa1":
         raise UserError(
-            f"parallel=fsdp trains heads beside a frozen base: objective=medusa1, not {config.objective.kind}."
+            f"parallel=fsdp trains heads beside a frozen base: objective=medusa1, not {config.objective.kind}. Adapters "
+            "and bases are trained with parallel=ddp (every process holds the base; base.quantization=nf4 makes it small)."
         )
-    if config.data.regenerate and config.data.kind != "regenerated":
+    if config.base.quantization != "none":
         raise UserError(
-            "parallel=fsdp: no process holds the whole base, so it cannot write its training text. Train on a set that "
-            "a server of the base wrote (train/regenerate.py, then data=regenerated), or on the rows themselves "
-            "(data.regenerate=false)."
+            f"parallel=fsdp cannot divide a base with base.quantization={config.base.quantization}. Use parallel=ddp (a "
+            "4-bit base is a quarter of the size), or base.quantization=none."
+        )
+    if config.data.regenerate and config.data.kind != "regenerated" and config.regenerate.url is None:
+        raise UserError(
+            "parallel=fsdp: no process holds the whole base, so it cannot write its training text. Let a server of the "
+            "base write it (regenerate.url=http://HOST:8000/v1), or train on a set that is there (data=regenerated), "
+            "or on the rows themselves (data.regenerate=false)."
         )
 
 

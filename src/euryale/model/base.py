@@ -75,10 +75,8 @@ class Base:
         config = model.config.get_text_config()
         self.hidden_size: int = config.hidden_size
         self.vocab_size: int = self.lm_head_weight.shape[0]
-        window = getattr(config, "sliding_window", None)
-        # Beyond a sliding window keys would have to be forgotten: the context simply ends there.
-        self.max_length: int = min(config.max_position_embeddings, window or config.max_position_embeddings)
-        self.eos_ids = _eos_ids(model)
+        self.max_length = context_length(model.config)
+        self.eos_ids = eos_ids(model.generation_config, model.config)
         self.bos_id: int | None = tokenizer.bos_token_id
 
     @property
@@ -153,8 +151,7 @@ def load_base(config: BaseConfig) -> Base:
     GPU.
     """
     transformers.utils.logging.disable_progress_bar()
-    path, source = _find(config)
-    is_local = Path(path).is_dir()
+    path, source = find_source(config)
     assert config.path is not None
     if config.forward not in FORWARDS:
         raise UserError(f"base.forward={config.forward} is not known. Choose one of: {', '.join(FORWARDS)}.")
@@ -174,7 +171,7 @@ def load_base(config: BaseConfig) -> Base:
         )
     # transformers reports a user's mistakes (a wrong id, a damaged file, an unknown family) with any of these.
     except Exception as error:
-        raise UserError(_load_message(config.path, error)) from error
+        raise UserError(load_message(config.path, error)) from error
     if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
         raise UserError(
             f"base.path={config.path}: the weights lack {len(missing)} tensors ({', '.join(missing[:3])} ...) that "
@@ -185,9 +182,7 @@ def load_base(config: BaseConfig) -> Base:
     keep_4bit_weights_trainable(model)
     model.eval().requires_grad_(False)
     adopt_tree_attention(model, config.path)
-    # A checkpoint remembers this name, and is opened from other working folders.
-    known_as = config.path if not is_local or (PROJECT / config.path).is_dir() else str(Path(path).resolve())
-    base = Base(model, tokenizer, known_as, _fingerprint(path, model), name, config.forward)
+    base = Base(model, tokenizer, known_as(config.path, path), fingerprint(path, model.config), name, config.forward)
     base.merge_adapter = config.merge_adapter
     log.info("base %s: %s on %s in %s", config.path, type(model).__name__, base.device, base.dtype)
     return base
@@ -195,11 +190,11 @@ def load_base(config: BaseConfig) -> Base:
 
 def read_config(config: BaseConfig) -> PreTrainedConfig:
     """The base's own config.json; its weights are not touched. Raises UserError as load_base does."""
-    path, source = _find(config)
+    path, source = find_source(config)
     return _read_config(config, path, source)
 
 
-def _find(config: BaseConfig) -> tuple[str, dict[str, Any]]:
+def find_source(config: BaseConfig) -> tuple[str, dict[str, Any]]:
     """A folder or hub id, and how transformers is to look for it."""
     if not config.path:
         raise UserError(
@@ -216,10 +211,10 @@ def _read_config(config: BaseConfig, path: str, source: dict[str, Any]) -> PreTr
     try:
         return AutoConfig.from_pretrained(path, **source)
     except Exception as error:  # as in load_base
-        raise UserError(_load_message(str(config.path), error)) from error
+        raise UserError(load_message(str(config.path), error)) from error
 
 
-def _load_message(asked: str, error: Exception) -> str:
+def load_message(asked: str, error: Exception) -> str:
     text = " ".join(str(error).split())
     if len(text) > 400:
         text = text[:400] + " ..."
@@ -229,20 +224,31 @@ def _load_message(asked: str, error: Exception) -> str:
     )
 
 
-def _eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
-    """End-of-text ids: the generation config's when it has any, else the model config's; one or a list."""
-    for config in (model.generation_config, model.config):
+def known_as(asked: str, path: str) -> str:
+    """The name that a checkpoint remembers: it is opened from other working folders."""
+    return asked if not Path(path).is_dir() or (PROJECT / asked).is_dir() else str(Path(path).resolve())
+
+
+def context_length(config: PreTrainedConfig) -> int:
+    """Tokens of context. Beyond a sliding window keys would have to be forgotten: the context simply ends there."""
+    text = config.get_text_config()
+    return min(text.max_position_embeddings, getattr(text, "sliding_window", None) or text.max_position_embeddings)
+
+
+def eos_ids(*configs: object) -> tuple[int, ...]:
+    """End-of-text ids of the first config (of generation, of the model) that has any; one or a list."""
+    for config in configs:
         eos = getattr(config, "eos_token_id", None)
         if eos is not None:
             return tuple(eos) if isinstance(eos, (list, tuple)) else (int(eos),)
     return ()
 
 
-def _fingerprint(path: str, model: PreTrainedModel) -> str:
+def fingerprint(path: str, config: PreTrainedConfig) -> str:
     """Names the weights: sizes and samples of the weight files, the same whatever dtype they are loaded in."""
     folder = Path(path)
     if not folder.is_dir():
-        return f"hub:{getattr(model.config, '_commit_hash', None)}"
+        return f"hub:{getattr(config, '_commit_hash', None)}"
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
         size = file.stat().st_size

@@ -14,6 +14,7 @@ from euryale.data.rows import Message
 from euryale.data.tokens import prompt_ids
 from euryale.errors import UserError
 from euryale.model.base import Base
+from euryale.model.unloaded import UnloadedBase
 from euryale.serving.writers import Writer
 
 
@@ -30,7 +31,7 @@ class _Talk:
 
 def converse(
     writer: Writer,
-    base: Base,
+    base: Base | UnloadedBase,
     openings: Sequence[Opening],
     new_tokens: int,
     temperature: float,
@@ -66,7 +67,7 @@ def converse(
     return [record for found in records for record in found]
 
 
-def _next_prompt(talk: _Talk, answer: str, base: Base, new_tokens: int) -> list[int] | None:
+def _next_prompt(talk: _Talk, answer: str, base: Base | UnloadedBase, new_tokens: int) -> list[int] | None:
     """What the base is asked next; None when nothing is left to ask, or no room to answer."""
     if not talk.later:
         return None

@@ -28,6 +28,7 @@ from euryale.data.rows import Row
 from euryale.errors import UserError
 from euryale.model.base import Base
 from euryale.model.files import read_json, write_json
+from euryale.model.unloaded import UnloadedBase
 from euryale.progress import Progress
 from euryale.serving.conversations import converse
 from euryale.serving.parts import batches_of, make_shards, missing, parts_of, save_part
@@ -39,7 +40,7 @@ FORMAT_VERSION = 2
 log = logging.getLogger(__name__)
 
 
-def check_settings(config: RegenerateConfig, base: Base) -> None:
+def check_settings(config: RegenerateConfig, base: Base | UnloadedBase) -> None:
     """Raises UserError for numbers that cannot be."""
     for name in ("num_prompts", "prompt_tokens", "new_tokens", "batch_size", "shard_rows", "max_turns"):
         if getattr(config, name) < 1:
@@ -56,7 +57,7 @@ def check_settings(config: RegenerateConfig, base: Base) -> None:
 
 
 def regenerate(
-    base: Base,
+    base: Base | UnloadedBase,
     rows: Iterable[Row],
     data_settings: dict[str, Any],
     config: RegenerateConfig,
@@ -98,7 +99,7 @@ def regenerate(
     return folder
 
 
-def check_written(folder: Path, base: Base) -> None:
+def check_written(folder: Path, base: Base | UnloadedBase) -> None:
     """Raises UserError for a set that is not finished, or that another base or chat template made."""
     manifest = read_json(folder / MANIFEST)
     made_by, own = manifest.get("base", {}), base.identity()
@@ -116,7 +117,7 @@ def check_written(folder: Path, base: Base) -> None:
         )
 
 
-def _choose(base: Base, rows: Iterable[Row], config: RegenerateConfig, on_error: str) -> list[Opening]:
+def _choose(base: Base | UnloadedBase, rows: Iterable[Row], config: RegenerateConfig, on_error: str) -> list[Opening]:
     openings = draw_openings(rows, base.tokenizer, config.num_prompts, config.prompt_tokens, config.seed, on_error)
     openings = [o for o in openings if len(o.ids) + 2 <= base.max_length]
     if not openings:
@@ -132,7 +133,7 @@ def _choose(base: Base, rows: Iterable[Row], config: RegenerateConfig, on_error:
     return openings
 
 
-def _write_missing(base: Base, openings: list[Opening], config: RegenerateConfig, folder: Path) -> None:
+def _write_missing(base: Base | UnloadedBase, openings: list[Opening], config: RegenerateConfig, folder: Path) -> None:
     """Each process writes its share of what no part covers."""
     num_different = len({(o.key, tuple(o.ids)) for o in openings})
     num_greedy = min(round(config.greedy_share * config.num_prompts), num_different)
@@ -146,11 +147,7 @@ def _write_missing(base: Base, openings: list[Opening], config: RegenerateConfig
         )  # fmt: skip
     own = batches[processes.number() :: processes.count()]
     if own:
-        writer: Writer = (
-            EngineWriter(base, config.batch_size)
-            if config.url is None
-            else ServerWriter(config.url, config.model, base)
-        )
+        writer = _writer(base, config)
         share = f" (process 0 of {processes.count()})" if processes.count() > 1 else ""
         num_rows = sum(map(len, own))
         done = len(openings) - len(todo) if not share else 0
@@ -161,6 +158,13 @@ def _write_missing(base: Base, openings: list[Opening], config: RegenerateConfig
             progress.advance(len(batch), tokens=sum(len(r["ids"]) - r["num_prompt"] for r in records))
         progress.close()
     processes.wait()
+
+
+def _writer(base: Base | UnloadedBase, config: RegenerateConfig) -> Writer:
+    if config.url is not None:
+        return ServerWriter(config.url, config.model, base)
+    assert isinstance(base, Base), "without a server the base itself writes"
+    return EngineWriter(base, config.batch_size)
 
 
 def _start(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
@@ -201,7 +205,7 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _template(base: Base) -> str:
+def _template(base: Base | UnloadedBase) -> str:
     return hashlib.sha256((base.tokenizer.chat_template or "").encode()).hexdigest()[:16]
 
 
@@ -246,7 +250,7 @@ def _find_damage(folder: Path, manifest: dict[str, Any], keys: list[str]) -> str
 
 def _answer(
     writer: Writer,
-    base: Base,
+    base: Base | UnloadedBase,
     openings: list[Opening],
     batch: range,
     num_greedy: int,

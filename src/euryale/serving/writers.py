@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
 from euryale.model.base import Base
+from euryale.model.unloaded import UnloadedBase
 
 TIMEOUT_S = 600.0
 MAX_TOGETHER = 64  # requests under way
@@ -55,7 +56,7 @@ class EngineWriter:
 class ServerWriter:
     """An OpenAI-compatible server at `url` (".../v1"). Raises UserError when it is not there, or refuses."""
 
-    def __init__(self, url: str, model: str | None, base: Base) -> None:
+    def __init__(self, url: str, model: str | None, base: Base | UnloadedBase) -> None:
         self._url = url.rstrip("/")
         self._tokenizer = base.tokenizer
         own = base.tokenizer.eos_token_id

@@ -8,8 +8,8 @@ Sizes come from the base's config alone: its layers are built without memory, on
     optimizer    two moments a number: 8 bytes, or 2 with the 8-bit optimizers
     activations  what the backward pass needs, at this batch and block length
 
-Activations are counted tensor by tensor for a Llama layer (they are the part that can be a quarter off), logits as
-chunked.py holds them. Letters as in the formulas: N tokens in a batch, D width, F inner width, V vocabulary.
+Activations are counted tensor by tensor for a Llama layer (they are the part that can be a third too high), those of the
+heads by running them without memory, logits as chunked.py holds them. Letters as in the formulas: N tokens in a batch, D width, F inner width, V vocabulary.
 """
 
 from dataclasses import replace
@@ -71,7 +71,8 @@ def estimate(plan: Plan) -> Need:
         model = AutoModelForCausalLM.from_config(plan.base)
         trains_base = plan.objective.kind == "pretrain"
         vocab_size, hidden_size = model.get_output_embeddings().weight.shape
-        num_heads = 0 if trains_base else _size(Heads(plan.heads, hidden_size, vocab_size))
+        heads = None if trains_base else Heads(plan.heads, hidden_size, vocab_size)
+    num_heads = 0 if heads is None else _size(heads)
     num_adapters = 0
     targets: list[nn.Linear] = []
     if OBJECTIVES[plan.objective.kind].trains_adapter:
@@ -85,7 +86,7 @@ def estimate(plan: Plan) -> Need:
         heads=4 * num_heads,
         gradients=4 * trained,
         optimizer=_MOMENTS[plan.optim.name] * trained,
-        activations=_activations(plan, vocab_size, hidden_size, sum(layer.in_features for layer in targets)),
+        activations=_activations(plan, heads, vocab_size, hidden_size, sum(layer.in_features for layer in targets)),
     )
 
 
@@ -139,7 +140,7 @@ def _weights(model: nn.Module, plan: Plan) -> int:
     return int((total - quantised) * plan.dtype.itemsize + quantised * _BITS_4)
 
 
-def _activations(plan: Plan, V: int, D: int, adapted_inputs: int) -> int:
+def _activations(plan: Plan, heads: Heads | None, V: int, D: int, adapted_inputs: int) -> int:
     config = plan.base.get_text_config()
     N, L = plan.batch_size * plan.block_size, config.num_hidden_layers
     head_dim = getattr(config, "head_dim", None) or D // config.num_attention_heads
@@ -159,14 +160,35 @@ def _activations(plan: Plan, V: int, D: int, adapted_inputs: int) -> int:
         if plan.optim.gradient_checkpointing:
             kept, again = L * N * D * width, kept_layer
         kept += 2 * N * D * width  # final states, of teacher and student
-    heads = 0
-    drafted = V
-    if plan.objective.kind != "pretrain":
-        known = [plan.heads.num_known_tokens(k) for k in range(plan.heads.num_heads)]
-        inner = 2 * plan.heads.width * D if plan.heads.body == "mlp" else 2 * D
-        heads = int(sum(N * 4 * (D * (3 + J) + plan.heads.num_layers * inner) for J in known)) + 2 * N * D * 4
-        drafted = V if plan.objective.kind == "medusa2" else plan.heads.num_draft_tokens(V)
-        heads += int(plan.heads.num_draft_tokens(V) * D * width) if plan.heads.num_draft_tokens(V) < V else 0
+    by_heads, drafted = 0, V
+    if heads is not None:
+        by_heads = _held_by_heads(heads, N) + N * D * (
+            heads.num_states * width + 4
+        )  # and what they read, of all tokens
+        drafted = V if plan.objective.kind == "medusa2" else heads.num_candidates
+        by_heads += heads.num_candidates * D * width if heads.num_candidates < V else 0
     logits = _LOGITS * min(N, plan.objective.chunk_tokens) * drafted
     # The heads' part is done with when the backward pass comes to the layers, and a pass without gradients before it.
-    return mask + max(frozen_layer, kept + max(again, heads + logits))
+    return mask + max(frozen_layer, kept + max(again, by_heads + logits))
+
+
+def _held_by_heads(heads: Heads, N: int) -> int:
+    """Bytes that N labels of every head take until its backward pass: what autograd keeps, what the head gives out, and
+    the gradient of that. Counted on tensors without memory, so that it holds for any kind of heads."""
+    D = heads.hidden_size
+    held: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        held[storage._cdata] = storage
+        return tensor
+
+    outputs = []
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        for k in range(heads.num_heads):
+            states_NC = torch.empty(N, heads.num_states * D, device="meta")
+            known_NJD = torch.empty(N, heads.num_known_tokens(k), D, device="meta")
+            outputs.append(keep(heads.head_hidden(k, states_NC, known_NJD)))
+    for parameter in heads.parameters():
+        held.pop(parameter.untyped_storage()._cdata, None)
+    return sum(storage.nbytes() for storage in held.values()) + sum(4 * output.numel() for output in outputs)
