@@ -80,13 +80,14 @@ def check_parallel(config: TrainConfig) -> None:
         )
     if config.objective.kind != "medusa1":
         raise UserError(
-            f"parallel=fsdp trains heads beside a frozen base: objective=medusa1, not {config.objective.kind}. Adapters "
-            "and bases are trained with parallel=ddp (every process holds the base; base.quantization=nf4 makes it small)."
+            f"parallel=fsdp trains heads beside a frozen base: objective=medusa1, not {config.objective.kind}. "
+            "Adapters and bases are trained with parallel=ddp, where every process holds the base "
+            "(base.quantization=nf4 makes it small)."
         )
     if config.base.quantization != "none":
         raise UserError(
-            f"parallel=fsdp cannot divide a base with base.quantization={config.base.quantization}. Use parallel=ddp (a "
-            "4-bit base is a quarter of the size), or base.quantization=none."
+            f"parallel=fsdp cannot divide a base with base.quantization={config.base.quantization}. Use parallel=ddp "
+            "(a 4-bit base is a quarter of the size), or base.quantization=none."
         )
     if config.data.regenerate and config.data.kind != "regenerated" and config.regenerate.url is None:
         raise UserError(

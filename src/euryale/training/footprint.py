@@ -8,8 +8,9 @@ Sizes come from the base's config alone: its layers are built without memory, on
     optimizer    two moments a number: 8 bytes, or 2 with the 8-bit optimizers
     activations  what the backward pass needs, at this batch and block length
 
-Activations are counted tensor by tensor for a Llama layer (they are the part that can be a third too high), those of the
-heads by running them without memory, logits as chunked.py holds them. Letters as in the formulas: N tokens in a batch, D width, F inner width, V vocabulary.
+Activations are counted tensor by tensor for a Llama layer (they are the part that can be a third too high), those of
+the heads by running them without memory, logits as chunked.py holds them. Letters as in the formulas: N tokens in a
+batch, D width, F inner width, V vocabulary.
 """
 
 from dataclasses import replace
