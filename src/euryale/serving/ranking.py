@@ -116,14 +116,14 @@ def ranking_table(jobs: list[Job], metric: str) -> str:
     rows = []
     for place, job in enumerate((job for job in jobs if job.numbers), start=1):
         values = [number(job.numbers.get(c), 1 if c == "tokens_per_s" else 3) for c in columns]
-        size = f"{(job.numbers.get('num_parameters') or 0) / 1e6:.2f} M"
+        size = f"{job.numbers['num_parameters'] / 1e6:.2f} M" if job.numbers.get("num_parameters") else "-"
         rows.append([f"{place}. {job.name}", *(_short(job.settings.get(k)) for k in keys), *values, size])
     header = ["job", *keys, *columns.values(), "head parameters"]
     blocks = [align(header, rows)] if rows else []
     others = [f"{job.state}: {job.name}: {job.note}" for job in jobs if not job.numbers]
     if others:
         blocks.append("\n".join(others))
-    if rows:
+    if rows and jobs[0].numbers.get(metric) is not None:
         settings = " ".join(f"{k}={_short(jobs[0].settings.get(k))}" for k in keys)
         blocks.append(f"best {metric}: {jobs[0].name}" + (f" ({settings})" if settings else ""))
     return "\n\n".join(blocks)
@@ -153,12 +153,12 @@ def save_ranking(root: Path, jobs: list[Job], metric: str) -> list[Path]:
 def summary(root: Path, jobs: list[Job], metric: str) -> dict[str, object]:
     """The last line on stdout."""
     counts = {state: sum(job.state == state for job in jobs) for state in ("finished", "unfinished", "failed")}
-    best = jobs[0] if jobs and jobs[0].numbers else None
+    best = jobs[0] if jobs and jobs[0].numbers.get(metric) is not None else None
     return {
         "runs": str(root),
         "best": None if best is None else str(best.folder),
         "metric_name": metric,
-        "metric": None if best is None else best.numbers.get(metric),
+        "metric": None if best is None else best.numbers[metric],
         **counts,
     }
 

@@ -63,6 +63,13 @@ def truncate_metrics(path: Path, last_step: int) -> None:
         staged.write_text("".join(kept), encoding="utf-8")
 
 
+def forget_metrics(path: Path, is_first: bool) -> None:
+    """Drops what a run noted that was killed before its first save, and begins again."""
+    if is_first:
+        log.info("%s had saved nothing yet: it begins again", path.parent)
+        truncate_metrics(path, 0)
+
+
 def wandb_mode(asked: str) -> Literal["offline", "online"] | None:
     """What wandb is started with; None is not at all. Without a key, online would hang for over a minute."""
     if asked not in WANDB_MODES:

@@ -3,7 +3,7 @@
 Letters: M labels one head counts, C labels in a chunk, K heads, R ranks, D width, V vocabulary.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from euryale.errors import UserError
 from euryale.training.chunked import Labels, chunks, label_loss
+from euryale.training.labels import PackedBatch, select_labels
 
 RANKS = (1, 5, 10)
 NO_LABELS = (
@@ -32,6 +33,12 @@ class Means(NamedTuple):
     loss_K: list[float]
     accuracy_RK: list[list[float]]  # one row per entry of RANKS
     count_K: list[int]
+
+
+def check_labels(batches: Sequence[PackedBatch], gap: int) -> None:
+    """Raises UserError when an evaluation of these batches has nothing to score: better now than in an hour."""
+    if batches and not any(len(select_labels(batch, [gap]).positions_U) for batch in batches):
+        raise UserError(NO_LABELS)
 
 
 @torch.no_grad()

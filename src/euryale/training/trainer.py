@@ -22,8 +22,8 @@ from euryale.model.heads import Heads
 from euryale.model.memory import begin_peak, peak
 from euryale.progress import Progress
 from euryale.training.interrupt import Interrupted, SignalGuard
-from euryale.training.labels import PackedBatch, select_labels
-from euryale.training.metrics import MetricsLog, truncate_metrics
+from euryale.training.labels import PackedBatch
+from euryale.training.metrics import MetricsLog, forget_metrics, truncate_metrics
 from euryale.training.objective import OBJECTIVES, LossSums, ObjectiveConfig
 from euryale.training.optim import OptimConfig, autocast, build_optimizer, learning_rate, trained_parameters
 from euryale.training.resume import (
@@ -37,7 +37,7 @@ from euryale.training.resume import (
     save_resume,
     share_batches,
 )
-from euryale.training.scoring import NO_LABELS
+from euryale.training.scoring import check_labels
 from euryale.training.stages import stage_at
 from euryale.training.step import StepResult, Window, add_up, average_gradients
 
@@ -81,9 +81,7 @@ class Trainer:
         optim.check()
         self.base, self.heads, self.batches, self.held_out, self.folder = base, heads, batches, held_out, folder
         self.objective, self.optim = objective, optim
-        looked_at = held_out[: optim.eval_batches]  # an evaluation that cannot be is better found now than in an hour
-        if looked_at and not any(len(select_labels(b, [OBJECTIVES[objective.kind].gap])[0]) for b in looked_at):
-            raise UserError(NO_LABELS)
+        check_labels(held_out[: optim.eval_batches], OBJECTIVES[objective.kind].gap)
         self.accelerator = Accelerator(cpu=base.device.type == "cpu")
         num_processes = self.accelerator.num_processes
         if resume:
@@ -98,24 +96,22 @@ class Trainer:
         if optim.gradient_checkpointing:
             check_recompute(base)
         self.settings = run_settings(base, heads, objective, self.optim, flatten(settings or {}), num_processes)
-        self.step = 0
-        self.tokens = 0
+        self.step = self.tokens = self.num_masked = 0
         self.seconds = 0.0
-        self.num_masked = 0
         self._num_barren = 0  # steps in a row without a single label
         self.held_out_metrics: dict[str, object] = {}
         self._window = Window()
         self._pending: dict[str, object] | None = None  # the record of a step that was stopped before its evaluation
         wandb_id = None
-        if resume and is_unsaved(folder):
-            self._begin_again()
-        elif resume:
+        if resume and not is_unsaved(folder):
             wandb_id = self._load()
+        elif resume:
+            forget_metrics(folder / "metrics.jsonl", self.accelerator.is_main_process)
         elif (folder / "resume").exists() or (folder / "metrics.jsonl").exists():
             raise UserError(f"{folder} holds a run already. Go on with resume={folder}, remove it, or name another.")
         self.accelerator.wait_for_everyone()
-        is_main = self.accelerator.is_main_process
-        self.log = MetricsLog(folder / "metrics.jsonl", wandb, self.settings, wandb_id) if is_main else None
+        writes = self.accelerator.is_main_process
+        self.log = MetricsLog(folder / "metrics.jsonl", wandb, self.settings, wandb_id) if writes else None
 
     def fit(self) -> dict[str, object]:
         """Trains to the last step. Returns the last held-out metrics with step, tokens, seconds and checkpoint.
@@ -220,12 +216,6 @@ class Trainer:
             elif self.step == self.optim.num_steps:
                 save_base(self.folder / "base", self.base)
         self.accelerator.wait_for_everyone()
-
-    def _begin_again(self) -> None:
-        """The run was killed before its first save: what it had noted since is dropped."""
-        if self.accelerator.is_main_process:
-            truncate_metrics(self.folder / "metrics.jsonl", 0)
-            log.info("%s had saved nothing yet: it begins again", self.folder)
 
     def _load(self) -> str | None:
         """Puts everything back as it was; returns the wandb id."""
