@@ -9,7 +9,7 @@ from random_models import five_tokens, random_base, random_heads
 from euryale.decoding.calibrated import Calibration
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree import ROOT_ONLY, Budget, Tree, chain
-from euryale.decoding.trees import TreeConfig
+from euryale.decoding.trees import TreeConfig, plan_sizes
 from euryale.errors import UserError
 from euryale.model.base import Base
 from euryale.model.checkpoint import save_heads
@@ -159,3 +159,18 @@ def test_a_damaged_draft_vocabulary_is_refused(tmp_path: Path, tiny_base: Base, 
     save_heads(tmp_path, heads, tiny_base, {})
     with pytest.raises(UserError, match="draft_ids are not increasing ids of the vocabulary"):
         Engine.load(tmp_path, base=tiny_base, tree="chain")
+
+
+def test_an_adaptive_size_has_the_depth_that_was_fastest() -> None:
+    """Four nodes gain a little more two deep than flat, but the second level costs more than that."""
+    paths, shares = [[0], [0, 0], [1], [2]], [0.5, 0.3, 0.2, 0.1]
+    flat = {"num_nodes": 4, "max_depth": 1, "tau": 1.8, "step_ms": 1.1}
+    timed = ({"1": 1.0, "4": 2.0}, {"1": 1.0, "4": 1.5})
+    found = Calibration(0.0, 4, paths, shares, 100, *timed, shallow=[flat])
+    assert (found.fastest_depth(4), found.fastest_depth(1)) == (1, None)
+    assert found.promise(4, 1) == (1.8, 1.1)
+    assert found.promise(4, 3) == found.promise(4) == (2.0, 1.5), "three levels were not timed"
+    heads = random_heads(HeadsConfig("hydra", num_heads=3), random_base())
+    for depth, expected in ((None, 1), (2, 2)):
+        asked = TreeConfig("calibrated", size="adaptive", max_depth=depth)
+        assert plan_sizes(asked, heads, [found], 0.0)[4].max_depth == expected

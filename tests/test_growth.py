@@ -7,10 +7,11 @@ import torch
 from random_models import random_base, random_heads
 from torch import Tensor
 
+from euryale.decoding import growth
 from euryale.decoding.calibrated import Calibration
 from euryale.decoding.draft import Draft, Known
 from euryale.decoding.drafter_heads import HeadsDrafter
-from euryale.decoding.growth import BestFirst
+from euryale.decoding.growth import MOST_PARENTS, BestFirst
 from euryale.decoding.tree import Budget
 from euryale.model.base import Base
 from euryale.model.heads import Heads, HeadsConfig, normalise
@@ -44,8 +45,9 @@ def paths_of(draft: Draft, row: int) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("kind", ["hydra", "medusa"])
-def test_the_likeliest_paths_are_taken(kind: str, temperature: float) -> None:
+def test_the_likeliest_paths_are_taken(kind: str, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """With six tokens all eight parents of a level but the least likely are asked, so few nodes leave nothing out."""
+    monkeypatch.setattr(growth, "_NODES_A_PARENT", 1)
     base = random_base("llama", V, dtype=torch.float64)
     heads = random_heads(HeadsConfig(kind, num_heads=3), base, seed=2)
     generator = torch.Generator().manual_seed(1)
@@ -85,6 +87,19 @@ def test_a_small_vocabulary_fills_fewer_nodes(num_nodes: int, depth: int, expect
     assert draft.tokens_BN.shape == (2, expected) == (2, growth.num_nodes)
     for row in range(2):
         assert len(set(paths_of(draft, row))) == expected
+
+
+@pytest.mark.parametrize(("num_nodes", "most"), [(2, 1), (4, 2), (8, 2), (16, 3), (64, MOST_PARENTS)])
+def test_small_trees_ask_few_parents(num_nodes: int, most: int) -> None:
+    asked: list[int] = []
+
+    def ask(level: int, slots: Tensor | None, tokens_BP: Tensor | None) -> Tensor:
+        asked.append(1 if tokens_BP is None else tokens_BP.shape[1])
+        return torch.randn(2, asked[-1], 30)
+
+    draft = BestFirst(Budget(num_nodes, 3), 30, torch.device("cpu")).grow(torch.tensor([7, 8]), ask, None)
+    assert draft.tokens_BN.shape == (2, num_nodes)
+    assert asked == [1, *[most] * (min(3, num_nodes - 1) - 1)]
 
 
 def test_a_token_that_is_certain_keeps_its_place_above_its_child() -> None:

@@ -137,8 +137,10 @@ def build_adaptive(
         n: HeadsDrafter(base, heads, tree, calibration, matrices) if n > 1 else NoDrafter(base)
         for n, tree in sizes.items()
     }
-    tau, step_ms = ({int(n): value for n, value in of.items()} for of in (calibration.tau, calibration.step_ms))
-    return AdaptiveDrafter(drafters, tau, step_ms)
+    promised = {n: calibration.promise(n, tree.max_depth) for n, tree in sizes.items()}
+    return AdaptiveDrafter(
+        drafters, {n: tau for n, (tau, _) in promised.items()}, {n: ms for n, (_, ms) in promised.items()}
+    )
 
 
 def check_heads(config: DrafterConfig, heads: Heads | None) -> None:

@@ -103,9 +103,8 @@ def plan_sizes(
     calibration = nearest(calibrations, temperature) if calibrations else None
     for n in sorted(int(n) for n in calibration.step_ms) if calibration is not None else []:
         if calibration is not None and str(n) in calibration.tau and 1 < n <= (asked.num_nodes or MOST_NODES):
-            planned = plan_tree(
-                TreeConfig(asked.name, n, asked.max_depth), heads, heads.num_heads, [calibration], temperature
-            )
+            depth = asked.max_depth or calibration.fastest_depth(n)
+            planned = plan_tree(TreeConfig(asked.name, n, depth), heads, heads.num_heads, [calibration], temperature)
             if planned.num_nodes == n:
                 sizes[n] = planned
     if len(sizes) < 2 or calibration is None or "1" not in calibration.step_ms:
