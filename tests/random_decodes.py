@@ -17,7 +17,7 @@ import random
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ from euryale.decoding.accept import AcceptConfig
 from euryale.decoding.calibrated import Calibration
 from euryale.decoding.drafters import DRAFTERS, DrafterConfig
 from euryale.decoding.engine import Engine
-from euryale.decoding.rows import Ends
+from euryale.decoding.rows import Ends, Generation
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree import ROOT_ONLY, Tree, chain, medusa63
 from euryale.decoding.trees import TreeConfig
@@ -58,6 +58,7 @@ class Report:
     num_tokens: int = 0
     num_with_generate: int = 0
     num_with_ar: int = 0
+    num_mixed: int = 0  # batches whose rows are drawn by different settings
     mismatches: list[Mismatch] = field(default_factory=list)
     near_ties: list[Mismatch] = field(default_factory=list)
     gained: Counter[int] = field(default_factory=Counter)  # steps by tokens gained
@@ -124,7 +125,13 @@ def any_calibration(rng: random.Random, num_candidates: int, num_heads: int) -> 
 
 
 def random_batch(rng: random.Random, base: Base) -> list[Request]:
-    """One to five rows that share all settings but the prompt and the seed."""
+    """One to five rows that share all settings but the prompt and the seed; or each with settings of its own."""
+    if rng.random() < 0.25:
+        return [request for _ in range(rng.randint(2, 5)) for request in random_requests(rng, base, 1)]
+    return random_requests(rng, base, rng.randint(1, 5))
+
+
+def random_requests(rng: random.Random, base: Base, num: int) -> list[Request]:
     max_new_tokens = rng.randint(1, 25)
     eos_ids = () if rng.random() < 0.1 else base.eos_ids
     # Whatever is asked for, one token may always be written: it is not among those that can be forbidden.
@@ -135,7 +142,7 @@ def random_batch(rng: random.Random, base: Base) -> list[Request]:
     strings = ("".join(rng.choices(letters, k=rng.randint(1, 3))),) if rng.random() < 0.15 else ()
     ends = Ends(strings, stop_ids, eos_ids)
     sampling = any_sampling(rng, base.vocab_size, free, max_new_tokens)
-    prompts = random_prompts(rng, rng.randint(1, 5), base.vocab_size, longest=23)
+    prompts = random_prompts(rng, num, base.vocab_size, longest=23)
     return [Request(p, max_new_tokens, sampling, rng.randrange(2**63), ends) for p in prompts]
 
 
@@ -159,8 +166,18 @@ def any_sampling(rng: random.Random, vocab_size: int, free: list[int], max_new_t
 
 
 def generate(engine: Engine, batch: list[Request], report: Report | None = None) -> list[Answer]:
+    agree = len({repr(request._replace(prompt=[], seed=0)) for request in batch}) == 1
+    generations = generate_alike(engine, batch) if agree else generate_each(engine, batch)
+    for generation in generations if report else []:
+        assert sum(generation.accepted) == len(generation.ids) and generation.num_steps == len(generation.accepted)
+        report.gained.update(generation.accepted)  # type: ignore[union-attr]
+        report.finish_reasons[generation.finish_reason] += 1  # type: ignore[union-attr]
+    return [Answer(generation.ids, generation.finish_reason, generation.text) for generation in generations]
+
+
+def generate_alike(engine: Engine, batch: list[Request]) -> list[Generation]:
     first = batch[0]
-    generations = engine.generate(
+    return engine.generate(
         [request.prompt for request in batch],
         first.max_new_tokens,
         seed=[request.seed for request in batch],
@@ -169,11 +186,28 @@ def generate(engine: Engine, batch: list[Request], report: Report | None = None)
         ignore_eos=first.ends.eos_ids != engine.base.eos_ids,
         **first.sampling.keywords(),
     )
-    for generation in generations if report else []:
-        assert sum(generation.accepted) == len(generation.ids) and generation.num_steps == len(generation.accepted)
-        report.gained.update(generation.accepted)  # type: ignore[union-attr]
-        report.finish_reasons[generation.finish_reason] += 1  # type: ignore[union-attr]
-    return [Answer(generation.ids, generation.finish_reason, generation.text) for generation in generations]
+
+
+def generate_each(engine: Engine, batch: list[Request]) -> list[Generation]:
+    """Every row by its own settings; the scheduler's are those of the last."""
+    longest = max(len(request.prompt) + request.max_new_tokens for request in batch)
+    common = batch[-1].sampling.keywords() | {"min_new_tokens": 0}
+    scheduler = engine.scheduler(min(len(batch), engine.max_rows), longest, **common)
+    plain = {item.name: item.default if item.default is not MISSING else {} for item in fields(Sampling)}
+    handles = [
+        scheduler.submit(
+            request.prompt,
+            request.max_new_tokens,
+            request.seed,
+            request.ends.strings,
+            request.ends.stop_ids,
+            request.ends.eos_ids != engine.base.eos_ids,
+            **plain | request.sampling.keywords(),
+        )
+        for request in batch
+    ]
+    scheduler.run()
+    return [handle.generation for handle in handles if handle.generation is not None]
 
 
 def random_decodes(num: int, seed: int, dtype: torch.dtype = torch.float64) -> Report:
@@ -213,6 +247,7 @@ def random_decodes(num: int, seed: int, dtype: torch.dtype = torch.float64) -> R
                 compare(report, model, f"{where}, transformers' generate", batch[:1], expected[:1], [theirs])
                 report.num_with_generate += 1
             report.settings.update(list(batch[0].sampling.keywords()))
+            report.num_mixed += len({repr(request.sampling) for request in batch}) > 1
             report.num_decodes += len(batch)
             report.num_tokens += sum(len(answer.ids) for answer in expected)
             report.kinds[f"{name.split()[0]} {'sampled' if batch[0].sampling.temperature else 'greedy'}"] += len(batch)

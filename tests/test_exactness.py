@@ -27,6 +27,7 @@ def test_random_decodes_equal_plain_decoding() -> None:
     assert set(report.finish_reasons) == {"eos", "stop", "length", "context"}
     assert set(report.settings) == {item.name for item in fields(Sampling)} and min(report.settings.values()) >= 5
     assert max(report.gained) >= 5 and sum(n for gained, n in report.gained.items() if gained > 1) > 200
+    assert report.num_mixed >= 20
     assert report.num_with_generate >= 20 and report.num_with_ar >= 40
 
 

@@ -29,7 +29,6 @@ class Verified(NamedTuple):
     """A draft, and what the base thinks of it."""
 
     draft: Draft
-    hidden_BND: Tensor
     logits_BNV: Tensor  # processed, of what follows each node
     drawn: Drawn  # the base's own choice there
     noise_BNV: Tensor | None  # by which it was drawn; None at T = 0

@@ -23,7 +23,7 @@ class Known(NamedTuple):
     hidden_BD: Tensor  # the base's final state at the last committed token, and those of the drafter's `layers` behind
     root_B: Tensor  # the token after it, decided but not in the cache yet
     noise_BPV: Tensor | None  # keyed noise of the positions after the root's, nearest first; None at T = 0
-    temperature: float
+    temperature: float | Tensor  # [B, 1, 1] where rows differ; those at T = 0 have no noise and count as 1
     ids: Sequence[Sequence[int]] = ()  # each row's prompt and answer so far, its root last
     targets: Sequence[Sequence[int]] = ()  # what the base chose behind each node of a row's last draft; new rows: none
     draws: bool = False  # the noise is the drafter's own: candidates are draws, and the draft says of what (log_q_BNV)
@@ -71,6 +71,13 @@ class Draft(NamedTuple):
     # The log of the distribution that each node's children were drawn from without replacement, in the order of the
     # nodes; None: they were named with certainty. Only a drafter that was asked to draw gives it.
     log_q_BNV: Tensor | None = None
+
+    def of_rows(self, rows_G: Tensor) -> "Draft":
+        """The draft of some of its rows."""
+        shape = self.shape if len(self.shape.parents_RN) == 1 else Shape(*(part[rows_G] for part in self.shape))
+        is_real_GN = None if self.is_real_BN is None else self.is_real_BN[rows_G]
+        log_q_GNV = None if self.log_q_BNV is None else self.log_q_BNV[rows_G]
+        return Draft(self.tokens_BN[rows_G], shape, is_real_GN, log_q_GNV)
 
 
 def log_q(scores_BPV: Tensor, known: Known, level: int, ids: Tensor | None) -> Tensor:

@@ -178,7 +178,7 @@ class Engine:
             return []
         longest = max(len(row.prompt) + row.max_ids for row in rows)
         scheduler = self._schedule(sampling, min(len(rows), self.max_rows), longest)
-        handles = [scheduler.add(row, seed) for row, seed in zip(rows, seeds, strict=True)]
+        handles = [scheduler.add(row, seed, sampling) for row, seed in zip(rows, seeds, strict=True)]
         scheduler.run()
         return [handle.generation for handle in handles if handle.generation is not None]
 
@@ -207,7 +207,7 @@ class Engine:
 
     def _pieces(self, row: Row, sampling: Sampling, seed: int) -> Iterator[str]:
         scheduler = self._schedule(sampling, 1, len(row.prompt) + row.max_ids)
-        handle = scheduler.add(row, seed)
+        handle = scheduler.add(row, seed, sampling)
         while not scheduler.is_idle:
             scheduler.step()
             if handle.generation is not None:
@@ -226,8 +226,9 @@ class Engine:
     ) -> Scheduler:
         """Answers that come and go: at most num_rows at once, prompt and answer at most row_tokens long.
 
-        `submit` prompts at any time and take a `step` at a time. One way of sampling for all; each has a seed of its
-        own. max_waiting: prompts that may wait for a row; None: any number.
+        `submit` prompts at any time and take a `step` at a time. The settings of sampling are those of prompts that
+        bring none of their own; the tree is the one of this temperature. max_waiting: prompts that may wait for a
+        row; None: any number.
 
         Raises UserError: numbers out of range.
         """

@@ -106,6 +106,13 @@ class MoreSampling(TypedDict, total=False):
     min_new_tokens: int
 
 
+class AnySampling(MoreSampling, total=False):
+    """All keyword arguments of Sampling."""
+
+    temperature: float
+    top_p: float
+
+
 class Drawn(NamedTuple):
     """The base's own next token at every node."""
 

@@ -4,20 +4,21 @@ Continuous batching: between two steps, prompts that wait take the places of ans
 alone into its place, so nobody else is moved, padded or read again. Where nobody waits, the last live row is copied
 into the place, once: live rows are always the first ones of the arena, and a step costs what its live rows cost.
 
-Every row is decoded as it would be alone: its text depends on its prompt, its seed and the settings.
+Every row is decoded as it would be alone: its text depends on its prompt, its seed and its settings.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import NamedTuple, Unpack
 
 from euryale.decoding.accept import LOSSY, AcceptConfig
 from euryale.decoding.draft import Drafter
 from euryale.decoding.noise import check_seeds
 from euryale.decoding.requests import Prompt, row_of
 from euryale.decoding.rows import Ends, Generation, Row
-from euryale.decoding.sampling import Sampling
+from euryale.decoding.sampling import AnySampling, Sampling
 from euryale.decoding.step import Decoder
 from euryale.decoding.text import Detokenizer
 from euryale.errors import UserError
@@ -27,9 +28,10 @@ from euryale.model.base import Base
 class Handle:
     """One submitted prompt: where to find its text while it grows, and its Generation when it has ended."""
 
-    def __init__(self, base: Base, row: Row, seed: int) -> None:
+    def __init__(self, base: Base, row: Row, seed: int, sampling: Sampling) -> None:
         self.row = row
         self.seed = seed
+        self.sampling = sampling
         self.generation: Generation | None = None  # once it has ended
         self._base = base
         self._start = time.perf_counter()
@@ -68,7 +70,7 @@ class StepSeen(NamedTuple):
 
 
 class Scheduler:
-    """At most `num_rows` answers at once, all drawn by one Sampling; see Engine.scheduler."""
+    """At most `num_rows` answers at once, each drawn by settings of its own; see Engine.scheduler."""
 
     def __init__(
         self,
@@ -81,7 +83,8 @@ class Scheduler:
         rule: AcceptConfig,
         max_waiting: int | None = None,
     ) -> None:
-        """row_tokens: the longest prompt and answer together. max_waiting: prompts that may wait; None: any number.
+        """sampling: of whoever asks for nothing else. row_tokens: the longest prompt and answer together.
+        max_waiting: prompts that may wait; None: any number.
 
         The memory of num_rows x row_tokens is taken here, once.
         """
@@ -91,7 +94,7 @@ class Scheduler:
         self.row_tokens = row_tokens
         self.max_waiting = max_waiting
         self.on_step: Callable[[StepSeen], None] | None = None
-        self._is_lossless = not (rule.name in LOSSY and sampling.temperature > 0 and drafter.max_depth > 0)
+        self._is_lossy_sampled = rule.name in LOSSY and drafter.max_depth > 0
         self._waiting: deque[Handle] = deque()
         self._live: list[Handle] = []  # by row
         # The last step of the longest row still writes all its nodes.
@@ -119,17 +122,21 @@ class Scheduler:
         stop: str | Sequence[str] | None = None,
         stop_ids: Sequence[int] = (),
         ignore_eos: bool = False,
+        **other: Unpack[AnySampling],
     ) -> Handle:
         """Queues a prompt; the keywords are those of Engine.generate.
+
+        `other` settings of sampling than the scheduler's hold for this answer alone; those not named stay.
 
         Raises UserError: what generate refuses, a prompt and answer longer than a row, more prompts than may wait.
         """
         row = row_of(self.base, prompt, max_new_tokens, Ends.of(self.base, stop, stop_ids, ignore_eos))
         check_seeds([seed])
-        self.sampling.check_tokens(self.base.vocab_size, max_new_tokens)
-        return self.add(row, seed)
+        sampling = replace(self.sampling, **other) if other else self.sampling
+        sampling.check_tokens(self.base.vocab_size, max_new_tokens)
+        return self.add(row, seed, sampling)
 
-    def add(self, row: Row, seed: int) -> Handle:
+    def add(self, row: Row, seed: int, sampling: Sampling) -> Handle:
         """Queues what was checked before."""
         needed = len(row.prompt) + row.max_ids
         if needed > self.row_tokens:
@@ -143,8 +150,8 @@ class Scheduler:
                 f"all {self.num_rows} rows of this scheduler are taken and max_waiting={self.max_waiting} prompts wait "
                 "already. Take steps until an answer has ended, or make it with more rows."
             )
-        row.is_lossless = self._is_lossless
-        handle = Handle(self.base, row, seed)
+        row.is_lossless = not (self._is_lossy_sampled and sampling.temperature > 0)
+        handle = Handle(self.base, row, seed, sampling)
         self._waiting.append(handle)
         return handle
 
@@ -187,7 +194,8 @@ class Scheduler:
             new = sorted((self._waiting.popleft() for _ in run), key=lambda handle: -len(handle.row.prompt))
             prompts = [handle.row.prompt for handle in new]
             ends = [handle.row.ends.ids for handle in new]
-            self._decoder.admit(run[0], prompts, [handle.seed for handle in new], ends)
+            seeds, samplings = [handle.seed for handle in new], [handle.sampling for handle in new]
+            self._decoder.admit(run[0], prompts, seeds, ends, samplings)
             self._live[run[0] : run[-1] + 1] = new
         for row in reversed(places[len(taken) :]):  # the highest first: whoever moves down is alive
             self._decoder.retire(row)

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from euryale.decoding.accept import AcceptConfig, Verified, accept
+from euryale.decoding.accept import AcceptConfig
 from euryale.decoding.cache import Arena, TreeMask
 from euryale.decoding.draft import Draft, Drafter, Known
-from euryale.decoding.processors import PathProcessors
-from euryale.decoding.sampling import Sampling, draw
+from euryale.decoding.mixture import Judged, Mixture
+from euryale.decoding.sampling import Sampling
 from euryale.decoding.streams import StepNoise, Streams
 from euryale.errors import UserError
 from euryale.model.base import Base
@@ -61,8 +61,8 @@ class Decoder:
         self._num_slots = num_slots
         self._masks: dict[int, TreeMask] = {}  # by number of nodes: a drafter has few
         self.rule = rule or AcceptConfig()
-        self._streams = Streams(num_rows, sampling.temperature, self.rule, base.vocab_size, drafter.num_nodes, device)
-        self._processors = PathProcessors.of(sampling, num_rows, base.vocab_size, device)
+        self._streams = Streams(num_rows, self.rule, base.vocab_size, drafter.num_nodes, device)
+        self._mixture = Mixture(self.rule, num_rows, base.vocab_size, device)
         self._root_B = torch.zeros(0, dtype=torch.long, device=device)
         self._layers = drafter.layers
         num_numbers = base.hidden_size * (1 + len(self._layers))
@@ -75,18 +75,21 @@ class Decoder:
         prompts: Sequence[Sequence[int]],
         seeds: Sequence[int],
         end_ids: Sequence[Sequence[int]] | None = None,
+        samplings: Sequence[Sampling] | None = None,
     ) -> None:
         """Reads prompts into `row` and the rows behind it, which have ended or are the next behind the last.
 
         All of a prompt but its last token is committed; that becomes the root.
         end_ids: for each row the tokens that would end its answer; only `min_new_tokens` asks for them.
+        samplings: of each row; None: the decoder's own for all.
         """
         start = time.perf_counter()
         behind = row + len(prompts)
-        self._streams.admit(row, seeds)
-        for place, (prompt, ends) in enumerate(zip(prompts, end_ids or [()] * len(prompts), strict=True), start=row):
-            if self._processors is not None:
-                self._processors.admit(place, prompt, ends)
+        samplings = samplings or [self.sampling] * len(prompts)
+        self._streams.admit(row, seeds, [sampling.temperature for sampling in samplings])
+        texts = zip(samplings, prompts, end_ids or [()] * len(prompts), strict=True)
+        for place, text in enumerate(texts, start=row):
+            self._mixture.admit(place, *text)
             self.drafter.admit(place)
         hidden_BD = self._prefill(self.arena.part(row, len(prompts)), prompts)
         self.arena.admit(row, [len(prompt) - 1 for prompt in prompts])
@@ -100,9 +103,8 @@ class Decoder:
     @torch.inference_mode()
     def retire(self, row: int) -> None:
         """The row has ended; the last one goes on in its place."""
-        for keeper in (self.arena, self.drafter, self._streams, self._processors):
-            if keeper is not None:
-                keeper.retire(row)
+        for keeper in (self.arena, self.drafter, self._streams, self._mixture):
+            keeper.retire(row)
         for lists in (self.ids, self._targets):
             lists[row] = lists[-1]
             lists.pop()
@@ -143,15 +145,15 @@ class Decoder:
         """One step. Returns the tokens gained by each live row: what its path accepted, then the bonus token."""
         marks = [time.perf_counter()]
         noise = self._streams.at(self.arena.lengths, self.drafter.max_depth + 1)
-        how = (noise.ranking_BPV, self.sampling.temperature, self.ids, self._targets, self._streams.draws)
+        how = (noise.ranking_BPV, self._streams.temperature, self.ids, self._targets, self._streams.draws)
         draft = self.drafter.propose(Known(self._hidden_BD, self._root_B, *how))
         marks.append(time.perf_counter())
 
         verified = self._verify(draft, noise)
         marks.append(time.perf_counter())
 
-        accepted = accept(self.rule, verified, self.sampling)
-        targets_BN, is_finite_BN = accepted.targets_BN, verified.drawn.is_finite_BN
+        accepted = self._mixture.accept(verified)
+        targets_BN, is_finite_BN = accepted.targets_BN, accepted.is_finite_BN
         # The one wait of a step: what the host must know travels in one piece.
         flags, is_finite, tokens, targets = torch.stack(
             [accepted.is_accepted_BN.long(), is_finite_BN.long(), draft.tokens_BN, targets_BN]
@@ -170,15 +172,14 @@ class Decoder:
         self.arena.commit(paths)
         for row, tokens_gained in enumerate(gained):
             self.ids[row] += tokens_gained
-            if self._processors is not None:
-                self._processors.extend(row, tokens_gained)
+            self._mixture.extend(row, tokens_gained)
         self._advance(verified.hidden_BND, targets_BN, [path[-1] for path in paths])
         marks.append(time.perf_counter())
         for part, begin, end in zip(("draft", "verify", "accept", "commit"), marks, marks[1:], strict=False):
             self.seconds[part] += end - begin
         return gained
 
-    def _verify(self, draft: Draft, noise: StepNoise) -> Verified:
+    def _verify(self, draft: Draft, noise: StepNoise) -> Judged:
         """One forward over the whole tree: the hidden state and the base's own next token at every node."""
         depths_RN = draft.shape.depths_RN
         if self.arena.is_uniform:
@@ -196,10 +197,7 @@ class Decoder:
         noise_BNV = _at_depths(noise.drawing_BPV, depths_RN) if noise.drawing_BPV is not None else None
         final_BND = hidden_BND[..., : self.base.hidden_size] if self._layers else hidden_BND
         logits_BNV = self._forward.logits(final_BND)
-        if self._processors is not None:
-            logits_BNV = self._processors.apply(logits_BNV, draft.tokens_BN, draft.shape, self.ids)
-        drawn = draw(logits_BNV, self.sampling, noise_BNV)
-        return Verified(draft, hidden_BND, logits_BNV, drawn, noise_BNV, noise.chance(depths_RN))
+        return self._mixture.judge(draft, hidden_BND, logits_BNV, noise_BNV, noise.chance(depths_RN), self.ids)
 
     def _read(
         self, arena: Arena, tokens_BN: Tensor, positions_BN: Tensor, mask: TreeMask, ancestors_RNN: Tensor
@@ -222,7 +220,7 @@ class Decoder:
         # A candidate whose keys or values are NaN spoils what does not see it, because 0 x NaN is NaN.
         with_drafts = [*text[:-1], *drafted][: self.base.max_length]
         name = first_not_finite(self.base, text) or first_not_finite(self.base, with_drafts)
-        if name is None and self._processors is not None:
+        if name is None and self._mixture.is_processed(row):
             return (
                 f"no token is left to write after {len(text)} tokens: logit_bias, banned_tokens and "
                 "min_new_tokens together forbid all. Forbid less."
