@@ -12,8 +12,10 @@ from euryale.decoding.accept import AcceptConfig
 from euryale.decoding.draft import Draft
 from euryale.decoding.engine import Engine
 from euryale.decoding.mixture import Mixture
+from euryale.decoding.rows import Generation
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.scheduler import Scheduler
+from euryale.decoding.trees import TreeConfig
 from euryale.errors import UserError
 
 WISHES: list[dict] = [
@@ -133,3 +135,30 @@ def test_a_row_whose_settings_forbid_every_token_is_named_and_not_its_neighbour(
     scheduler.submit([2], 10, banned_tokens=[0, 1, 2, 4], min_new_tokens=5)
     with pytest.raises(UserError, match="no token is left to write after 1 tokens: logit_bias, banned_tokens"):
         scheduler.run()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_candidates_are_ranked_by_each_row_s_own_settings_and_more_of_them_are_right(
+    temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The draft model is the base itself: without penalties all its guesses are right."""
+    base = random_base("llama", 40, seed=6, dtype=torch.float64, max_length=96)
+    twin = random_base("llama", 40, seed=6, dtype=torch.float64, max_length=96)
+    engine = Engine(base, None, "model", TreeConfig("dynamic", 6), draft_base=twin)
+    wishes = [{"repetition_penalty": 2.0}, {}, {"frequency_penalty": 1.0, "banned_tokens": [3, 4]}]
+
+    def answers() -> list[Generation]:
+        scheduler = engine.scheduler(3, 96, temperature)
+        handles = [scheduler.submit([i, i + 1], 40, i, **wish) for i, wish in enumerate(wishes)]  # type: ignore[arg-type]
+        scheduler.run()
+        return [handle.generation for handle in handles if handle.generation is not None]
+
+    ranked = answers()
+    for i, (answer, wish) in enumerate(zip(ranked, wishes, strict=True)):
+        [alone] = engine.generate([[i, i + 1]], 40, temperature, seed=i, **wish)  # type: ignore[arg-type]
+        assert (answer.ids, answer.accepted) == (alone.ids, alone.accepted)
+    monkeypatch.setattr(Mixture, "guess", None)
+    unranked = answers()
+    assert [answer.ids for answer in ranked] == [answer.ids for answer in unranked]
+    assert ranked[1].accepted == unranked[1].accepted, "a row without such settings"
+    assert sum(answer.num_steps for answer in ranked) < sum(answer.num_steps for answer in unranked)

@@ -141,3 +141,29 @@ def test_without_such_a_setting_there_is_nothing_to_run() -> None:
         assert PathProcessors.of(sampling, 2, V, CPU) is None
     for sampling in SETTINGS.values():
         assert PathProcessors.of(sampling, 2, V, CPU) is not None
+
+
+GUESSED = [name for name in SETTINGS if name not in ("ban sequences", "least length", "all")]
+
+
+@pytest.mark.parametrize("name", GUESSED)
+def test_a_drafter_s_scores_behind_the_root_are_changed_as_the_base_s_are(name: str) -> None:
+    """There the text is known, so the guess at the logits is what the verifier makes of them."""
+    generator = torch.Generator().manual_seed(1)
+    texts, num_prompt = [[1, 2, 4, 4, 9], [5, 5, 1], [0]], [3, 1, 1]
+    processors = PathProcessors(SETTINGS[name], 3, V, CPU)
+    for row, (text, num) in enumerate(zip(texts, num_prompt, strict=True)):
+        processors.admit(row, text[:num], END_IDS)
+        if text[num:]:
+            processors.extend(row, text[num:])
+    logits_B1V = torch.randn(3, 1, V, generator=generator, dtype=torch.float64)
+    roots_B1 = torch.tensor([text[-1:] for text in texts])
+    right_B1V = processors.apply(logits_B1V, roots_B1, Shape.of_tree(ROOT_ONLY), texts)
+    found_B1V = processors.guess(logits_B1V, None)
+    allowed_V = [token for token in range(V) if token not in (1, 9) or name != "ban"]
+    torch.testing.assert_close(found_B1V[..., allowed_V], right_B1V[..., allowed_V])  # penalties are float32
+    assert not torch.equal(found_B1V, logits_B1V)
+    ids = torch.tensor([9, 0, 4, 2])
+    assert torch.equal(processors.guess(logits_B1V[..., ids], ids), found_B1V[..., ids])
+    if name == "ban":
+        assert set(found_B1V.argmin(-1).flatten().tolist()) <= {1, 9} and found_B1V.isfinite().all()

@@ -8,7 +8,7 @@ Letters: B batch, R rows of a shape (1 when all rows of the batch share it, else
 V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -26,6 +26,8 @@ class Known(NamedTuple):
     temperature: float | Tensor  # [B, 1, 1] where rows differ; those at T = 0 have no noise and count as 1
     ids: Sequence[Sequence[int]] = ()  # each row's prompt and answer so far, its root last
     targets: Sequence[Sequence[int]] = ()  # what the base chose behind each node of a row's last draft; new rows: none
+    process: Callable[[Tensor, Tensor | None], Tensor] | None = None  # scores [B, P, V] of these ids (None: all) as the
+    # settings of the rows change them: bias, bans, penalties of the text so far
     draws: bool = False  # the noise is the drafter's own: candidates are draws, and the draft says of what (log_q_BNV)
 
 
@@ -93,6 +95,21 @@ def log_q(scores_BPV: Tensor, known: Known, level: int, ids: Tensor | None) -> T
     log_q_BPV = scores_BPV.new_full((*scores_BPV.shape[:2], noise_BV.shape[-1]), -torch.inf)
     log_q_BPV[..., ids] = (scores_BPV - noise_BV[:, ids][:, None]).log_softmax(-1)
     return log_q_BPV
+
+
+def with_noise(scores_BPV: Tensor, known: Known, level: int, ids: Tensor | None) -> Tensor:
+    """What candidates `level` + 1 tokens behind the root are ranked by: at T > 0 logits / T and their position's noise.
+
+    `ids` are the tokens that the scores stand for; None: all.
+    """
+    if known.process is not None:
+        scores_BPV = known.process(scores_BPV, ids)
+    if known.noise_BPV is None:
+        return scores_BPV
+    noise_BV = known.noise_BPV[:, level]
+    if ids is not None:
+        noise_BV = noise_BV[:, ids]
+    return scores_BPV.float() / known.temperature + noise_BV[:, None]
 
 
 class Drafter(Protocol):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from euryale.decoding.calibrated import Calibration
-from euryale.decoding.draft import Draft, Known, log_q
+from euryale.decoding.draft import Draft, Known, log_q, with_noise
 from euryale.decoding.growth import build_growth
 from euryale.decoding.tree import Budget, Tree
 from euryale.model.base import Base
@@ -120,13 +120,7 @@ class HeadMatrices:
         x_BPD = entry.hidden_B1D
         for layer, body in enumerate(self._bodies[k]):
             x_BPD = body(x_BPD, inner_BPF if layer == 0 else None)
-        scores_BPV = self._outputs[k](x_BPD)
-        if known.noise_BPV is None:
-            return scores_BPV
-        noise_BV = known.noise_BPV[:, k]
-        if self.draft_ids is not None:
-            noise_BV = noise_BV[:, self.draft_ids]
-        return scores_BPV.float() / known.temperature + noise_BV[:, None]
+        return with_noise(self._outputs[k](x_BPD), known, k, self.draft_ids)
 
     def extend(self, path_BPC: Tensor | None, slots: Tensor, tokens_BP: Tensor) -> Tensor | None:
         """The paths one token longer: `slots` says whose path each token continues ([P], or [B, P] by row)."""

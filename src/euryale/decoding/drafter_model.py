@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from euryale.decoding.cache import Arena, draw_mask
-from euryale.decoding.draft import Draft, Known, log_q
+from euryale.decoding.draft import Draft, Known, log_q, with_noise
 from euryale.decoding.growth import MOST_PARENTS, Growth, build_growth
 from euryale.decoding.tree import Budget, Tree
 from euryale.errors import UserError
@@ -114,6 +114,7 @@ class ModelBatch:
     def propose(self, known: Known) -> Draft:
         hidden_BD = self._read(known.ids) if self.max_depth else None
         lengths = list(self._arena.lengths)
+        scored_ids = torch.arange(self._num_scores, device=self._draft_base.device)
         drawn_from: list[Tensor] = []
         seen_RPM: Tensor | None = None  # which drafted nodes each parent of the last level sees, itself included
 
@@ -124,15 +125,9 @@ class ModelBatch:
             if slots is not None and tokens_BP is not None:
                 seen_RPM = _seen(seen_RPM, slots, tokens_BP.shape[1])
                 hidden_BPD = self._draft_on(tokens_BP, seen_RPM, lengths, level)
-            scores_BPV = self._forward.logits(hidden_BPD)[..., : self._num_scores]
-            if known.noise_BPV is None:
-                return scores_BPV
-            noise_BV = known.noise_BPV[:, level, : self._num_scores]
-            scores_BPV = scores_BPV.float() / known.temperature + noise_BV[:, None]
+            scores_BPV = with_noise(self._forward.logits(hidden_BPD)[..., : self._num_scores], known, level, scored_ids)
             if known.draws:
-                drawn_from.append(
-                    log_q(scores_BPV, known, level, torch.arange(self._num_scores, device=noise_BV.device))
-                )
+                drawn_from.append(log_q(scores_BPV, known, level, scored_ids))
             return scores_BPV
 
         draft = self._growth.grow(known.root_B, ask, None)

@@ -7,7 +7,7 @@ takes its rows out of the batch, and the results are put together again.
 Letters: B batch, G rows of a group, N nodes, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -97,6 +97,24 @@ class Mixture:
     def is_processed(self, row: int) -> bool:
         """Whether the row's logits do not stay as they are."""
         return self._of_row[row].processors is not None
+
+    @property
+    def guess(self) -> Callable[[Tensor, Tensor | None], Tensor] | None:
+        """What the settings do to the scores of a drafter's candidates, [B, P, V]; None: nothing."""
+        processed = [group for group in self._groups if group.members and group.processors is not None]
+        if not processed:
+            return None
+        if self._is_whole(processed[0]) and processed[0].processors is not None:
+            return processed[0].processors.guess
+
+        def group_by_group(scores_BPV: Tensor, ids: Tensor | None) -> Tensor:
+            changed_BPV = scores_BPV.to(torch.promote_types(scores_BPV.dtype, torch.float32), copy=True)
+            for group in processed:
+                rows_G = torch.tensor(group.members, device=self._device)
+                changed_BPV[rows_G] = group.processors.guess(scores_BPV[rows_G], ids)  # type: ignore[union-attr]
+            return changed_BPV
+
+        return group_by_group
 
     def judge(
         self,

@@ -102,6 +102,29 @@ class PathProcessors:
             scores_BNV = scores_BNV.masked_fill(is_early_BN1 & self._is_end_BV[: len(texts), None], -math.inf)
         return scores_BNV
 
+    def guess(self, scores_BPV: Tensor, ids: Tensor | None) -> Tensor:
+        """A drafter's scores of what may come, as bias, bans of single tokens and penalties of the text change them.
+
+        What stands on the path is left out, and so are bans of sequences and the least length: a guess may be wrong.
+        ids: the tokens that the scores stand for; None: all.
+        """
+
+        def of(table_xV: Tensor) -> Tensor:
+            return table_xV if ids is None else table_xV[..., ids]
+
+        B, sampling = len(scores_BPV), self.sampling
+        scores_BPV = scores_BPV.to(torch.promote_types(scores_BPV.dtype, torch.float32)) + of(self._bias_V)
+        if sampling.repetition_penalty != 1.0:
+            penalty = sampling.repetition_penalty
+            penalised_BPV = torch.where(scores_BPV < 0, scores_BPV * penalty, scores_BPV / penalty)
+            scores_BPV = torch.where(of(self._is_in_text_BV[:B])[:, None], penalised_BPV, scores_BPV)
+        if self._has_penalty:
+            count_BV = of(self._in_answer_BV[:B])
+            loss_BV = sampling.frequency_penalty * count_BV + sampling.presence_penalty * (count_BV > 0)
+            scores_BPV = scores_BPV - loss_BV[:, None]
+        # Not -inf, which is no score to rank by: a tree may need more candidates than are allowed.
+        return scores_BPV.masked_fill(of(self._is_banned_V), torch.finfo(torch.float32).min / 4)
+
     def _ban_sequences(
         self, scores_BNV: Tensor, tokens_BN: Tensor, parents_RN: Tensor, texts: Sequence[Sequence[int]]
     ) -> Tensor:

@@ -145,8 +145,17 @@ class Decoder:
         """One step. Returns the tokens gained by each live row: what its path accepted, then the bonus token."""
         marks = [time.perf_counter()]
         noise = self._streams.at(self.arena.lengths, self.drafter.max_depth + 1)
-        how = (noise.ranking_BPV, self._streams.temperature, self.ids, self._targets, self._streams.draws)
-        draft = self.drafter.propose(Known(self._hidden_BD, self._root_B, *how))
+        known = Known(
+            self._hidden_BD,
+            self._root_B,
+            noise.ranking_BPV,
+            self._streams.temperature,
+            self.ids,
+            self._targets,
+            self._mixture.guess,
+            self._streams.draws,
+        )
+        draft = self.drafter.propose(known)
         marks.append(time.perf_counter())
 
         verified = self._verify(draft, noise)
