@@ -37,7 +37,7 @@ class DrafterConfig:
     spare: int = 4
     path: str | None = None
     window: int = 5
-    ngram: int = 4
+    ngram: int = 3
     candidates: int = 5
 
     def check(self) -> None:
