@@ -22,7 +22,16 @@ from typing import Any, NamedTuple
 
 import torch
 from plain_decoding import Answer, Request, answer_slowly, answer_with_generate, can_generate, gap_at_divergence
-from random_models import FAMILIES, HEAD_DESIGNS, random_base, random_heads, random_prompts, random_tree, twin
+from random_models import (
+    EAGLE_DESIGNS,
+    FAMILIES,
+    HEAD_DESIGNS,
+    random_base,
+    random_heads,
+    random_prompts,
+    random_tree,
+    twin,
+)
 from transformers import PreTrainedModel
 
 from euryale.decoding.accept import AcceptConfig
@@ -78,15 +87,16 @@ def random_model(rng: random.Random, dtype: torch.dtype, family: str) -> tuple[s
         tie_word_embeddings=rng.random() < 0.3,
     )  # fmt: skip
     vocab_share = rng.choice([1.0, 1.0, 1.0, 0.6])
-    design = replace(rng.choice(HEAD_DESIGNS), num_heads=rng.randint(1, 6), vocab_share=vocab_share)
+    designs = rng.choice([HEAD_DESIGNS, HEAD_DESIGNS, EAGLE_DESIGNS])
+    design = replace(rng.choice(designs), num_heads=rng.randint(1, 6), vocab_share=vocab_share)
     name = f"{family} V={vocab_size} eos={eos} seed={seed} max_length={base.max_length} {design}"
     return name, base, random_heads(design, base, seed), seed
 
 
-def any_drafter(rng: random.Random) -> DrafterConfig:
+def any_drafter(rng: random.Random, heads: Heads) -> DrafterConfig:
     lookahead = {"window": rng.randint(1, 6), "ngram": rng.randint(2, 5), "candidates": rng.randint(1, 6)}
-    name = rng.choice(["heads", *DRAFTERS[1:]])
-    return DrafterConfig(name, depth=rng.randint(1, 8), spare=rng.randint(1, 6), **lookahead)
+    names = [name for name in DRAFTERS[1:] if name != "eagle" or heads.config.kind == "eagle"]
+    return DrafterConfig(rng.choice(["heads", *names]), depth=rng.randint(1, 8), spare=rng.randint(1, 6), **lookahead)
 
 
 def any_draft_base(rng: random.Random, base: Base, seed: int) -> Base:
@@ -222,7 +232,9 @@ def random_decodes(num: int, seed: int, dtype: torch.dtype = torch.float64) -> R
         plain = Engine(base, drafter="none")
         target = min(num, report.num_decodes + DECODES_PER_MODEL)
         while report.num_decodes < target:
-            drafter, tree = any_drafter(rng), any_tree(rng, base.vocab_size, heads.num_heads)
+            drafter, tree = any_drafter(rng, heads), any_tree(rng, base.vocab_size, heads.num_heads)
+            while isinstance(tree, TreeConfig) and tree.size == "adaptive" and heads.config.kind == "eagle":
+                tree = any_tree(rng, base.vocab_size, heads.num_heads)  # refused
             is_adaptive = isinstance(tree, TreeConfig) and tree.size == "adaptive"
             drafter = DrafterConfig("heads") if is_adaptive else drafter
             if drafter.name == "lookahead":
@@ -236,7 +248,8 @@ def random_decodes(num: int, seed: int, dtype: torch.dtype = torch.float64) -> R
             engine = Engine(base, heads, drafter, tree, calibrations, accept=accept, **how)
             found = generate(engine, batch, report)
             shape = "adaptive" if is_adaptive else "dynamic" if isinstance(tree, TreeConfig) else "fixed"
-            report.drafters[f"{drafter.name} {shape}"] += sum(len(answer.ids) for answer in found)
+            who = "eagle" if (drafter.name, heads.config.kind) == ("heads", "eagle") else drafter.name
+            report.drafters[f"{who} {shape}"] += sum(len(answer.ids) for answer in found)
             expected = [answer_slowly(model, base, request) for request in batch]
             compare(report, model, where, batch, expected, found)
             if rng.random() < 0.2:

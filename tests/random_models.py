@@ -52,6 +52,10 @@ HEAD_DESIGNS = tuple(
     HeadsConfig("hydra", num_layers=2, features="several"),
     HeadsConfig("medusa", body="resblock", features="several"),
 )
+EAGLE_DESIGNS = (
+    HeadsConfig("eagle", features="several"),
+    HeadsConfig("eagle", width=1.0, vocab_share=0.6),
+)
 
 
 def random_base(

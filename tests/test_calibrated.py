@@ -111,8 +111,8 @@ def test_a_checkpoint_that_cannot_be_loaded_is_refused(checkpoint: Path, tiny_ba
         Engine.load(checkpoint.parent)
     with pytest.raises(UserError, match="tree=bush is not known. Choose one of: chain, medusa63, calibrated, dynamic"):
         Engine.load(checkpoint, base=tiny_base, tree="bush")
-    with pytest.raises(UserError, match="drafter=eagle is not known. Choose one of: none, heads, lookup, .* model"):
-        Engine.load(checkpoint, base=tiny_base, drafter="eagle")
+    with pytest.raises(UserError, match="drafter=clover is not known. Choose one of: none, heads, lookup, .* model"):
+        Engine.load(checkpoint, base=tiny_base, drafter="clover")
     with pytest.raises(UserError, match="tree=medusa63 is 4 deep, but the checkpoint has 3 heads"):
         Engine.load(checkpoint, base=tiny_base, tree="medusa63")
     with pytest.raises(UserError, match="trained for"):

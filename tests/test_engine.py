@@ -216,8 +216,8 @@ def test_a_text_beyond_the_vocabulary_is_refused() -> None:
 def test_an_engine_that_cannot_be_is_refused() -> None:
     base = five_tokens()
     heads = random_heads(HeadsConfig("hydra", num_heads=3), base)
-    with pytest.raises(UserError, match="drafter=eagle is not known. Choose one of: none, heads, lookup, .* model"):
-        Engine(base, heads, drafter="eagle")
+    with pytest.raises(UserError, match="drafter=clover is not known. Choose one of: none, heads, lookup, .* model"):
+        Engine(base, heads, drafter="clover")
     with pytest.raises(UserError, match="drafter=heads needs a heads checkpoint"):
         Engine(base)
     with pytest.raises(UserError, match="tree=given is 4 deep, but the checkpoint has 3 heads"):

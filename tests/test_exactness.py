@@ -17,7 +17,7 @@ def assert_exact(report: Report) -> None:
 
 
 def test_random_decodes_equal_plain_decoding() -> None:
-    report = random_decodes(400, seed=1)
+    report = random_decodes(400, seed=3)
     assert_exact(report)
     assert not report.near_ties, "float64 has none"
     # The sample reaches what can go wrong: every family both ways, every ending, short and long paths.

@@ -146,12 +146,17 @@ def test_sizes_are_said_in_gigabytes() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "design", [HeadsConfig(num_heads=2), HeadsConfig("eagle", num_heads=3)], ids=["hydra", "eagle"]
+)
 @pytest.mark.parametrize("recompute", [False, True])
-def test_the_estimate_is_near_what_autograd_keeps(tiny_llama_folder: Path, recompute: bool) -> None:
+def test_the_estimate_is_near_what_autograd_keeps(
+    tiny_llama_folder: Path, recompute: bool, design: HeadsConfig
+) -> None:
     """Every tensor that a step of stage two holds for its backward pass, each storage once."""
     base = load_base(BaseConfig(path=str(tiny_llama_folder), dtype="float32", device="cpu"))
     add_adapter(base, LoraConfig(rank=4))
-    heads = build_heads(HeadsConfig(num_heads=2), base.lm_head_weight)
+    heads = build_heads(design, base.lm_head_weight)
     stored = {p.untyped_storage().data_ptr() for p in [*base.model.parameters(), *heads.parameters()]}
     kept: dict[int, torch.Tensor] = {}
 
@@ -164,11 +169,13 @@ def test_the_estimate_is_near_what_autograd_keeps(tiny_llama_folder: Path, recom
     held = sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in stored)
     optim = OptimConfig(gradient_checkpointing=recompute)
     config = base.model.config
-    estimated = estimate(plan(config, optim=optim)).activations
-    again = estimate(plan(config, optim=optim, objective=ObjectiveConfig(kind="medusa2", chunk_tokens=1))).activations
+    estimated = estimate(plan(config, optim=optim, heads=design)).activations
+    again = estimate(
+        plan(config, optim=optim, heads=design, objective=ObjectiveConfig(kind="medusa2", chunk_tokens=1))
+    ).activations
     assert again <= estimated  # logits are not autograd's
     if recompute:  # the backward pass will hold one whole layer beside what is held now
-        assert held < again < estimate(plan(config)).activations
+        assert held < again < estimate(plan(config, heads=design)).activations
     else:
         assert 0.8 < again / held < 1.4, (again, held)
 
@@ -188,7 +195,9 @@ def peak_of_tensors(work: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("kind", ["medusa1", "medusa2"])
 @pytest.mark.parametrize(
-    "design", [{}, {"kind": "medusa", "body": "resblock", "num_layers": 2}], ids=["hydra", "medusa"]
+    "design",
+    [{}, {"kind": "medusa", "body": "resblock", "num_layers": 2}, {"kind": "eagle"}],
+    ids=["hydra", "medusa", "eagle"],
 )
 def test_the_estimate_is_near_what_a_step_takes_and_several_features_count(
     tiny_llama_folder: Path, kind: str, design: dict

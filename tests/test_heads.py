@@ -151,7 +151,7 @@ def test_the_draft_vocabulary_is_the_most_frequent_tokens_in_order() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "eagle"}, "heads.kind=eagle is not known. Choose one of: medusa, hydra"),
+        ({"kind": "clover"}, "heads.kind=clover is not known. Choose one of: medusa, hydra, eagle"),
         ({"body": "conv"}, "heads.body=conv is not known. Choose one of: resblock, mlp"),
         ({"output": "tied"}, "heads.output=tied is not known. Choose one of: shared, own"),
         ({"num_heads": 0}, "heads.num_heads=0"),

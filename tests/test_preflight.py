@@ -29,7 +29,7 @@ PRETRAIN: dict[str, Any] = {"objective": ObjectiveConfig(kind="pretrain")}
     "changes, message",
     [
         ({"data": DataConfig(kind="web")}, "data.kind='web' is not known. Options: stdlib, files"),
-        ({"heads": HeadsConfig(kind="eagle")}, "heads.kind=eagle is not known. Choose one of: medusa, hydra"),
+        ({"heads": HeadsConfig(kind="clover")}, "heads.kind=clover is not known. Choose one of: medusa, hydra, eagle"),
         ({"objective": ObjectiveConfig(loss="mse")}, "objective.loss=mse is not known"),
         ({"optim": OptimConfig(num_steps=0)}, "optim.num_steps=0"),
         ({"wandb": "maybe"}, "wandb=maybe is not known"),

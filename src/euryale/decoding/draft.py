@@ -112,12 +112,25 @@ def with_noise(scores_BPV: Tensor, known: Known, level: int, ids: Tensor | None)
     return scores_BPV.float() / known.temperature + noise_BV[:, None]
 
 
+class TextReader(Protocol):
+    """Is told what the base says of every token that is committed."""
+
+    def read(self, row: int, states_BTC: Tensor, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> None:
+        """Rows `row` and those behind it: the base's states from position starts[b] on, as in Known.hidden_BD.
+
+        tokens[b] are the tokens behind these positions, one each; what states_BTC holds beyond them means nothing.
+        What was read before of a row from its start on is forgotten.
+        """
+        ...
+
+
 class Drafter(Protocol):
     """Fills at most num_nodes nodes, at most max_depth below the root. Siblings carry different tokens."""
 
     num_nodes: int
     max_depth: int
     layers: tuple[int, ...]  # of the base whose outputs it reads beside the last, numbered from 1
+    reader: TextReader | None  # who follows the text as it is committed; None: nobody
 
     def begin(self, num_rows: int, num_slots: int) -> "Drafter":
         """The drafter of at most num_rows rows of num_slots tokens, none of which lives; itself if it has no memory."""

@@ -11,7 +11,7 @@ A step over B rows of n nodes is priced as one over B x n nodes: both are as man
 
 from collections.abc import Mapping, Sequence
 
-from euryale.decoding.draft import Draft, Drafter, Known
+from euryale.decoding.draft import Draft, Drafter, Known, TextReader
 
 _WEIGHT = 0.15  # of the latest step in the ratio: it remembers some seven
 _FORGET = 0.01  # of the way back to what calibration said, with every step that tries nothing
@@ -33,6 +33,8 @@ class AdaptiveDrafter:
         self.num_nodes = max(drafter.num_nodes for drafter in drafters.values())
         self.max_depth = max(drafter.max_depth for drafter in drafters.values())
         self.layers = max((drafter.layers for drafter in drafters.values()), key=len)
+        self.reader: TextReader | None = None
+        assert all(drafter.reader is None for drafter in drafters.values()), "whoever is not asked would not follow"
         self.ratio = 1.0  # drafted tokens that were accepted lately, to those that calibration promised
         self._asked = 1
         self._lengths: list[int | None] = []  # of each row's text at the last step; None: it is new

@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from euryale.decoding.calibrated import Calibration
-from euryale.decoding.draft import Draft, Known, log_q, with_noise
+from euryale.decoding.draft import Draft, Known, TextReader, log_q, with_noise
 from euryale.decoding.growth import build_growth
 from euryale.decoding.tree import Budget, Tree
 from euryale.model.base import Base
-from euryale.model.heads import HeadBody, Heads, normalise
+from euryale.model.head_body import HeadBody
+from euryale.model.heads import Heads, normalise
 from euryale.model.products import Product, packed
 
 _LARGE = 256  # width of the base from which matrices of heads are worth another layout
@@ -31,6 +32,24 @@ class Entry(NamedTuple):
 
     hidden_B1D: Tensor
     inner_BKF: Tensor  # the first matrix of every head, without the path
+
+
+class TokenTable:
+    """Tokens as heads read them: normalised embeddings, all of them made once where that is small enough to keep."""
+
+    @torch.no_grad()
+    def __init__(self, base: Base, dtype: torch.dtype) -> None:
+        self._base, self._dtype = base, dtype
+        self._table_VD: Tensor | None = None
+        if base.vocab_size * base.hidden_size <= _TABLE_ENTRIES:
+            self._table_VD = self._embed(torch.arange(base.vocab_size, device=base.device))
+
+    def __call__(self, tokens_x: Tensor) -> Tensor:
+        """[...] -> [..., D]."""
+        return self._embed(tokens_x) if self._table_VD is None else self._table_VD[tokens_x]
+
+    def _embed(self, tokens_x: Tensor) -> Tensor:
+        return normalise(self._base.embed(tokens_x)).to(self._dtype)
 
 
 class HeadMatrices:
@@ -45,10 +64,10 @@ class HeadMatrices:
     def __init__(self, base: Base, heads: Heads, num_heads: int) -> None:
         self.base = base
         self.dtype = draft_dtype(base)
-        self.reads_path = heads.config.kind == "hydra"
+        self.reads_path = heads.config.reads_path
         self.draft_ids = heads.draft_ids
         self._reads_root = heads.config.root_token
-        self._table_VD = self._normalised_table(heads.vocab_size * heads.hidden_size)
+        self._embed = TokenTable(base, self.dtype) if self._reads_root else None
         K, D = num_heads, heads.hidden_size
         self._source = heads
         self._num_heads = K
@@ -88,21 +107,10 @@ class HeadMatrices:
             bias = torch.cat([f.hidden_in.bias for f in firsts])
             self._entry = self._product(torch.cat(with_root), bias)  # [C, and D for the root] -> [K x F]
 
-    def _normalised_table(self, num_entries: int) -> Tensor | None:
-        """Every token's embedding as heads read it, where that is small enough to keep."""
-        if not self._reads_root or num_entries > _TABLE_ENTRIES:
-            return None
-        return normalise(self.base.embed(torch.arange(self.base.vocab_size, device=self.base.device))).to(self.dtype)
-
-    def _embed(self, tokens_x: Tensor) -> Tensor:
-        if self._table_VD is not None:
-            return self._table_VD[tokens_x]
-        return normalise(self.base.embed(tokens_x)).to(self.dtype)
-
     def enter(self, known: Known) -> Entry:
         """What hidden state and root bring to every head; once a step."""
         states_BC = known.hidden_BD.to(self.dtype)
-        entry = torch.cat([states_BC, self._embed(known.root_B)], -1) if self._reads_root else states_BC
+        entry = states_BC if self._embed is None else torch.cat([states_BC, self._embed(known.root_B)], -1)
         return Entry(
             states_BC[:, None, : self.base.hidden_size], self._entry(entry).unflatten(-1, (self._num_heads, -1))
         )
@@ -124,7 +132,7 @@ class HeadMatrices:
 
     def extend(self, path_BPC: Tensor | None, slots: Tensor, tokens_BP: Tensor) -> Tensor | None:
         """The paths one token longer: `slots` says whose path each token continues ([P], or [B, P] by row)."""
-        if not self.reads_path:
+        if not self.reads_path or self._embed is None:
             return None
         new_BPD = self._embed(tokens_BP)
         if path_BPC is None:
@@ -138,6 +146,8 @@ class HeadMatrices:
 class HeadsDrafter:
     """The heads on a fixed tree, or on the one that looks best in each step."""
 
+    reader: TextReader | None = None
+
     def __init__(
         self,
         base: Base,
@@ -147,7 +157,7 @@ class HeadsDrafter:
         matrices: HeadMatrices | None = None,
     ) -> None:
         """matrices: of at least as many of these heads as the tree is deep, to be shared."""
-        per_parent = heads.config.kind == "hydra"
+        per_parent = heads.config.reads_path
         self._growth = build_growth(tree, heads.num_candidates, base.device, per_parent, calibration)
         self.num_nodes, self.max_depth = self._growth.num_nodes, self._growth.max_depth
         self._heads = HeadMatrices(base, heads, self.max_depth) if matrices is None else matrices.first(self.max_depth)

@@ -26,6 +26,7 @@ class HeadsLookupDrafter:
         self.num_nodes = heads.num_nodes + spare
         self.max_depth = heads.max_depth + spare
         self.layers = heads.layers
+        self.reader = heads.reader
 
     def begin(self, num_rows: int, num_slots: int) -> "HeadsLookupDrafter":
         return HeadsLookupDrafter(self._base, self._heads.begin(num_rows, num_slots), self._spare)

@@ -18,7 +18,7 @@ holds the n-grams of prompt and answer.
 
 from collections.abc import Sequence
 
-from euryale.decoding.draft import Draft, Known
+from euryale.decoding.draft import Draft, Known, TextReader
 from euryale.decoding.ragged import Nodes, RaggedDraft
 from euryale.model.base import Base
 
@@ -27,6 +27,7 @@ class LookaheadDrafter:
     """Needs a base alone: no training, no second model."""
 
     layers: tuple[int, ...] = ()
+    reader: TextReader | None = None
 
     def __init__(self, base: Base, window: int, ngram: int, candidates: int, num_nodes: int) -> None:
         """num_nodes: of a step at most; n-grams come first, then the window as far as there is room."""

@@ -4,7 +4,7 @@ Every row looks its own prompt and answer up (lookup.py). A Budget takes the lik
 the children by their rank; where there are fewer than the tree has nodes, the rest is masked (ragged.py).
 """
 
-from euryale.decoding.draft import Draft, Known
+from euryale.decoding.draft import Draft, Known, TextReader
 from euryale.decoding.lookup import Guess, Memory
 from euryale.decoding.ragged import Nodes, RaggedDraft
 from euryale.decoding.tree import Budget, Tree
@@ -15,6 +15,7 @@ class LookupDrafter:
     """Copies from the row's own text; needs no training and no model."""
 
     layers: tuple[int, ...] = ()
+    reader: TextReader | None = None
 
     def __init__(self, base: Base, tree: Tree | Budget) -> None:
         self.tree = tree

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from euryale.decoding.cache import Arena, draw_mask
-from euryale.decoding.draft import Draft, Known, log_q, with_noise
+from euryale.decoding.draft import Draft, Known, TextReader, log_q, with_noise
 from euryale.decoding.growth import MOST_PARENTS, Growth, build_growth
 from euryale.decoding.tree import Budget, Tree
 from euryale.errors import UserError
@@ -64,6 +64,7 @@ class ModelDrafter:
     """A smaller model on a fixed tree, or on the one that looks best in each step."""
 
     layers: tuple[int, ...] = ()
+    reader: TextReader | None = None
 
     def __init__(self, base: Base, draft_base: Base, tree: Tree | Budget) -> None:
         self._draft_base = draft_base
@@ -89,6 +90,7 @@ class ModelBatch:
     """The smaller model's own reading of one batch."""
 
     layers: tuple[int, ...] = ()
+    reader: TextReader | None = None
 
     def __init__(self, draft_base: Base, growth: Growth, num_scores: int, num_rows: int, num_slots: int) -> None:
         self.num_nodes, self.max_depth = growth.num_nodes, growth.max_depth

@@ -1,6 +1,6 @@
 """What does autoregressive decoding draft? Nothing: the tree is the root."""
 
-from euryale.decoding.draft import Draft, Known, Shape
+from euryale.decoding.draft import Draft, Known, Shape, TextReader
 from euryale.decoding.tree import ROOT_ONLY
 from euryale.model.base import Base
 
@@ -11,6 +11,7 @@ class NoDrafter:
     num_nodes = 1
     max_depth = 0
     layers: tuple[int, ...] = ()
+    reader: TextReader | None = None
 
     def __init__(self, base: Base) -> None:
         self._shape = Shape.of_tree(ROOT_ONLY, base.device)

@@ -1,7 +1,8 @@
 """Who proposes the tokens of a tree? The closed list of drafters, by the name they have everywhere.
 
 none           nobody: autoregressive decoding
-heads          the trained heads
+heads          the trained heads, of whatever kind
+eagle          the trained heads, which have to be of kind eagle
 lookup         what followed the same tokens earlier in prompt and answer
 lookahead      the base itself: Jacobi iteration beside the step, and the n-grams it finds
 heads+lookup   the heads, and a copied chain in nodes of its own
@@ -15,6 +16,7 @@ from typing import NamedTuple
 from euryale.decoding.calibrated import Calibration
 from euryale.decoding.draft import Drafter
 from euryale.decoding.drafter_adaptive import AdaptiveDrafter
+from euryale.decoding.drafter_eagle import EagleDrafter
 from euryale.decoding.drafter_heads import HeadMatrices, HeadsDrafter
 from euryale.decoding.drafter_heads_lookup import HeadsLookupDrafter
 from euryale.decoding.drafter_lookahead import LookaheadDrafter, most_nodes
@@ -67,7 +69,7 @@ class DrafterConfig:
 
     @property
     def needs_heads(self) -> bool:
-        return self.name in ("heads", "heads+lookup")
+        return self.name in ("heads", "heads+lookup", "eagle")
 
     @property
     def num_nodes(self) -> int:
@@ -85,8 +87,10 @@ class Parts(NamedTuple):
     draft_base: Base | None
 
 
-def _heads(config: DrafterConfig, parts: Parts) -> HeadsDrafter:
-    assert parts.heads is not None, "check_parts has seen them"
+def _heads(config: DrafterConfig, parts: Parts) -> Drafter:
+    assert parts.heads is not None, "check_heads has seen them"
+    if parts.heads.config.kind == "eagle":
+        return EagleDrafter(parts.base, parts.heads, parts.tree, parts.calibration)
     return HeadsDrafter(parts.base, parts.heads, parts.tree, parts.calibration)
 
 
@@ -105,6 +109,7 @@ _BUILDERS: dict[str, Callable[[DrafterConfig, Parts], Drafter]] = {
     "lookup": lambda config, parts: LookupDrafter(parts.base, parts.tree),
     "lookahead": _lookahead,
     "heads+lookup": lambda config, parts: HeadsLookupDrafter(parts.base, _heads(config, parts), config.spare),
+    "eagle": _heads,
     "model": _model,
 }
 DRAFTERS = tuple(_BUILDERS)
@@ -144,10 +149,15 @@ def build_adaptive(
 
 
 def check_heads(config: DrafterConfig, heads: Heads | None) -> None:
-    """Raises UserError when this drafter needs heads and there are none."""
+    """Raises UserError when this drafter needs heads and there are none, or heads of another kind."""
     if config.needs_heads and heads is None:
         raise UserError(
             f"drafter={config.name} needs a heads checkpoint, and only a base was given. Give one, or drafter=none."
+        )
+    if config.name == "eagle" and heads is not None and heads.config.kind != "eagle":
+        raise UserError(
+            f"drafter=eagle asks a layer of kind eagle, and these heads are of kind {heads.config.kind}. Use "
+            "drafter=heads, which takes what the checkpoint holds, or train one with train/run.py heads=eagle."
         )
 
 

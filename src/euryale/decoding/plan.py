@@ -95,10 +95,15 @@ class Plan:
         asked = self._asked
         if not isinstance(asked, TreeConfig) or asked.size == "fixed" or self._config.name == "none":
             return {}
-        if self._config.name != "heads" or self._heads is None:
+        if self._config.name not in ("heads", "eagle") or self._heads is None:
             raise UserError(
                 f"tree.size=adaptive is for drafter=heads, whose steps were timed, not for {self._config.name}. "
                 "Use tree.size=fixed."
+            )
+        if self._heads.config.kind == "eagle":
+            raise UserError(
+                "tree.size=adaptive asks now one drafter, now another, and heads of kind eagle follow the text in "
+                "every step. Use tree.size=fixed."
             )
         sizes = plan_sizes(asked, self._heads, self._calibrations, temperature)
         return {n: self._fit(tree) for n, tree in sizes.items()}

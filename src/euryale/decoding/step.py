@@ -91,7 +91,7 @@ class Decoder:
         for place, text in enumerate(texts, start=row):
             self._mixture.admit(place, *text)
             self.drafter.admit(place)
-        hidden_BD = self._prefill(self.arena.part(row, len(prompts)), prompts)
+        hidden_BD = self._prefill(self.arena.part(row, len(prompts)), prompts, row)
         self.arena.admit(row, [len(prompt) - 1 for prompt in prompts])
         self.ids[row:behind] = [list(prompt) for prompt in prompts]
         self._targets[row:behind] = [[] for _ in prompts]
@@ -112,7 +112,7 @@ class Decoder:
             rows_BX[row] = rows_BX[-1]
         self._root_B, self._hidden_BD = self._root_B[:-1], self._hidden_BD[:-1]
 
-    def _prefill(self, part: Arena, prompts: Sequence[Sequence[int]]) -> Tensor:
+    def _prefill(self, part: Arena, prompts: Sequence[Sequence[int]], first_row: int) -> Tensor:
         """The hidden states [B, D] at each prompt's last token but one; zeros where there is none.
 
         Rows of different lengths go through together, padded at the end: the padding lies behind each row's
@@ -134,6 +134,9 @@ class Decoder:
             positions_BT = torch.arange(begin, begin + T, device=device).expand(B, T)
             mask = TreeMask(T, begin, self.base.dtype, device)
             hidden_BTD = self._read(part, chunk_BT, positions_BT, mask, causal_1TT)
+            if self.drafter.reader is not None:
+                behind = [prompt[begin + 1 : begin + T + 1] for prompt in prompts[:B]]
+                self.drafter.reader.read(first_row, hidden_BTD, behind, part.lengths)
             part.commit([list(range(T))] * B)
             for row, length in enumerate(lengths[:B]):
                 if begin < length <= begin + T:
@@ -178,6 +181,8 @@ class Decoder:
         marks.append(time.perf_counter())
 
         self._targets = targets
+        if self.drafter.reader is not None:
+            self.drafter.reader.read(0, _along(verified.hidden_BND, paths), gained, self.arena.lengths)
         self.arena.commit(paths)
         for row, tokens_gained in enumerate(gained):
             self.ids[row] += tokens_gained
@@ -240,6 +245,15 @@ class Decoder:
             f"broken, or too large for {str(self.base.dtype).removeprefix('torch.')}. Load it in float32 or bfloat16 "
             "(base.dtype), or copy the model again."
         )
+
+
+def _along(hidden_BND: Tensor, paths: Sequence[Sequence[int]]) -> Tensor:
+    """The states of the nodes of each row's path, as many as the longest has."""
+    longest = max(map(len, paths))
+    if all(path[-1] == len(path) - 1 for path in paths):  # the first nodes, as of a chain
+        return hidden_BND[:, :longest]
+    index_BN = torch.tensor([[*path, *[0] * (longest - len(path))] for path in paths], device=hidden_BND.device)
+    return hidden_BND[torch.arange(len(paths), device=hidden_BND.device)[:, None], index_BN]
 
 
 def _at_depths(noise_BPV: Tensor, depths_RN: Tensor) -> Tensor:

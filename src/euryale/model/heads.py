@@ -6,6 +6,7 @@ chose) and, for kind `hydra`, the k tokens of the path below the root. It predic
 
     kind `medusa`   h_t, and the root when `root_token` (off: the published form, Cai et al. 2024, section 3.1)
     kind `hydra`    h_t, the root and the path (Ankner et al. 2024: sequentially dependent heads)
+    kind `eagle`    one layer for all heads, which goes on from its own answers and looks back at the text (eagle.py)
 
     body `resblock`  x + SiLU(W [h; e_root; e_path] + b)
     body `mlp`       x + W_out SiLU(W [h; e_root; e_path] + b), `width` times the hidden size inside
@@ -26,13 +27,16 @@ Letters: M positions, J known tokens, D width, C numbers of the features, F inne
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from euryale.errors import UserError
+from euryale.model.eagle import EagleLayer
+from euryale.model.head_body import HeadBody
 
-KINDS = ("medusa", "hydra")
+KINDS = ("medusa", "hydra", "eagle")
 BODIES = ("resblock", "mlp")
 OUTPUTS = ("shared", "own")
 NORMALISE_EPS = 1e-6
@@ -74,9 +78,15 @@ class HeadsConfig:
             raise UserError(f"heads.vocab_share={self.vocab_share}: a share above 0 and at most 1 is needed.")
         if self.vocab_min < 0:
             raise UserError(f"heads.vocab_min={self.vocab_min}: a number of tokens is needed, or 0.")
-        if self.kind == "hydra" and not self.root_token:
+        if self.kind != "medusa" and not self.root_token:
             raise UserError(
-                "heads.kind=hydra reads the whole path, so heads.root_token=false cannot be. Use kind=medusa."
+                f"heads.kind={self.kind} reads the whole path, so heads.root_token=false cannot be. Use kind=medusa."
+            )
+        if self.kind == "eagle" and (self.body, self.output, self.num_layers) != ("mlp", "shared", 1):
+            raise UserError(
+                f"heads.body={self.body}, heads.output={self.output} and heads.num_layers={self.num_layers} do not go "
+                "with heads.kind=eagle: it is one layer with an mlp, through the base's own output matrix. Leave them "
+                "as in heads=eagle, or use kind=hydra."
             )
 
     def num_draft_tokens(self, vocab_size: int) -> int:
@@ -84,45 +94,27 @@ class HeadsConfig:
         return min(vocab_size, max(math.ceil(vocab_size * self.vocab_share), self.vocab_min))
 
     def num_known_tokens(self, k: int) -> int:
-        """How many tokens after t head k reads: root and path for hydra, root or nothing for medusa."""
+        """How many tokens after t head k is told: root and path for hydra, root or nothing for medusa.
+
+        One for eagle: those before it are in the layer's own states and keys.
+        """
         if self.kind == "hydra":
             return k + 1
         return int(self.root_token)
 
+    @property
+    def reads_path(self) -> bool:
+        """Whether what may follow a node depends on the path to it, or is the same for all nodes of a depth."""
+        return self.kind != "medusa"
 
-class HeadBody(nn.Module):
-    """One residual block; the first of a head also reads the known tokens, and may read several states of the base."""
 
-    def __init__(self, hidden_size: int, num_tokens: int, body: str, width: float, num_states: int = 1) -> None:
-        super().__init__()
-        inner = hidden_size if body == "resblock" else max(8, int(hidden_size * width))
-        self.hidden_in = nn.Linear(num_states * hidden_size, inner)
-        self.tokens_in = nn.Linear(num_tokens * hidden_size, inner, bias=False) if num_tokens else None
-        self.out = nn.Linear(inner, hidden_size, bias=False) if body == "mlp" else None
-        self.reset()
+class PackedText(NamedTuple):
+    """Tokens of packed documents and what the base says of them."""
 
-    def reset(self) -> None:
-        """Makes the block the identity: the matrix next to the residual sum starts at zero."""
-        nn.init.zeros_(self.hidden_in.bias)
-        if self.out is not None:
-            nn.init.zeros_(self.out.weight)
-            return
-        nn.init.zeros_(self.hidden_in.weight)
-        if self.tokens_in is not None:
-            nn.init.zeros_(self.tokens_in.weight)
-
-    def finish(self, x_MD: Tensor, inner_MF: Tensor) -> Tensor:
-        """Adds the block's answer to x_MD, given the sum of its input matrices [M, F]."""
-        inner_MF = nn.functional.silu(inner_MF)
-        return x_MD + (inner_MF if self.out is None else self.out(inner_MF))
-
-    def forward(self, x_MD: Tensor, states_MC: Tensor, tokens: Tensor | None) -> Tensor:
-        """x_MD [M, D], what is read [M, C], and the embeddings of the known tokens [M, J x D] or None -> [M, D]."""
-        inner_MF = self.hidden_in(states_MC)
-        if self.tokens_in is not None:
-            assert tokens is not None, "this head reads known tokens"
-            inner_MF = inner_MF + self.tokens_in(tokens)
-        return self.finish(x_MD, inner_MF)
+    states_BTC: Tensor  # as Base.forward_packed gives them
+    embedded_BTD: Tensor  # `normalise`d embeddings of the tokens
+    positions_BT: Tensor  # in their document
+    documents_BT: Tensor  # its number; -1 is padding
 
 
 class Heads(nn.Module):
@@ -143,8 +135,9 @@ class Heads(nn.Module):
                 else HeadBody(hidden_size, config.num_known_tokens(k), config.body, config.width, self.num_states)
                 for layer in range(config.num_layers)
             )
-            for k in range(config.num_heads)
+            for k in range(config.num_heads if config.kind != "eagle" else 0)
         )
+        self.layer = EagleLayer(hidden_size, self.num_states, config.width) if config.kind == "eagle" else None
         self.outputs = nn.ModuleList(
             nn.Linear(hidden_size, vocab_size, bias=False) for _ in range(config.num_heads) if config.output == "own"
         )
@@ -156,7 +149,7 @@ class Heads(nn.Module):
         """How many tokens after position t head k reads (see HeadsConfig)."""
         return self.config.num_known_tokens(k)
 
-    def blocks(self, k: int) -> list["HeadBody"]:
+    def blocks(self, k: int) -> list[HeadBody]:
         """The residual blocks of head k, in order."""
         blocks = self.bodies[k]
         assert isinstance(blocks, nn.ModuleList)
@@ -179,6 +172,23 @@ class Heads(nn.Module):
             x_MD = body(x_MD, states_MC, tokens)
             states_MC, tokens = x_MD, None
         return x_MD
+
+    def guesses(self, text: PackedText, sources_KM: Sequence[Tensor]) -> list[Tensor]:
+        """What each head hands to its output matrix at its sources (places in the flattened [B x T]); [M, D] a head.
+
+        Head k at t reads up to token t + 1 + k, which must be of t's document. This is how heads are trained and
+        calibrated; while drafting the path stands for the tokens that are not known yet.
+        """
+        if self.layer is not None:
+            depths = self.layer.unroll(*text, len(sources_KM))
+            heads = zip(depths, sources_KM, strict=True)
+            return [states_BTC.flatten(0, 1)[sources_M, : self.hidden_size] for states_BTC, sources_M in heads]
+        states_PC, embedded_PD = text.states_BTC.flatten(0, 1), text.embedded_BTD.flatten(0, 1)
+        hidden_KMD = []
+        for k, sources_M in enumerate(sources_KM):
+            known_J = 1 + torch.arange(self.num_known_tokens(k), device=sources_M.device)
+            hidden_KMD.append(self.head_hidden(k, states_PC[sources_M], embedded_PD[sources_M[:, None] + known_J]))
+        return hidden_KMD
 
     def layers_read(self, num_layers: int) -> tuple[int, ...]:
         """Which outputs of the base's layers (1 to num_layers) heads read beside the last."""
@@ -213,12 +223,19 @@ class Heads(nn.Module):
 
     def blocks_of_matrices(self) -> dict[str, int]:
         """The matrices of the bodies by parameter name, and how many vectors each reads side by side."""
+        if self.layer is not None:
+            return {f"layer.{name}.weight": num for name, num in self.layer.blocks_of_matrices().items()}
         return {
             f"bodies.{name}.weight": matrix.in_features
             // (matrix.in_features if name.endswith(".out") else self.hidden_size)
             for name, matrix in self.bodies.named_modules()
             if isinstance(matrix, nn.Linear)
         }
+
+    def num_read(self, k: int) -> int:
+        """Numbers that are read for one guess of head k, those of its output matrix excepted."""
+        body = self.bodies[k] if self.layer is None else self.layer
+        return sum(p.numel() for p in body.parameters())
 
     def num_parameters(self) -> int:
         """Trainable numbers in all heads."""

@@ -30,7 +30,7 @@ from euryale.decoding.step import Decoder
 from euryale.decoding.tree import Path, Tree
 from euryale.errors import UserError
 from euryale.model.base import Base
-from euryale.model.heads import Heads, normalise
+from euryale.model.heads import Heads, PackedText, normalise
 from euryale.progress import Progress
 from euryale.serving.hardware import hardware
 from euryale.serving.replay import replay
@@ -164,8 +164,10 @@ def rank_vectors(
         return torch.empty(0, K, dtype=torch.long)
     positions_1T = torch.arange(len(ids_T), device=base.device)[None]
     layers = heads.layers_read(base.num_layers)
-    hidden_TD = base.forward_packed(ids_T[None], positions_1T, torch.zeros_like(positions_1T), layers)[0]
-    embedded_TD = normalise(base.embed(ids_T))
+    documents_1T = torch.zeros_like(positions_1T)
+    hidden_1TC = base.forward_packed(ids_T[None], positions_1T, documents_1T, layers)
+    packed = PackedText(hidden_1TC, normalise(base.embed(ids_T[None])), positions_1T, documents_1T)
+    hidden_KMD = heads.guesses(packed, [torch.arange(first, first + M, device=base.device)] * K)
     # Token -> row of the draft vocabulary; a token outside of it is nobody's candidate.
     place_V = torch.full((base.vocab_size,), -1, device=base.device)
     draft_ids = torch.arange(base.vocab_size, device=base.device) if heads.draft_ids is None else heads.draft_ids
@@ -173,9 +175,9 @@ def rank_vectors(
     ranks_MK = torch.empty(M, K, dtype=torch.long)
     for start in range(0, M, _CHUNK):
         here = torch.arange(first + start, first + min(start + _CHUNK, M), device=base.device)
-        known = torch.stack([embedded_TD[here + 1 + j] for j in range(K)], 1)
         for k in range(K):
-            scores_MV = _head_scores(base, heads, k, hidden_TD[here], known)
+            hidden_MD = hidden_KMD[k][start : start + len(here)]
+            scores_MV = torch.nn.functional.linear(hidden_MD, heads.draft_weight(k, base.lm_head_weight)).float()
             if temperature > 0 and coupled:
                 noise = gumbel(text.seed, int(here[0]) + 2 + k, len(here), base.vocab_size, base.device)
                 scores_MV = scores_MV / temperature + noise[:, draft_ids]
@@ -183,11 +185,6 @@ def rank_vectors(
             rank_M = (scores_MV > scores_MV.gather(1, place_M1.clamp(min=0))).sum(1).clamp(max=max_rank)
             ranks_MK[start : start + len(here), k] = rank_M.masked_fill(place_M1[:, 0] < 0, max_rank).cpu()
     return ranks_MK
-
-
-def _head_scores(base: Base, heads: Heads, k: int, hidden_MD: Tensor, known_MKD: Tensor) -> Tensor:
-    head_hidden = heads.head_hidden(k, hidden_MD, known_MKD)
-    return torch.nn.functional.linear(head_hidden, heads.draft_weight(k, base.lm_head_weight)).float()
 
 
 def frequent_paths(ranks_MK: Tensor, max_rank: int, num_paths: int) -> tuple[list[list[int]], list[float]]:

@@ -61,10 +61,10 @@ def measure_ceiling(engine: Engine, temperature: float = 0.0) -> Ceiling:
     if engine.heads is not None and engine.drafter.needs_heads:
         for k in range(tree.max_depth):
             output = engine.heads.num_candidates * base.hidden_size  # the rows of its output matrix that drafting reads
-            numbers = output + sum(weight.numel() for weight in engine.heads.bodies[k].parameters())
+            numbers = output + engine.heads.num_read(k)
             head_bytes += numbers * base.dtype.itemsize
-            # Kind medusa asks a head once; kind hydra once for every parent of its level.
-            head_flops += 2 * numbers * (_num_parents(tree, k) if engine.heads.config.kind == "hydra" else 1)
+            # Heads that read the path are asked for every parent of their level, the others once.
+            head_flops += 2 * numbers * (_num_parents(tree, k) if engine.heads.config.reads_path else 1)
     return Ceiling(
         base_bytes=base_bytes,
         step_bytes=base_bytes + head_bytes,

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from euryale.errors import UserError
 from euryale.model.adapter import LoraConfig, chosen_targets, linear_layers
-from euryale.model.heads import Heads, HeadsConfig
+from euryale.model.heads import Heads, HeadsConfig, PackedText
 from euryale.training.objective import OBJECTIVES, ObjectiveConfig
 from euryale.training.optim import OptimConfig
 
@@ -119,6 +119,7 @@ def _knobs(plan: Plan) -> dict[str, Plan]:
         "optim.gradient_checkpointing=true": plan._replace(optim=replace(plan.optim, gradient_checkpointing=True)),
         "heads.output=shared": plan._replace(heads=replace(plan.heads, output="shared")),
         "heads.width=1.0": plan._replace(heads=replace(plan.heads, width=min(1.0, plan.heads.width))),
+        "heads.kind=hydra": plan._replace(heads=replace(plan.heads, kind=_lighter(plan.heads.kind))),
         "lora.rank=8": plan._replace(lora=replace(plan.lora, rank=min(8, plan.lora.rank))),
     }
     if plan.batch_size < 2:
@@ -126,6 +127,11 @@ def _knobs(plan: Plan) -> dict[str, Plan]:
     if plan.objective.kind == "pretrain":
         knobs.pop("base.quantization=nf4")
     return knobs
+
+
+def _lighter(kind: str) -> str:
+    """The kind that keeps no share of every position on every other."""
+    return "hydra" if kind == "eagle" else kind
 
 
 def _size(module: nn.Module) -> int:
@@ -163,9 +169,11 @@ def _activations(plan: Plan, heads: Heads | None, V: int, D: int, adapted_inputs
         kept += 2 * N * D * width  # final states, of teacher and student
     by_heads, drafted = 0, V
     if heads is not None:
-        by_heads = _held_by_heads(heads, N) + N * D * (
+        by_heads = _held_by_heads(heads, plan.batch_size, plan.block_size) + N * D * (
             heads.num_states * width + 4
         )  # and what they read, of all tokens
+        if heads.layer is not None:  # scores of one depth on their way through its softmax; gradients of what it reads
+            by_heads += 4 * N * 2 * (plan.block_size * heads.layer.num_attention_heads + heads.num_states * D)
         drafted = V if plan.objective.kind == "medusa2" else heads.num_candidates
         by_heads += heads.num_candidates * D * width if heads.num_candidates < V else 0
     logits = _LOGITS * min(N, plan.objective.chunk_tokens) * drafted
@@ -173,10 +181,10 @@ def _activations(plan: Plan, heads: Heads | None, V: int, D: int, adapted_inputs
     return mask + max(frozen_layer, kept + max(again, by_heads + logits))
 
 
-def _held_by_heads(heads: Heads, N: int) -> int:
-    """Bytes that N labels of every head take until its backward pass: what autograd keeps, what the head gives out, and
+def _held_by_heads(heads: Heads, batch_size: int, block_size: int) -> int:
+    """Bytes that heads over such a batch take until their backward pass: what autograd keeps, what they give out, and
     the gradient of that. Counted on tensors without memory, so that it holds for any kind of heads."""
-    D = heads.hidden_size
+    shape, D = (batch_size, block_size), heads.hidden_size
     held: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -184,12 +192,12 @@ def _held_by_heads(heads: Heads, N: int) -> int:
         held[storage._cdata] = storage
         return tensor
 
-    outputs = []
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        for k in range(heads.num_heads):
-            states_NC = torch.empty(N, heads.num_states * D, device="meta")
-            known_NJD = torch.empty(N, heads.num_known_tokens(k), D, device="meta")
-            outputs.append(keep(heads.head_hidden(k, states_NC, known_NJD)))
-    for parameter in heads.parameters():
-        held.pop(parameter.untyped_storage()._cdata, None)
+    with torch.device("meta"):
+        places = (torch.empty(shape, dtype=torch.long), torch.empty(shape, dtype=torch.long))
+        text = PackedText(torch.empty(*shape, heads.num_states * D), torch.empty(*shape, D), *places)
+        sources = [torch.empty(batch_size * block_size, dtype=torch.long)] * heads.num_heads
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            outputs = [keep(hidden_MD) for hidden_MD in heads.guesses(text, sources)]
+    for tensor in (*heads.parameters(), *text, *sources):
+        held.pop(tensor.untyped_storage()._cdata, None)
     return sum(storage.nbytes() for storage in held.values()) + sum(4 * output.numel() for output in outputs)

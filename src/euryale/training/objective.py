@@ -22,7 +22,7 @@ from torch import Tensor
 from euryale.errors import UserError
 from euryale.model.adapter import adapter_disabled
 from euryale.model.base import Base
-from euryale.model.heads import Heads, normalise
+from euryale.model.heads import Heads, PackedText, normalise
 from euryale.training.chunked import Labels, chunked_loss
 from euryale.training.labels import FIRST_GAP, PackedBatch, Selection, select_labels
 from euryale.training.losses import LOSSES
@@ -200,16 +200,15 @@ def _head_problem(
     with torch.no_grad():
         if hidden_BTC is None:
             hidden_BTC = _forward(base, batch, heads)
-        embeddings_PD = normalise(base.embed(ids_BT)).flatten(0, 1)
+        embedded_BTD = normalise(base.embed(ids_BT))
     base_hidden_PC = hidden_BTC.flatten(0, 1)  # outside: a view made without gradients would let none through
     dtype = next(heads.parameters()).dtype
     positions_U = selection.positions_U.to(base.device)
-    hidden_KMD = []
-    for k, members_M in enumerate(selection.members_KM):
-        sources_M = positions_U[members_M.to(base.device)] - FIRST_GAP - k
-        known_J = 1 + torch.arange(heads.num_known_tokens(k), device=base.device)
-        embeddings_MJD = embeddings_PD[sources_M[:, None] + known_J].to(dtype)
-        hidden_KMD.append(heads.head_hidden(k, base_hidden_PC[sources_M].to(dtype), embeddings_MJD))
+    sources_KM = [
+        positions_U[members_M.to(base.device)] - FIRST_GAP - k for k, members_M in enumerate(selection.members_KM)
+    ]
+    places = (batch.positions_BT.to(base.device), batch.documents_BT.to(base.device))
+    hidden_KMD = heads.guesses(PackedText(hidden_BTC.to(dtype), embedded_BTD.to(dtype), *places), sources_KM)
 
     teacher_weight_VD = base.lm_head_weight if draft_ids is None else base.lm_head_weight[draft_ids]
 
