@@ -104,6 +104,8 @@ SCENARIOS: dict[str, list[Callable[[Base, Path, bool], None]]] = {
     "with a save staged but not renamed": [die_at_rename(4)],
     "right after the rename, the old save still there": [die_at_rename(4, after=True)],
     "between the two files of the heads": [die_at_rename(5, after=True)],
+    "after the last save, before its heads": [die_at_rename(7, after=True)],
+    "between the two files of the last heads": [die_at_rename(8, after=True)],
 }
 
 

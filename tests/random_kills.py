@@ -1,10 +1,10 @@
 """Kills whole runs of train/run.py at random moments (kill -9) and goes on with them until they end.
 
 python tests/random_kills.py [RUNS] [SEED]: RUNS runs, in turn of heads alone (medusa1) and of heads and then adapters
-(medusa2), all in float32 on a tiny random base. Each is killed once to three times, anywhere between its first and its
-last line: while the base writes text, in either stage of training, calibrating, evaluating. After every kill whatever
-is on the disk must be readable; at the end heads, adapters, text and metrics must be those of a run that nobody killed,
-byte for byte. One process imports everything and forks, because importing is what takes long.
+(medusa2), all in float32 on a tiny random base. Each is killed up to three times, once at least: a stage is drawn, and
+a moment in it. After every kill whatever is on the disk must be readable; at the end heads, adapters, text and metrics
+must be those of a run that nobody killed, byte for byte. One process imports everything and forks, because importing
+is what takes long.
 """
 
 import json
@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,10 +31,11 @@ from euryale.serving import plots, treeplot  # imported before the first fork
 from euryale.training.resume import find_run, load_resume
 
 assert plots and treeplot
-STEPS, BORDER = 12, 6
+STEPS, BORDER = 24, 12
+STAGES = ("start", "text", "heads", "second half of training", "calibration", "evaluation", "report")
 OBJECTIVES = ("medusa1", "medusa2")
 MORE = (
-    f"optim.num_steps={STEPS}", "optim.warmup_steps=2", "optim.save_every=2", "optim.eval_every=4",
+    f"optim.num_steps={STEPS}", "optim.warmup_steps=2", "optim.save_every=3", "optim.eval_every=4",
     "regenerate.batch_size=4", "base.device=cpu", "lora.rank=4",
 )  # fmt: skip
 
@@ -74,25 +74,66 @@ def start(place: Place, name: str, objective: str) -> None:
     assert result.status == 0
 
 
-def killed_after(work: Callable[[], None], seconds: float) -> bool:
-    """Runs `work` in a fork and kills it; False when it had ended before. AssertionError when it failed by itself."""
+def has_reached(place: Place, name: str, stage: str) -> bool:
+    """Whether a run has come to a stage, as far as the disk says."""
+    run = place.run(name)
+    saved = max((int(path.name[5:]) for path in run.glob("resume/step-*")), default=0)
+    return {
+        "start": True,
+        "text": any((place.root / "text" / name).glob("*/parts")),
+        "heads": (run / "config.yaml").exists(),
+        "second half of training": saved >= BORDER,
+        "calibration": saved >= STEPS,
+        "evaluation": (run / TREE_FILE).exists(),
+        "report": (run / "report.json").exists(),
+    }[stage]
+
+
+def killed(place: Place, name: str, objective: str, stage: str, delay: float) -> bool:
+    """Starts a run in a fork and kills it `delay` seconds after it has come to `stage`; False when it ended before.
+
+    AssertionError when it failed by itself.
+    """
     child = os.fork()
     if child == 0:
         in_this = 1
         try:
-            work()
+            start(place, name, objective)
             in_this = 0
         finally:
             os._exit(in_this)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    deadline = None
+    while deadline is None or time.monotonic() < deadline:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             assert status == 0, f"the run failed by itself: {status}"
             return False
+        if deadline is None and has_reached(place, name, stage):
+            deadline = time.monotonic() + delay
         time.sleep(0.002)
     os.kill(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def durations(place: Place, name: str, objective: str) -> dict[str, float]:
+    """Lets a run come to its end; how long it was in each of its stages."""
+    child = os.fork()
+    if child == 0:
+        in_this = 1
+        try:
+            start(place, name, objective)
+            in_this = 0
+        finally:
+            os._exit(in_this)
+    times = {}
+    while not os.waitpid(child, os.WNOHANG)[0]:
+        for stage in STAGES:
+            if stage not in times and has_reached(place, name, stage):
+                times[stage] = time.monotonic()
+        time.sleep(0.002)
+    ends = [*list(times.values())[1:], time.monotonic()]
+    assert list(times) == list(STAGES), times
+    return {stage: end - times[stage] for stage, end in zip(STAGES, ends, strict=True)}
 
 
 def look(place: Place, name: str) -> str:
@@ -133,23 +174,25 @@ def facts(place: Place, name: str) -> dict[str, object]:
     return found
 
 
-def main(runs: int, seed: int) -> None:
+def main(runs: int, seed: int, root: Path) -> Counter[str]:
+    """Kills and resumes `runs` runs below `root`; AssertionError for one that differs. Returns kills by stage."""
     chance = random.Random(seed)
-    root = Path(tempfile.mkdtemp(prefix="kills-"))
     place = make_place(root)
-    expected, usual = {}, {}
-    for objective in OBJECTIVES:
-        began = time.monotonic()
-        assert in_child(lambda objective=objective: start(place, objective, objective)) == 0  # type: ignore[misc]
-        usual[objective] = time.monotonic() - began
-        expected[objective] = facts(place, objective)
+    kinds = OBJECTIVES[: min(runs, len(OBJECTIVES))]
+    usual = {objective: durations(place, objective, objective) for objective in kinds}
+    expected = {objective: facts(place, objective) for objective in kinds}
     kills: Counter[str] = Counter()
     for number in range(runs):
-        objective = OBJECTIVES[number % len(OBJECTIVES)]
+        objective = kinds[number % len(kinds)]
         name = f"killed-{number}"
-        for _ in range(chance.randint(1, 3)):
-            moment = chance.uniform(0, usual[objective])
-            if not killed_after(lambda: start(place, name, objective), moment):  # noqa: B023
+        stage = chance.choice(STAGES[:-1])  # the last one is over in a moment
+        while not killed(place, name, objective, stage, chance.uniform(0, usual[objective][stage])):
+            shutil.rmtree(place.run(name))  # it was faster this time
+            shutil.rmtree(root / "text" / name)
+        kills[look(place, name)] += 1
+        for _ in range(chance.randint(0, 2)):
+            stage = chance.choice(STAGES)
+            if not killed(place, name, objective, stage, chance.uniform(0, usual[objective][stage])):
                 break
             kills[look(place, name)] += 1
         assert in_child(lambda: start(place, name, objective)) == 0, name  # noqa: B023
@@ -157,8 +200,10 @@ def main(runs: int, seed: int) -> None:
         different = [key for key in expected[objective] if found.get(key) != expected[objective][key]]
         assert not different and found.keys() == expected[objective].keys(), (name, different)
         print(f"{number + 1} of {runs} runs as if nothing had happened; kills by stage: {dict(kills)}", flush=True)
-    shutil.rmtree(root)
+    return kills
 
 
 if __name__ == "__main__":
-    main(*(int(argument) for argument in [*sys.argv[1:], *("50", "0")[len(sys.argv) - 1 :]]))
+    with tempfile.TemporaryDirectory(prefix="kills-") as folder:
+        given = [int(argument) for argument in sys.argv[1:]]
+        main(*given, *(50, 0)[len(given) :], root=Path(folder))

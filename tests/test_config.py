@@ -276,6 +276,26 @@ def test_what_a_run_leaves_that_was_killed_at_once_is_no_run(tmp_path: Path) -> 
     assert_refused(result, "no/such/base")
 
 
+@pytest.mark.parametrize(
+    "where", ["output=/proc/nowhere", "output={0}/file", "name=" + 300 * "x", "regenerate.output=/proc/nope"]
+)
+def test_a_place_that_cannot_be_written_to_is_said_before_anything_is_done(tmp_path: Path, where: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    arguments = {"output": f"output={tmp_path}/runs", "name": "name=one", "path": "base.path=no/such/base"}
+    arguments[where.partition("=")[0]] = where.format(tmp_path)
+    assert_refused(
+        run_script("train/run.py", "base=hf", *arguments.values()), "nothing can be written to", where.partition("=")[0]
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_warm_up_that_outlasts_its_stage_is_told(tmp_path: Path) -> None:
+    short = ("base=hf", "base.path=no/such/base", f"output={tmp_path}", "optim.num_steps=100", "optim.warmup_steps=50")
+    assert "never comes to its peak" not in run_script("train/run.py", *short).err
+    told = run_script("train/run.py", *short, "objective=medusa2")
+    assert_refused(told, "optim.warmup_steps=50, and stage 1 has 50 steps", "no/such/base")
+
+
 def test_saved_settings_read_back_as_they_were(run_folder: Path) -> None:
     saved = OmegaConf.load(run_folder / "config.yaml")
     assert OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), saved)) == TrainConfig(

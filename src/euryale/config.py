@@ -29,7 +29,7 @@ from euryale import processes, sweeping
 from euryale.commandline import check_keys, is_setting, quote_text
 from euryale.determinism import be_deterministic, refusal
 from euryale.errors import UserError
-from euryale.model.files import write_atomically
+from euryale.model.files import check_writable, write_atomically
 from euryale.model.locate import PROJECT
 from euryale.schemas import SCHEMAS, TrainConfig
 from euryale.training.interrupt import Interrupted
@@ -164,6 +164,7 @@ def settle_run(config: TrainConfig) -> tuple[TrainConfig, Path]:
         folder = find_run(config.resume, output_root(config.output))
         return _read_settings(folder), folder
     folder = _new_folder(config)
+    check_writable(folder, f"output={config.output} name={config.name}" if config.name else f"output={config.output}")
     if folder.exists() and not _was_killed_at_once(folder):
         go_on = f"Go on with resume={folder}, or give" if (folder / CONFIG_FILE).is_file() else "It is no run: give"
         raise UserError(f"{folder} is there already. {go_on} another name=.")

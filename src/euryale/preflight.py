@@ -6,12 +6,14 @@ from dataclasses import replace
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from euryale import processes
+from euryale.config import output_root
 from euryale.data.sources import SPLITS, DataConfig, build_source
 from euryale.data.sources import check as check_data
 from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError
 from euryale.model.adapter import chosen_targets
 from euryale.model.base import Base, read_config
+from euryale.model.files import check_writable
 from euryale.model.memory import free_bytes
 from euryale.model.numbers import pick_device, pick_dtype
 from euryale.schemas import TrainConfig
@@ -21,6 +23,7 @@ from euryale.training.footprint import Plan, check_fits, estimate, gigabytes
 from euryale.training.metrics import wandb_mode
 from euryale.training.objective import OBJECTIVES
 from euryale.training.optim import check_optimizer
+from euryale.training.stages import stage_lengths
 
 MAX_SEED = 2**62  # rows and prompts are numbered upwards from a seed, and noise takes 63 bits
 PARALLEL = ("ddp", "fsdp")
@@ -64,6 +67,15 @@ def check_settings(config: TrainConfig) -> None:
             f"calibrate.new_tokens={config.calibrate.new_tokens} is too short to see all heads.num_heads="
             f"{config.heads.num_heads} heads at work. Give at least as many."
         )
+    if config.data.regenerate and config.data.kind != "regenerated":
+        check_writable(output_root(config.regenerate.output), f"regenerate.output={config.regenerate.output}")
+    first_share = config.objective.stage_one_share if OBJECTIVES[config.objective.kind].trains_adapter else 1.0
+    for stage, num_steps in enumerate(stage_lengths(config.optim.num_steps, first_share), start=1):
+        if config.optim.warmup_steps >= num_steps > 0:
+            log.warning(
+                "optim.warmup_steps=%d, and stage %d has %d steps: the learning rate never comes to its peak",
+                config.optim.warmup_steps, stage, num_steps,
+            )  # fmt: skip
     check_rows(config.data, needs_held_out=not is_pretraining or config.optim.eval_batches > 0)
 
 

@@ -7,6 +7,7 @@ What could not be written is one `UserError`; the target is then what it was bef
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,21 @@ def write_atomically(target: Path, last: str = "") -> Iterator[Path]:
         ) from error
     finally:
         _remove(staged)
+
+
+def check_writable(folder: Path, asked: str) -> None:
+    """Raises UserError when `folder` could not be made, or nothing be written into it. Leaves nothing behind.
+
+    `asked` begins the message, as "output=runs". Minutes of work must not end at it.
+    """
+    try:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{asked}: nothing can be written to {folder} ({error.strerror}). Give another folder, or make room there."
+        ) from error
 
 
 def write_json(path: Path, content: object) -> None:

@@ -27,7 +27,7 @@ from euryale.data.openings import Opening, draw_openings
 from euryale.data.rows import Row
 from euryale.errors import UserError
 from euryale.model.base import Base
-from euryale.model.files import read_json, write_json
+from euryale.model.files import check_writable, read_json, write_json
 from euryale.model.unloaded import UnloadedBase
 from euryale.progress import Progress
 from euryale.serving.conversations import converse
@@ -70,6 +70,7 @@ def regenerate(
     Raises UserError for impossible settings, or rows without a prompt that fits the base.
     """
     check_settings(config, base)
+    processes.first(lambda: check_writable(root, f"regenerate.output={config.output}"))
     identity = {
         "base": base.identity(),
         "chat_template": _template(base),

@@ -28,6 +28,16 @@ class PackedBatch(Protocol):
     def documents_BT(self) -> Tensor: ...
 
 
+class BatchStream(Protocol):
+    """What is asked of data.batches.BatchStream: batches without end, and a cursor that JSON can hold."""
+
+    origins: list[str]  # where the rows of the last batch came from
+
+    def __next__(self) -> PackedBatch: ...
+    def state_dict(self) -> dict: ...
+    def load_state_dict(self, state: dict) -> None: ...
+
+
 class Selection(NamedTuple):
     """Labels by their place in the flattened [B * T] batch, on the batch's device."""
 

@@ -206,6 +206,12 @@ def _check_settings(run: Path, saved: Mapping[str, object], given: Mapping[str, 
         )
 
 
+def drop_older_saves(run: Path) -> None:
+    """Removes what a kill kept `save_resume` from removing."""
+    for path in _saves(run)[:-1]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def is_unsaved(run: Path) -> bool:
     """Whether a run has begun, and was killed before it had saved or left anything."""
     left = any((run / made).exists() for made in ("heads.json", "base"))  # a finished run whose saves were deleted

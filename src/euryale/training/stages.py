@@ -21,8 +21,14 @@ class Stage(NamedTuple):
 
 def stage_at(step: int, num_steps: int, first_share: float) -> Stage:
     """The stage of optimizer step `step` of a run; stage one takes `first_share` of its steps."""
-    border = round(num_steps * first_share)
-    return Stage(1, step, border) if step < border else Stage(2, step - border, num_steps - border)
+    first, second = stage_lengths(num_steps, first_share)
+    return Stage(1, step, first) if step < first else Stage(2, step - first, second)
+
+
+def stage_lengths(num_steps: int, first_share: float) -> tuple[int, int]:
+    """The steps of either stage."""
+    first = round(num_steps * first_share)
+    return first, num_steps - first
 
 
 def heads_weight(stage: Stage, lambda_0: float, schedule: str) -> float:

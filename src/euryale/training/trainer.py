@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -17,16 +17,17 @@ from accelerate.utils import gather_object
 from euryale.errors import UserError
 from euryale.model.adapter import check_recompute, learning
 from euryale.model.base import Base
-from euryale.model.checkpoint import provenance, save_base, save_heads
 from euryale.model.heads import Heads
 from euryale.model.memory import begin_peak, peak
 from euryale.progress import Progress
 from euryale.training.interrupt import Interrupted, SignalGuard
-from euryale.training.labels import PackedBatch
+from euryale.training.labels import BatchStream, PackedBatch
 from euryale.training.metrics import MetricsLog, forget_metrics, truncate_metrics
 from euryale.training.objective import OBJECTIVES, LossSums, ObjectiveConfig
 from euryale.training.optim import OptimConfig, autocast, build_optimizer, learning_rate, trained_parameters
+from euryale.training.publish import is_published, publish
 from euryale.training.resume import (
+    drop_older_saves,
     flatten,
     is_unsaved,
     load_resume,
@@ -44,16 +45,6 @@ from euryale.training.step import StepResult, Window, add_up, average_gradients
 MAX_BARREN_STEPS = 10  # steps in a row without a label before a run says that it learns nothing
 MAX_NAMED_ROWS = 8
 log = logging.getLogger(__name__)
-
-
-class BatchStream(Protocol):
-    """What is asked of data.batches.BatchStream: batches without end, and a cursor that JSON can hold."""
-
-    origins: list[str]  # where the rows of the last batch came from
-
-    def __next__(self) -> PackedBatch: ...
-    def state_dict(self) -> dict: ...
-    def load_state_dict(self, state: dict) -> None: ...
 
 
 class Trainer:
@@ -210,12 +201,14 @@ class Trainer:
                 "wandb_id": self.log.wandb_id,
             }
             save_resume(self.folder, self.step, self.parameters, self.optimizer, state)
-            if self.heads is not None:
-                origin = provenance() | {"step": self.step, "tokens": self.tokens, "settings": self.settings}
-                save_heads(self.folder, self.heads, self.base, origin, objective=asdict(self.objective))
-            elif self.step == self.optim.num_steps:
-                save_base(self.folder / "base", self.base)
+            self._publish()
         self.accelerator.wait_for_everyone()
+
+    def _publish(self, always: bool = True) -> None:
+        is_last = self.step == self.optim.num_steps
+        if always or not is_published(self.folder, self.heads, self.step, is_last):
+            facts = {"step": self.step, "tokens": self.tokens, "settings": self.settings}
+            publish(self.folder, self.base, self.heads, self.objective, facts, is_last)
 
     def _load(self) -> str | None:
         """Puts everything back as it was; returns the wandb id."""
@@ -230,6 +223,8 @@ class Trainer:
         self._pending = state["pending"]
         if self.accelerator.is_main_process:
             truncate_metrics(self.folder / "metrics.jsonl", self.step - (self._pending is not None))
+            drop_older_saves(self.folder)
+            self._publish(always=False)  # a kill may have come between the parts of a save
             log.info("going on with %s after step %d of %d", self.folder, self.step, self.optim.num_steps)
         return state["wandb_id"]
 
