@@ -559,6 +559,8 @@ def test_a_server_that_refuses_or_is_not_there_is_said(
         write(tiny_base, tmp_path, url=server.url)
     with pytest.raises(UserError, match="regenerate.model=other: .* serves served"):
         write(tiny_base, tmp_path, url=server.url, model="other")
+    with pytest.raises(UserError, match="regenerate.url=localhost:8000 is no address. Give one as http://"):
+        write(tiny_base, tmp_path, url="localhost:8000")
     with pytest.raises(UserError, match="does not answer"):
         write(tiny_base, tmp_path, url="http://127.0.0.1:9/v1")
 

@@ -30,7 +30,7 @@ from euryale.commandline import check_keys, is_setting, quote_text
 from euryale.determinism import be_deterministic, refusal
 from euryale.errors import UserError
 from euryale.model.files import check_writable, write_atomically
-from euryale.model.locate import PROJECT
+from euryale.model.locate import PROJECT, output_root
 from euryale.schemas import SCHEMAS, TrainConfig
 from euryale.training.interrupt import Interrupted
 from euryale.training.resume import CONFIG_FILE, find_run
@@ -38,7 +38,6 @@ from euryale.training.resume import CONFIG_FILE, find_run
 USER_ERROR_STATUS = 2
 CTRL_C_STATUS = 130  # what a shell reports
 CONF = PROJECT / "conf"
-output_root = sweeping.output_root
 log = logging.getLogger(__name__)
 FREE_TEXT = {"prompt"}  # settings whose value is taken letter by letter
 _BEFORE_SETTINGS = {"initial", "wandb"}  # what a run makes before its settings are saved

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from euryale import processes
-from euryale.config import output_root, save_settings, settings_of
+from euryale.config import save_settings, settings_of
 from euryale.data.batches import build_batches
 from euryale.data.dealing import Dealt
 from euryale.data.frequencies import count_tokens
@@ -26,7 +26,7 @@ from euryale.model.base import Base, load_base, pick_device
 from euryale.model.checkpoint import find_checkpoint, load_heads, provenance, read_description
 from euryale.model.files import write_json
 from euryale.model.heads import Heads, build_heads
-from euryale.model.locate import PROJECT
+from euryale.model.locate import PROJECT, output_root
 from euryale.model.sharding import shard_base
 from euryale.model.unloaded import UnloadedBase, describe_base
 from euryale.preflight import check_base, check_memory

@@ -6,7 +6,6 @@ from dataclasses import replace
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from euryale import processes
-from euryale.config import output_root
 from euryale.data.sources import SPLITS, DataConfig, build_source
 from euryale.data.sources import check as check_data
 from euryale.decoding.sampling import Sampling
@@ -14,6 +13,7 @@ from euryale.errors import UserError
 from euryale.model.adapter import chosen_targets
 from euryale.model.base import Base, read_config
 from euryale.model.files import check_writable
+from euryale.model.locate import output_root
 from euryale.model.memory import free_bytes
 from euryale.model.numbers import pick_device, pick_dtype
 from euryale.schemas import TrainConfig

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from euryale import processes
 from euryale.errors import UserError
 from euryale.model.files import read_json
-from euryale.model.locate import PROJECT
+from euryale.model.locate import output_root
 from euryale.serving.ranking import (
     FAILURE_FILE,
     better,
@@ -36,11 +36,6 @@ PLUGINS = {
     "optuna": "hydra_plugins.hydra_optuna_sweeper",
 }
 FAILED_STATUS = 2
-
-
-def output_root(output: str) -> Path:
-    """`output`, below the project unless it is an absolute path: `last` finds runs from any working folder."""
-    return PROJECT / Path(output).expanduser()
 
 
 def sweep_folder(output: str, name: str | None, now: str) -> str:

@@ -13,6 +13,11 @@ PROJECT = Path(__file__).resolve().parents[3]  # where the bundled checkpoints/ 
 log = logging.getLogger(__name__)
 
 
+def output_root(output: str) -> Path:
+    """`output`, below the project unless it is an absolute path: `last` finds runs from any working folder."""
+    return PROJECT / Path(output).expanduser()
+
+
 def find_model(path: str) -> str:
     """A folder (from here, or from the project) or a hub id."""
     for candidate in (Path(path).expanduser(), PROJECT / path):

@@ -49,6 +49,8 @@ def check_settings(config: RegenerateConfig, base: Base | UnloadedBase) -> None:
         raise UserError(f"regenerate.greedy_share={config.greedy_share} is no share. Give a number from 0 to 1.")
     if config.greedy_share < 1.0 and config.temperature <= 0.0:
         raise UserError(f"regenerate.temperature={config.temperature} cannot sample. Give a positive number.")
+    if config.url is not None and not config.url.startswith(("http://", "https://")):
+        raise UserError(f"regenerate.url={config.url} is no address. Give one as http://HOST:8000/v1.")
     if config.prompt_tokens + config.new_tokens > base.max_length:
         raise UserError(
             f"regenerate.prompt_tokens + new_tokens = {config.prompt_tokens + config.new_tokens}, and the context of "
