@@ -4,6 +4,7 @@ Everything is written beside its target, flushed to the disk, and renamed: a ren
 What could not be written is one `UserError`; the target is then what it was before.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -55,6 +56,8 @@ def check_writable(folder: Path, asked: str) -> None:
     """
     try:
         there = next(place for place in (folder, *folder.parents) if place.exists())
+        if max(len(os.fsencode(part)) for part in folder.parts) > os.pathconf(there, "PC_NAME_MAX"):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
