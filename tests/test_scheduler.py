@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 from plain_decoding import slow_ids
-from random_models import FULL, HEAD_DESIGNS, five_tokens, random_base, random_heads, random_prompts
+from random_models import EAGLE_DESIGNS, FULL, HEAD_DESIGNS, five_tokens, random_base, random_heads, random_prompts
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -26,7 +26,8 @@ TREES: dict[str, Tree | Budget | str] = {"full": FULL, "chain": chain(3), "dynam
 
 def engine_with(drafter: str, tree: str = "full", base: Base = BASE, accept: str = "exact") -> Engine:
     """This drafter over a random base, and random heads where it wants them."""
-    heads = random_heads(HEAD_DESIGNS[0], base) if "heads" in drafter else None
+    design = EAGLE_DESIGNS[0] if drafter == "eagle" else HEAD_DESIGNS[0]
+    heads = random_heads(design, base) if "heads" in drafter or drafter == "eagle" else None
     draft_base = random_base("llama", 5, seed=3, dtype=torch.float64, max_length=80) if drafter == "model" else None
     shape = TREES[tree] if drafter != "lookahead" else TreeConfig("dynamic", {"full": 31, "chain": 4}.get(tree))
     return Engine(base, heads, DrafterConfig(drafter, depth=4), shape, draft_base=draft_base, accept=accept)  # type: ignore[arg-type]
