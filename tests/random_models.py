@@ -51,6 +51,11 @@ HEAD_DESIGNS = tuple(
     HeadsConfig("medusa", output="own", vocab_share=0.3),
     HeadsConfig("hydra", num_layers=2, features="several"),
     HeadsConfig("medusa", body="resblock", features="several"),
+    HeadsConfig("hydra", output="lowrank", output_rank=3),
+    HeadsConfig("hydra", num_layers=2, output="lowrank", output_rank=5, vocab_share=0.5),
+    HeadsConfig("hydra", num_layers=2, features="several", residual=False),
+    HeadsConfig("medusa", root_token=False, residual=False),
+    HeadsConfig("medusa", body="resblock", residual=False),
 )
 EAGLE_DESIGNS = (
     HeadsConfig("eagle", features="several"),

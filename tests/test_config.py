@@ -105,8 +105,14 @@ def test_the_first_option_of_a_group_is_its_dataclass(group: str, option: str, s
     values = plain(CONF / group / f"{option}.yaml")
     defaults = asdict(schema())
     if group == "heads":
-        # heads made in code know the whole vocabulary and the last state; the product drafts a quarter, from three
-        defaults |= {"vocab_share": 0.25, "vocab_min": 1024, "features": "several"}
+        # heads made in code: the whole vocabulary, the last state, which is added; the product: a quarter, three, anew
+        defaults |= {
+            "vocab_share": 0.25,
+            "vocab_min": 1024,
+            "features": "several",
+            "residual": False,
+            "output": "lowrank",
+        }
     values = {key: float(value) if isinstance(defaults.get(key), float) else value for key, value in values.items()}
     assert values == defaults
 

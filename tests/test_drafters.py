@@ -80,6 +80,16 @@ def test_the_fast_drafter_equals_its_slow_twin(design: HeadsConfig) -> None:
             assert drafter.propose(known).tokens_BN.tolist() == propose_slowly(base, heads, tree, known)
 
 
+def test_a_large_vocabulary_keeps_the_correction_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = random_base("llama", V, dtype=torch.float64)
+    heads = random_heads(HeadsConfig(output="lowrank", output_rank=3, vocab_share=0.6), base)
+    tree, known = Tree.from_paths([(0,), (1,), (0, 0), (0, 1), (0, 0, 0)]), random_known(base, 3, 3, 0.8, seed=1)
+    whole = HeadsDrafter(base, heads, tree).propose(known).tokens_BN.tolist()
+    monkeypatch.setattr("euryale.decoding.drafter_heads._TAKES_CORRECTION_IN", 0)
+    apart = HeadsDrafter(base, heads, tree).propose(known).tokens_BN.tolist()
+    assert apart == whole == propose_slowly(base, heads, tree, known)
+
+
 def test_siblings_carry_different_tokens_and_hydra_children_depend_on_their_parent() -> None:
     base = random_base("llama", V, dtype=torch.float64)
     tree = Tree.from_paths([(a,) for a in range(5)] + [(a, 0) for a in range(5)])

@@ -8,6 +8,7 @@ from random_models import HEAD_DESIGNS, random_base, random_heads
 from torch import Tensor
 
 from euryale.errors import UserError
+from euryale.model.correction import corrected
 from euryale.model.heads import Heads, HeadsConfig, build_heads, normalise
 
 D, V = 16, 13
@@ -25,13 +26,20 @@ def design_name(design: HeadsConfig) -> str:
 
 
 @pytest.mark.parametrize("design", HEAD_DESIGNS, ids=design_name)
-def test_an_untrained_head_is_the_base(design: HeadsConfig) -> None:
+def test_an_untrained_head_is_the_base_or_holds_all_tokens_for_equally_likely(design: HeadsConfig) -> None:
     base = random_base(vocab_size=V)
     heads = build_heads(design, base.lm_head_weight)
     hidden_MD, embeddings_MJD = known(states=heads.num_states)
     for k in range(heads.num_heads):
-        assert torch.equal(heads.head_hidden(k, hidden_MD, embeddings_MJD), hidden_MD[:, :D])
-        assert torch.equal(heads.output_weight(k, base.lm_head_weight), base.lm_head_weight)
+        handed_over_MX = heads.head_hidden(k, hidden_MD, embeddings_MJD)
+        output_VX = heads.output_weight(k, base.lm_head_weight)
+        says_MD = (
+            hidden_MD[:, :D] if design.residual or design.body == "resblock" else torch.zeros_like(hidden_MD[:, :D])
+        )
+        assert torch.equal(handed_over_MX[:, :D], says_MD)
+        assert torch.equal(output_VX[:, :D], base.lm_head_weight) and not output_VX[:, D:].any()
+        rank = design.output_rank if design.output == "lowrank" else 0
+        assert handed_over_MX.shape[1] == output_VX.shape[1] == D + rank
 
 
 @pytest.mark.parametrize("design", HEAD_DESIGNS, ids=design_name)
@@ -47,7 +55,7 @@ def test_a_head_reads_exactly_the_tokens_that_are_known(design: HeadsConfig) -> 
             changed[:, token] += 1
             differs = not torch.equal(heads.head_hidden(k, hidden_MD, changed), out_MD)
             assert differs == (token < J), f"head {k} and token {token}"
-        assert not torch.equal(heads.head_hidden(k, hidden_MD + 1, embeddings_MJD), out_MD + 1)
+        assert not torch.equal(heads.head_hidden(k, hidden_MD + 1, embeddings_MJD)[:, :D], out_MD[:, :D] + 1)
         if J == 0:
             assert torch.equal(heads.head_hidden(k, hidden_MD, None), out_MD)
         else:
@@ -78,7 +86,7 @@ def num_parameters_by_hand(design: HeadsConfig) -> int:
             inner = int(D * design.width) if design.body == "mlp" else D
             num_states = 3 if design.features == "several" and layer == 0 else 1
             total += (num_states + num_tokens) * D * inner + inner + (inner * D if design.body == "mlp" else 0)
-        total += V * D if design.output == "own" else 0
+        total += {"own": V * D, "lowrank": (V + D) * design.output_rank}.get(design.output, 0)
     return total
 
 
@@ -103,6 +111,22 @@ def test_own_matrices_start_as_the_bases_and_are_not_tied_to_it() -> None:
     assert not any("outputs" in name for name in shared.state_dict())
 
 
+def test_a_correction_of_low_rank_is_what_it_is_as_a_whole_matrix() -> None:
+    base = random_base(vocab_size=V, dtype=torch.float64)
+    heads = random_heads(HeadsConfig(output="lowrank", output_rank=3, vocab_share=0.5), base)
+    x_MD = torch.randn(6, D, dtype=torch.float64)
+    for k in range(heads.num_heads):
+        weight_VD, widen_VR = heads.output_parts(k, base.lm_head_weight)
+        assert weight_VD is base.lm_head_weight, "the shared matrix is not copied for every head"
+        correction = heads.correction(k)
+        assert correction is not None
+        whole_VD = corrected(weight_VD, widen_VR, correction.narrow.weight)
+        apart_MV = correction.beside(x_MD) @ heads.output_weight(k, base.lm_head_weight).T
+        torch.testing.assert_close(x_MD @ whole_VD.T, apart_MV)
+        assert torch.equal(heads.draft_weight(k, weight_VD), heads.output_weight(k, weight_VD)[heads.draft_ids])
+        assert torch.linalg.matrix_rank(whole_VD - weight_VD) == 3
+
+
 def test_building_heads_depends_on_the_seed_alone() -> None:
     weight_VD = torch.randn(V, D)
     state = torch.random.get_rng_state()
@@ -116,7 +140,7 @@ def test_building_heads_depends_on_the_seed_alone() -> None:
 
 def test_the_zero_matrix_gets_a_gradient_so_that_training_can_start() -> None:
     weight_VD = torch.randn(V, D)
-    for design in (HeadsConfig("hydra"), HeadsConfig("medusa", body="resblock")):
+    for design in (HeadsConfig("hydra"), HeadsConfig("hydra", residual=False), HeadsConfig("medusa", body="resblock")):
         heads = build_heads(design, weight_VD)
         hidden_MD, embeddings_MJD = known()
         loss = sum((heads.head_hidden(k, hidden_MD, embeddings_MJD) @ weight_VD.T)[:, 0].sum() for k in range(4))
@@ -153,7 +177,8 @@ def test_the_draft_vocabulary_is_the_most_frequent_tokens_in_order() -> None:
     [
         ({"kind": "clover"}, "heads.kind=clover is not known. Choose one of: medusa, hydra, eagle"),
         ({"body": "conv"}, "heads.body=conv is not known. Choose one of: resblock, mlp"),
-        ({"output": "tied"}, "heads.output=tied is not known. Choose one of: shared, own"),
+        ({"output": "tied"}, "heads.output=tied is not known. Choose one of: shared, own, lowrank"),
+        ({"output_rank": 0}, "heads.output_rank=0: a rank of at least 1 is needed"),
         ({"num_heads": 0}, "heads.num_heads=0"),
         ({"num_heads": 17}, "heads.num_heads=17"),
         ({"num_layers": 0}, "heads.num_layers=0"),

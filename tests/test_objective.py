@@ -30,6 +30,7 @@ DESIGNS = [
     HeadsConfig(kind="medusa", num_heads=3, root_token=True, width=2.0),
     HeadsConfig(kind="medusa", num_heads=2, root_token=False, body="resblock", output="own"),
     HeadsConfig(kind="hydra", num_heads=2, features="several"),
+    HeadsConfig(kind="hydra", num_heads=2, output="lowrank", output_rank=4),
 ]
 
 

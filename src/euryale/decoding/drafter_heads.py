@@ -19,11 +19,13 @@ from euryale.decoding.draft import Draft, Known, TextReader, log_q, with_noise
 from euryale.decoding.growth import build_growth
 from euryale.decoding.tree import Budget, Tree
 from euryale.model.base import Base
+from euryale.model.correction import corrected
 from euryale.model.head_body import HeadBody
 from euryale.model.heads import Heads, normalise
 from euryale.model.products import Product, packed
 
 _LARGE = 256  # width of the base from which matrices of heads are worth another layout
+_TAKES_CORRECTION_IN = 1 << 22  # numbers of an output matrix up to which each head may have one for itself
 _TABLE_ENTRIES = 1 << 25  # numbers of an embedding table that are kept a second time, normalised
 
 
@@ -81,9 +83,12 @@ class HeadMatrices:
         ]
         self._bodies = [[_Finish(body, self._product) for body in heads.blocks(k)] for k in range(K)]
         if heads.config.output == "shared":
+            self._outputs: list[Callable[[Tensor], Tensor]]
             self._outputs = [self._product(heads.draft_weight(0, base.lm_head_weight))] * K  # one copy serves all
-        else:
+        elif heads.config.output == "own":
             self._outputs = [self._product(heads.draft_weight(k, base.lm_head_weight)) for k in range(K)]
+        else:
+            self._outputs = self._corrected_outputs(base.lm_head_weight, K)
 
     def first(self, num_heads: int) -> "HeadMatrices":
         """The first of these heads, over the same matrices; what they read first is one smaller product."""
@@ -94,6 +99,21 @@ class HeadMatrices:
 
     def _product(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> Product:
         return packed(weight_OI.to(self.dtype).contiguous(), None if bias_O is None else bias_O.to(self.dtype))
+
+    def _corrected_outputs(self, lm_head_weight_VD: Tensor, num_heads: int) -> list[Callable[[Tensor], Tensor]]:
+        """Each head's output. Small matrices take the correction in: one product instead of three."""
+        heads, outputs = self._source, list[Callable[[Tensor], Tensor]]()
+        take_in = heads.num_candidates * heads.hidden_size <= _TAKES_CORRECTION_IN
+        shared = None if take_in else self._product(heads.draft_parts(0, lm_head_weight_VD)[0])
+        for k in range(num_heads):
+            correction = heads.correction(k)
+            assert correction is not None
+            weight_VD, widen_VR = heads.draft_parts(k, lm_head_weight_VD)
+            if shared is None:
+                outputs.append(self._product(corrected(weight_VD, widen_VR, correction.narrow.weight)))
+            else:
+                outputs.append(_Corrected(shared, self._product(correction.narrow.weight), self._product(widen_VR)))
+        return outputs
 
     @torch.no_grad()
     def _enter_with(self, num_heads: int) -> None:
@@ -197,10 +217,22 @@ class _Finish:
     def __init__(self, body: HeadBody, product: Callable[..., Product]) -> None:
         self._out = None if body.out is None else product(body.out.weight)
         self._entry = product(body.hidden_in.weight, body.hidden_in.bias)
+        self._is_residual = body.residual
 
     def __call__(self, x: Tensor, inner: Tensor | None) -> Tensor:
         inner = silu(self._entry(x) if inner is None else inner)
-        return x + (inner if self._out is None else self._out(inner))
+        answer = inner if self._out is None else self._out(inner)
+        return x + answer if self._is_residual else answer
+
+
+class _Corrected:
+    """The base's output and a correction of low rank, as products."""
+
+    def __init__(self, shared: Product, narrow: Product, widen: Product) -> None:
+        self._shared, self._narrow, self._widen = shared, narrow, widen
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._shared(x) + self._widen(self._narrow(x))
 
 
 def draft_dtype(base: Base) -> torch.dtype:

@@ -35,7 +35,8 @@ __all__ = [
 FORMAT_VERSION = 1
 DESCRIPTION = "heads.json"
 WEIGHTS = "heads.safetensors"
-_LATER_KEYS: dict[str, Any] = {"features": "last"}  # what older heads are, whose description does not say
+# What older heads are, whose description does not say.
+_LATER_KEYS: dict[str, Any] = {"features": "last", "output_rank": 64, "residual": True}
 LABEL_OFFSET = 2  # head k at position t is scored on ids[t + 2 + k]
 LIBRARIES = ("euryale", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "bitsandbytes", "peft")
 Objects = Mapping[str, object]

@@ -1,6 +1,11 @@
-"""What is between a head's input and its answer? One of two residual blocks (heads.py has their formulas).
+"""What is computed between what a head reads and its output matrix? Residual blocks.
 
-Letters: M positions, J known tokens, D width, C numbers of the features, F inner width.
+The block's last matrix starts at zero. With `residual` an untrained head then is the base: a good start where the base
+hesitates, and far off where it is sure of the next token, for what the head takes for a later one is then surely wrong
+and has to be unlearned. Without, the first block of an mlp answers alone, 0 instead of x, and an untrained head holds
+all tokens for equally likely (measured in docs/recipes.md).
+
+Letters: M positions, J known tokens, D width, C numbers of the states that are read, F inner width.
 """
 
 from torch import Tensor, nn
@@ -9,8 +14,17 @@ from torch import Tensor, nn
 class HeadBody(nn.Module):
     """One residual block; the first of a head also reads the known tokens, and may read several states of the base."""
 
-    def __init__(self, hidden_size: int, num_tokens: int, body: str, width: float, num_states: int = 1) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        num_tokens: int,
+        body: str,
+        width: float,
+        num_states: int = 1,
+        residual: bool = True,
+    ) -> None:
         super().__init__()
+        self.residual = residual or body == "resblock"
         inner = hidden_size if body == "resblock" else max(8, int(hidden_size * width))
         self.hidden_in = nn.Linear(num_states * hidden_size, inner)
         self.tokens_in = nn.Linear(num_tokens * hidden_size, inner, bias=False) if num_tokens else None
@@ -18,7 +32,7 @@ class HeadBody(nn.Module):
         self.reset()
 
     def reset(self) -> None:
-        """Makes the block the identity: the matrix next to the residual sum starts at zero."""
+        """Makes the block add nothing: its last matrix starts at zero."""
         nn.init.zeros_(self.hidden_in.bias)
         if self.out is not None:
             nn.init.zeros_(self.out.weight)
@@ -28,9 +42,10 @@ class HeadBody(nn.Module):
             nn.init.zeros_(self.tokens_in.weight)
 
     def finish(self, x_MD: Tensor, inner_MF: Tensor) -> Tensor:
-        """Adds the block's answer to x_MD, given the sum of its input matrices [M, F]."""
+        """The block's answer, added to x_MD if it is residual, given the sum of its input matrices [M, F]."""
         inner_MF = nn.functional.silu(inner_MF)
-        return x_MD + (inner_MF if self.out is None else self.out(inner_MF))
+        answer_MD = inner_MF if self.out is None else self.out(inner_MF)
+        return x_MD + answer_MD if self.residual else answer_MD
 
     def forward(self, x_MD: Tensor, states_MC: Tensor, tokens: Tensor | None) -> Tensor:
         """x_MD [M, D], what is read [M, C], and the embeddings of the known tokens [M, J x D] or None -> [M, D]."""
@@ -39,3 +54,11 @@ class HeadBody(nn.Module):
             assert tokens is not None, "this head reads known tokens"
             inner_MF = inner_MF + self.tokens_in(tokens)
         return self.finish(x_MD, inner_MF)
+
+
+def blocks_of_a_head(
+    hidden_size: int, num_tokens: int, num_layers: int, body: str, width: float, num_states: int, residual: bool
+) -> nn.ModuleList:
+    """The blocks of one head: the first reads all that is known, the others the answer of the one before them."""
+    first = HeadBody(hidden_size, num_tokens, body, width, num_states, residual)
+    return nn.ModuleList([first, *(HeadBody(hidden_size, 0, body, width) for _ in range(num_layers - 1))])

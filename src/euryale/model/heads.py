@@ -15,13 +15,15 @@ The first matrix reads h as the output matrix does (features `last`), or beside 
 the base, scaled to unit root-mean-square (features `several`; Li et al. 2025, EAGLE-3): the last state is made to tell
 the next token, earlier ones still know more of the text. x is the last state in any case.
 
-The last matrix of every body starts at zero, so an untrained head is the base. Token embeddings are the base's
-own, frozen, scaled to unit root-mean-square because bases differ by two orders of magnitude in theirs.
-The result goes through the base's frozen output matrix (`shared`) or one of the head's own (`own`). With
-`vocab_share` below 1 only the most frequent tokens are drafted, `vocab_min` of them at least: fewer rows to read, and
-rare tokens are never guessed.
+The last matrix of every body starts at zero, so an untrained head is the base; without `residual` it holds all tokens
+for equally likely (head_body.py). Token embeddings are the base's own, frozen, scaled to unit root-mean-square because
+bases differ by two orders of magnitude in theirs.
+The result goes through the base's frozen output matrix (`shared`), one of the head's own (`own`), or the base's with a
+correction of low rank that is the head's own (`lowrank`, correction.py). With `vocab_share` below 1 only the most
+frequent tokens are drafted, `vocab_min` of them at least: fewer rows to read, and rare tokens are never guessed.
 
-Letters: M positions, J known tokens, D width, C numbers of the features, F inner width, V vocabulary, K heads.
+Letters: M positions, J known tokens, D width, C numbers of the features, F inner width, V vocabulary, K heads,
+R rank of the correction (0 where there is none), X = D + R.
 """
 
 import math
@@ -33,12 +35,13 @@ import torch
 from torch import Tensor, nn
 
 from euryale.errors import UserError
+from euryale.model.correction import Correction, as_one
 from euryale.model.eagle import EagleLayer
-from euryale.model.head_body import HeadBody
+from euryale.model.head_body import HeadBody, blocks_of_a_head
 
 KINDS = ("medusa", "hydra", "eagle")
 BODIES = ("resblock", "mlp")
-OUTPUTS = ("shared", "own")
+OUTPUTS = ("shared", "own", "lowrank")
 NORMALISE_EPS = 1e-6
 FEATURES = {"last": 1, "several": 3}  # how many states of the base a head reads
 
@@ -53,10 +56,12 @@ class HeadsConfig:
     body: str = "mlp"
     width: float = 2.0
     output: str = "shared"
+    output_rank: int = 64
     root_token: bool = True
     vocab_share: float = 1.0
     vocab_min: int = 0
     features: str = "last"
+    residual: bool = True
 
     def check(self) -> None:
         """Raises UserError for a value or combination that cannot be built."""
@@ -76,6 +81,8 @@ class HeadsConfig:
             raise UserError(f"heads.width={self.width}: a positive multiple of the hidden size is needed.")
         if not 0.0 < self.vocab_share <= 1.0:
             raise UserError(f"heads.vocab_share={self.vocab_share}: a share above 0 and at most 1 is needed.")
+        if self.output_rank < 1:
+            raise UserError(f"heads.output_rank={self.output_rank}: a rank of at least 1 is needed (32 to 64 pay).")
         if self.vocab_min < 0:
             raise UserError(f"heads.vocab_min={self.vocab_min}: a number of tokens is needed, or 0.")
         if self.kind != "medusa" and not self.root_token:
@@ -128,18 +135,19 @@ class Heads(nn.Module):
         self.vocab_size = vocab_size
         self.num_heads = config.num_heads
         self.num_states = FEATURES[config.features]
+        num_bodies = config.num_heads if config.kind != "eagle" else 0
+        sizes = (config.num_layers, config.body, config.width, self.num_states, config.residual)
         self.bodies = nn.ModuleList(
-            nn.ModuleList(
-                HeadBody(hidden_size, 0, config.body, config.width)
-                if layer
-                else HeadBody(hidden_size, config.num_known_tokens(k), config.body, config.width, self.num_states)
-                for layer in range(config.num_layers)
-            )
-            for k in range(config.num_heads if config.kind != "eagle" else 0)
+            blocks_of_a_head(hidden_size, config.num_known_tokens(k), *sizes) for k in range(num_bodies)
         )
         self.layer = EagleLayer(hidden_size, self.num_states, config.width) if config.kind == "eagle" else None
         self.outputs = nn.ModuleList(
             nn.Linear(hidden_size, vocab_size, bias=False) for _ in range(config.num_heads) if config.output == "own"
+        )
+        self.corrections = nn.ModuleList(
+            Correction(hidden_size, vocab_size, config.output_rank)
+            for _ in range(config.num_heads)
+            if config.output == "lowrank"
         )
         num_draft = config.num_draft_tokens(vocab_size)
         self.draft_ids: Tensor | None
@@ -160,7 +168,8 @@ class Heads(nn.Module):
 
         states_MC: the base's final hidden states (after its last norm), [M, D]; with features `several` the states of
         `middle_layers` behind them, as Base.forward_packed gives them. embeddings_MJD: `normalise`d embeddings
-        of the first J = num_known_tokens(k) tokens after each position, ignored when J is 0. Returns [M, D].
+        of the first J = num_known_tokens(k) tokens after each position, ignored when J is 0. Returns [M, D], or
+        [M, D + R] with what the correction reads behind it.
         """
         J = self.num_known_tokens(k)
         tokens = None
@@ -171,7 +180,8 @@ class Heads(nn.Module):
         for body in self.blocks(k):
             x_MD = body(x_MD, states_MC, tokens)
             states_MC, tokens = x_MD, None
-        return x_MD
+        correction = self.correction(k)
+        return x_MD if correction is None else correction.beside(x_MD)
 
     def guesses(self, text: PackedText, sources_KM: Sequence[Tensor]) -> list[Tensor]:
         """What each head hands to its output matrix at its sources (places in the flattened [B x T]); [M, D] a head.
@@ -194,13 +204,24 @@ class Heads(nn.Module):
         """Which outputs of the base's layers (1 to num_layers) heads read beside the last."""
         return middle_layers(num_layers) if self.num_states > 1 else ()
 
+    def correction(self, k: int) -> Correction | None:
+        """What head k adds to the base's output, if anything."""
+        correction = self.corrections[k] if len(self.corrections) else None
+        assert correction is None or isinstance(correction, Correction)
+        return correction
+
+    def output_parts(self, k: int, lm_head_weight_VD: Tensor) -> tuple[Tensor, ...]:
+        """What turns head k's answer into logits, side by side: [V, D], and [V, R] where there is a correction."""
+        if len(self.outputs):
+            output = self.outputs[k]
+            assert isinstance(output, nn.Linear)
+            return (output.weight,)
+        correction = self.correction(k)
+        return (lm_head_weight_VD,) if correction is None else (lm_head_weight_VD, correction.widen.weight)
+
     def output_weight(self, k: int, lm_head_weight_VD: Tensor) -> Tensor:
-        """The [V, D] matrix that turns head k's hidden state into logits."""
-        if not len(self.outputs):
-            return lm_head_weight_VD
-        output = self.outputs[k]
-        assert isinstance(output, nn.Linear)
-        return output.weight
+        """The parts as one matrix [V, X]; of a single part, that part itself."""
+        return as_one(self.output_parts(k, lm_head_weight_VD))
 
     @property
     def num_candidates(self) -> int:
@@ -216,16 +237,20 @@ class Heads(nn.Module):
             best = counts_V.argsort(descending=True, stable=True)[: len(self.draft_ids)]
             self.draft_ids.copy_(best.sort().values)
 
+    def draft_parts(self, k: int, lm_head_weight_VD: Tensor) -> tuple[Tensor, ...]:
+        """The rows of head k's output matrices that drafting reads: row i stands for token draft_ids[i]."""
+        parts = self.output_parts(k, lm_head_weight_VD)
+        return parts if self.draft_ids is None else tuple(part[self.draft_ids] for part in parts)
+
     def draft_weight(self, k: int, lm_head_weight_VD: Tensor) -> Tensor:
-        """The rows of head k's output matrix that drafting reads: row i stands for token draft_ids[i]."""
-        weight_VD = self.output_weight(k, lm_head_weight_VD)
-        return weight_VD if self.draft_ids is None else weight_VD[self.draft_ids]
+        """The same as one matrix."""
+        return as_one(self.draft_parts(k, lm_head_weight_VD))
 
     def blocks_of_matrices(self) -> dict[str, int]:
-        """The matrices of the bodies by parameter name, and how many vectors each reads side by side."""
+        """The matrices that Muon moves by parameter name, and how many vectors each reads side by side."""
         if self.layer is not None:
             return {f"layer.{name}.weight": num for name, num in self.layer.blocks_of_matrices().items()}
-        return {
+        return {f"corrections.{k}.narrow.weight": 1 for k in range(len(self.corrections))} | {
             f"bodies.{name}.weight": matrix.in_features
             // (matrix.in_features if name.endswith(".out") else self.hidden_size)
             for name, matrix in self.bodies.named_modules()

@@ -31,6 +31,7 @@ from euryale.errors import UserError
 from euryale.model.adapter import FOLDER as ADAPTER
 from euryale.model.base import Base
 from euryale.model.checkpoint import DESCRIPTION, WEIGHTS, load_heads, read_description, read_tensors
+from euryale.model.correction import corrected
 from euryale.model.files import json_text, write_atomically
 from euryale.model.heads import Heads, HeadsConfig
 
@@ -99,7 +100,13 @@ def _for_peer(layout: Callable[[Trained], Layout]) -> Callable[[Path, Path, Call
             return keep_rows(matrix_VD, draft_ids)
 
         def output(k: int) -> Tensor:
-            return shared() if config.output == "shared" else keep_rows(tensors[f"outputs.{k}.weight"], draft_ids)
+            if config.output == "own":
+                return keep_rows(tensors[f"outputs.{k}.weight"], draft_ids)
+            if config.output == "shared":
+                return shared()
+            # Nobody else knows corrections of low rank: each head's becomes a matrix of its own.
+            narrow, widen = (tensors[f"corrections.{k}.{part}.weight"] for part in ("narrow", "widen"))
+            return keep_rows(corrected(shared(), widen, narrow), draft_ids)
 
         is_base_output = config.output == "shared" and draft_ids is None
         made = layout(Trained(config, read_description(folder), tensors, output, is_base_output))

@@ -5,14 +5,19 @@ logits are computed, turned into loss and gradient (losses.py), and dropped. The
 
     dL/dhidden = dL/dlogits @ W        dL/dW = dL/dlogits^T @ hidden        (q = softmax(hidden @ W^T))
 
+A head's W may be several matrices side by side (a frozen one that all share, and a correction of its own); each has its
+columns of the hidden states, and joining them would take a copy of the shared one for every head.
+
 so backward only multiplies by the incoming scalar. What is avoided: 3 K U V numbers (logits, softmax, gradient);
-what is held: a few [C, V] buffers, one [M, D] gradient per head and, for an own matrix, its [V, D] gradient.
+what is held: a few [C, V] buffers, one [M, X] gradient per head and, for a matrix of its own, that one's gradient.
 The same idea for one output: Liger-Kernel's fused linear cross-entropy (arXiv 2410.10989, section 3.2).
 
-Letters: U labels that any head counts, M labels that one head counts, C labels in a chunk, D width, V vocabulary.
+Letters: U labels that any head counts, M labels that one head counts, C labels in a chunk, X numbers that a head hands
+over, D of which one matrix reads, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -45,8 +50,8 @@ class Chunk(NamedTuple):
 
     head: int
     rows: slice  # of the head's hidden states
-    hidden_CD: Tensor  # in the dtype of the product
-    weight_VD: Tensor
+    hidden_CX: Tensor  # in the dtype of the product
+    weights: tuple[Tensor, ...]  # [V, D] each, side by side
     logits_CV: Tensor  # float32 or wider
     labels_C: Tensor
     teacher_CV: Tensor | None  # the base's probabilities
@@ -59,9 +64,10 @@ class Chunk(NamedTuple):
         return Target(self.labels_C, self.teacher_CV, self.teacher_entropy_C)
 
 
-def chunked_loss(hidden_KMD: list[Tensor], weights_KVD: list[Tensor], labels: Labels) -> HeadSums:
+def chunked_loss(hidden_KMX: list[Tensor], outputs_K: list[tuple[Tensor, ...]], labels: Labels) -> HeadSums:
     """Summed loss of all heads; gradients flow to every hidden state and weight that asks for them."""
-    return HeadSums(*_ChunkedLoss.apply(labels, len(hidden_KMD), *hidden_KMD, *weights_KVD))
+    weights = [weight for parts in outputs_K for weight in parts]
+    return HeadSums(*_ChunkedLoss.apply(labels, [len(parts) for parts in outputs_K], *hidden_KMX, *weights))
 
 
 def label_loss(chunk: Chunk) -> Tensor:
@@ -71,33 +77,36 @@ def label_loss(chunk: Chunk) -> Tensor:
     return chunk.loss.value(log_q_CV, chunk.target)
 
 
-def chunks(hidden_KMD: list[Tensor] | tuple[Tensor, ...], weights_KVD: list[Tensor], labels: Labels) -> Iterator[Chunk]:
+def chunks(hidden_KMX: Sequence[Tensor], outputs_K: Sequence[tuple[Tensor, ...]], labels: Labels) -> Iterator[Chunk]:
     """Walks the labels; within a chunk, the heads. Products are in autocast's dtype where it is on."""
-    weights_KVD = _cast_once(weights_KVD)
+    outputs_K = _cast_once(outputs_K)
     for number, start in enumerate(range(0, len(labels.ids_U), labels.chunk)):
         stop = min(start + labels.chunk, len(labels.ids_U))
         p_CV = entropy_C = None
         if labels.teacher_logits is not None:
             p_CV, entropy_C = _probabilities(labels.teacher_logits(start, stop))
-        for k, (hidden_MD, weight_VD) in enumerate(zip(hidden_KMD, weights_KVD, strict=True)):
+        for k, (hidden_MX, weights) in enumerate(zip(hidden_KMX, outputs_K, strict=True)):
             rows = slice(labels.bounds_K[k][number], labels.bounds_K[k][number + 1])
             members_C = labels.members_KM[k][rows]
             if not len(members_C):
                 continue
-            hidden_CD = hidden_MD[rows].detach().to(weight_VD.dtype)
-            logits_CV = _widen(hidden_CD @ weight_VD.T)
+            hidden_CX = hidden_MX[rows].detach().to(weights[0].dtype)
+            logits_CV = _logits(hidden_CX, weights)
             own_p_CV, own_entropy_C = p_CV, entropy_C
             if p_CV is not None and entropy_C is not None and len(members_C) < stop - start:
                 own_p_CV, own_entropy_C = p_CV[members_C - start], entropy_C[members_C - start]
             label_ids_C = labels.ids_U[members_C]
-            yield Chunk(k, rows, hidden_CD, weight_VD, logits_CV, label_ids_C, own_p_CV, own_entropy_C, labels.loss)
+            yield Chunk(k, rows, hidden_CX, weights, logits_CV, label_ids_C, own_p_CV, own_entropy_C, labels.loss)
 
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, labels: Labels, num_heads: int, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        hidden_KMD, weights_KVD = tensors[:num_heads], tensors[num_heads:]
-        device, dtype = hidden_KMD[0].device, torch.promote_types(hidden_KMD[0].dtype, torch.float32)
+    def forward(ctx: Any, labels: Labels, num_parts_K: list[int], *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        num_heads = len(num_parts_K)
+        hidden_KMX = tensors[:num_heads]
+        firsts_K = [num_heads + sum(num_parts_K[:k]) for k in range(num_heads)]  # where a head's matrices begin
+        outputs_K = [tensors[first : first + num] for first, num in zip(firsts_K, num_parts_K, strict=True)]
+        device, dtype = hidden_KMX[0].device, torch.promote_types(hidden_KMX[0].dtype, torch.float32)
         wants = ctx.needs_input_grad[2:]
         grads = [
             torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32)) if wanted else None
@@ -105,18 +114,21 @@ class _ChunkedLoss(torch.autograd.Function):
         ]
         loss_K = torch.zeros(num_heads, dtype=torch.float64, device=device)
         hits_K = torch.zeros(num_heads, dtype=torch.float64, device=device)
-        for chunk in chunks(hidden_KMD, list(weights_KVD), labels):
+        for chunk in chunks(hidden_KMX, outputs_K, labels):
             k = chunk.head
             hits_K[k] += (chunk.logits_CV.argmax(dim=-1) == chunk.labels_C).sum()
             loss_K[k] += label_loss(chunk).sum(dtype=torch.float64)
-            hidden_grad_MD, weight_grad_VD = grads[k], grads[num_heads + k]
-            if hidden_grad_MD is None and weight_grad_VD is None:
+            hidden_grad_MX, weight_grads = grads[k], grads[firsts_K[k] : firsts_K[k] + num_parts_K[k]]
+            if hidden_grad_MX is None and all(grad is None for grad in weight_grads):
                 continue
-            grad_CV = chunk.loss.gradient(chunk.logits_CV, chunk.target).to(chunk.weight_VD.dtype)
-            if hidden_grad_MD is not None:
-                hidden_grad_MD[chunk.rows] = (grad_CV @ chunk.weight_VD).to(hidden_grad_MD.dtype)
-            if weight_grad_VD is not None:
-                weight_grad_VD += grad_CV.T @ chunk.hidden_CD
+            grad_CV = chunk.loss.gradient(chunk.logits_CV, chunk.target).to(chunk.weights[0].dtype)
+            for columns, weight_VD, weight_grad_VD in zip(
+                _columns(chunk.weights), chunk.weights, weight_grads, strict=True
+            ):
+                if hidden_grad_MX is not None:
+                    hidden_grad_MX[chunk.rows, columns] = (grad_CV @ weight_VD).to(hidden_grad_MX.dtype)
+                if weight_grad_VD is not None:
+                    weight_grad_VD += grad_CV.T @ chunk.hidden_CX[:, columns]
         ctx.grads = grads
         ctx.dtypes = [tensor.dtype for tensor in tensors]
         ctx.mark_non_differentiable(loss_K, hits_K)
@@ -133,6 +145,22 @@ class _ChunkedLoss(torch.autograd.Function):
         return None, None, *scaled
 
 
+def _columns(weights: tuple[Tensor, ...]) -> list[slice]:
+    """The columns of the hidden states that each matrix reads."""
+    ends = list(itertools.accumulate(weight.shape[1] for weight in weights))
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _logits(hidden_CX: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+    logits_CV, *others = (
+        _widen(hidden_CX[:, columns] @ weight_VD.T)
+        for columns, weight_VD in zip(_columns(weights), weights, strict=True)
+    )
+    for other_CV in others:
+        logits_CV += other_CV
+    return logits_CV
+
+
 def _probabilities(logits_CV: Tensor) -> tuple[Tensor, Tensor]:
     """The base's distribution p [C, V] and its entropy [C] in nats."""
     log_p_CV = torch.log_softmax(_widen(logits_CV), dim=-1)
@@ -145,11 +173,11 @@ def _widen(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _cast_once(weights_KVD: list[Tensor]) -> list[Tensor]:
+def _cast_once(outputs_K: Sequence[tuple[Tensor, ...]]) -> Sequence[tuple[Tensor, ...]]:
     """The matrices in the dtype of the product; heads that share one share its copy."""
-    device = weights_KVD[0].device.type
+    device = outputs_K[0][0].device.type
     if not torch.is_autocast_enabled(device):
-        return weights_KVD
+        return outputs_K
     dtype = torch.get_autocast_dtype(device)
-    cast = {id(weight): weight.to(dtype) for weight in weights_KVD}
-    return [cast[id(weight)] for weight in weights_KVD]
+    cast = {id(weight): weight.to(dtype) for weight in {id(w): w for parts in outputs_K for w in parts}.values()}
+    return [tuple(cast[id(weight)] for weight in parts) for parts in outputs_K]

@@ -208,7 +208,7 @@ def _head_problem(
         positions_U[members_M.to(base.device)] - FIRST_GAP - k for k, members_M in enumerate(selection.members_KM)
     ]
     places = (batch.positions_BT.to(base.device), batch.documents_BT.to(base.device))
-    hidden_KMD = heads.guesses(PackedText(hidden_BTC.to(dtype), embedded_BTD.to(dtype), *places), sources_KM)
+    hidden_KMX = heads.guesses(PackedText(hidden_BTC.to(dtype), embedded_BTD.to(dtype), *places), sources_KM)
 
     teacher_weight_VD = base.lm_head_weight if draft_ids is None else base.lm_head_weight[draft_ids]
 
@@ -218,11 +218,12 @@ def _head_problem(
 
     teacher = teacher_logits if LOSSES[config.loss].needs_teacher else None
     labels = _labels(label_BT, selection, config.chunk_tokens, teacher, config.loss)
-    outputs = [heads.output_weight(k, base.lm_head_weight) for k in range(heads.num_heads)]
+    outputs = [heads.output_parts(k, base.lm_head_weight) for k in range(heads.num_heads)]
     if draft_ids is not None:
-        drawn = {id(weight): weight[draft_ids] for weight in outputs}  # heads that share a matrix share its rows
-        outputs = [drawn[id(weight)] for weight in outputs]
-    return Problem(hidden_KMD, outputs, labels)
+        whole = {id(weight): weight for parts in outputs for weight in parts}
+        drawn = {key: weight[draft_ids] for key, weight in whole.items()}  # heads that share a matrix share its rows
+        outputs = [tuple(drawn[id(weight)] for weight in parts) for parts in outputs]
+    return Problem(hidden_KMX, outputs, labels)
 
 
 def _base_problem(
@@ -238,7 +239,7 @@ def _base_problem(
 
     teacher = None if teacher_BTD is None else teacher_logits
     labels = _labels(batch.ids_BT.to(base.device), selection, config.chunk_tokens, teacher, "kl" if teacher else "ce")
-    return Problem([hidden_BTD.flatten(0, 1)[sources_U]], [base.lm_head_weight], labels)
+    return Problem([hidden_BTD.flatten(0, 1)[sources_U]], [(base.lm_head_weight,)], labels)
 
 
 def _forward(base: Base, batch: PackedBatch, heads: Heads | None = None) -> Tensor:
@@ -269,8 +270,8 @@ def _labels(
     )
 
 
-def _sums(hidden_KMD: list[Tensor], weights_KVD: list[Tensor], labels: Labels) -> LossSums:
-    sums = chunked_loss(hidden_KMD, weights_KVD, labels)
+def _sums(hidden_KMX: list[Tensor], outputs_K: list[tuple[Tensor, ...]], labels: Labels) -> LossSums:
+    sums = chunked_loss(hidden_KMX, outputs_K, labels)
     counts = [float(len(members_M)) for members_M in labels.members_KM]
     none = sums.loss_K.new_zeros(())
     return LossSums(*sums, torch.tensor(counts, dtype=torch.float64, device=sums.loss_K.device), none, none)

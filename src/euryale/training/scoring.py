@@ -23,8 +23,8 @@ NO_LABELS = (
 class Problem(NamedTuple):
     """Hidden states, output matrices and labels: everything a loss is made of."""
 
-    hidden_KMD: list[Tensor]
-    weights_KVD: list[Tensor]
+    hidden_KMX: list[Tensor]
+    outputs_K: list[tuple[Tensor, ...]]  # each head's output matrices, which read its hidden states side by side
     labels: Labels
 
 
@@ -49,7 +49,7 @@ def score(problems: Iterable[Problem]) -> Means:
     """
     loss_K: Tensor | None = None
     for problem in problems:
-        K, device = len(problem.hidden_KMD), problem.labels.ids_U.device
+        K, device = len(problem.hidden_KMX), problem.labels.ids_U.device
         if loss_K is None:
             loss_K, count_K = torch.zeros(2, K, dtype=torch.float64, device=device)
             hits_RK = torch.zeros(len(RANKS), K, dtype=torch.float64, device=device)
