@@ -267,7 +267,7 @@ def test_what_does_not_go_together_is_refused() -> None:
     timed = Calibration(0.0, 2, [[0]], [0.5], 9, {"1": 1.0, "2": 1.5}, {"1": 1.0, "2": 1.1})
     with pytest.raises(UserError, match="heads of kind eagle follow the text in every step. Use tree.size=fixed"):
         Engine(base, eagle, "heads", TreeConfig("dynamic", size="adaptive"), [timed])
-    for change in ({"body": "resblock"}, {"output": "own"}, {"num_layers": 2}):
+    for change in ({"body": "resblock"}, {"output": "own"}, {"num_layers": 2}, {"residual": False}):
         with pytest.raises(UserError, match="do not go with heads.kind=eagle"):
             Heads(replace(EAGLE, **change), 16, V)
     with pytest.raises(UserError, match="heads.kind=eagle reads the whole path"):

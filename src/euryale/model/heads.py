@@ -89,11 +89,12 @@ class HeadsConfig:
             raise UserError(
                 f"heads.kind={self.kind} reads the whole path, so heads.root_token=false cannot be. Use kind=medusa."
             )
-        if self.kind == "eagle" and (self.body, self.output, self.num_layers) != ("mlp", "shared", 1):
+        design = {"body": self.body, "output": self.output, "num_layers": self.num_layers, "residual": self.residual}
+        if self.kind == "eagle" and tuple(design.values()) != ("mlp", "shared", 1, True):
+            asked = ", ".join(f"heads.{name}={value}" for name, value in design.items()).lower()
             raise UserError(
-                f"heads.body={self.body}, heads.output={self.output} and heads.num_layers={self.num_layers} do not go "
-                "with heads.kind=eagle: it is one layer with an mlp, through the base's own output matrix. Leave them "
-                "as in heads=eagle, or use kind=hydra."
+                f"{asked} do not go with heads.kind=eagle: it is one layer with an mlp that moves the base's states, "
+                "through the base's own output matrix. Leave them as in heads=eagle, or use kind=hydra."
             )
 
     def num_draft_tokens(self, vocab_size: int) -> int:
