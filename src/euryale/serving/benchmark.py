@@ -7,12 +7,12 @@ all its seconds, the result is the median round.
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from euryale.decoding.engine import Engine
@@ -26,6 +26,7 @@ from euryale.serving.settings import AnswerConfig
 from euryale.serving.standings import Turns, standings
 
 DEFAULT_CONTENDERS = ("euryale", "ar", "hf_generate", "hf_prompt_lookup")
+_LISTEN_SECONDS = 0.3
 log = logging.getLogger(__name__)
 
 
@@ -150,9 +151,10 @@ def in_turns(names: Sequence[str], repeats: int, count: int) -> Iterator[tuple[i
 
 
 def _warn_when_busy() -> None:
-    """A shared machine still compares contenders fairly, but its absolute numbers are nobody's."""
-    load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
-    if load > 0.8 * cores:
-        log.warning(
-            "the machine is busy (load %.1f on %d cores): trust ratios and their spread, not tokens/s", load, cores
-        )
+    """A shared machine still compares contenders fairly, but its absolute numbers are nobody's.
+
+    What others use is seen while this process waits; the load would count the work that it has just done itself.
+    """
+    used = psutil.cpu_percent(interval=_LISTEN_SECONDS)
+    if used > 20.0:
+        log.warning("the machine is busy (others use %.0f%% of it): trust ratios and their spread, not tokens/s", used)
