@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import random
 import sys
 import time
+import warnings
 from collections import Counter
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, NamedTuple
@@ -44,6 +46,7 @@ from euryale.decoding.tree import ROOT_ONLY, Tree, chain, medusa63
 from euryale.decoding.trees import TreeConfig
 from euryale.model.base import Base
 from euryale.model.heads import Heads
+from euryale.progress import Progress
 
 NEAR_TIE = 1e-5
 DECODES_PER_MODEL = 25
@@ -220,7 +223,7 @@ def generate_each(engine: Engine, batch: list[Request]) -> list[Generation]:
     return [handle.generation for handle in handles if handle.generation is not None]
 
 
-def random_decodes(num: int, seed: int, dtype: torch.dtype = torch.float64) -> Report:
+def random_decodes(num: int, seed: int, dtype: torch.dtype = torch.float64, progress: Progress | None = None) -> Report:
     """At least `num` decodes. Every number is drawn from `seed`."""
     rng = random.Random(seed)
     report = Report()
@@ -263,6 +266,8 @@ def random_decodes(num: int, seed: int, dtype: torch.dtype = torch.float64) -> R
             report.num_mixed += len({repr(request.sampling) for request in batch}) > 1
             report.num_decodes += len(batch)
             report.num_tokens += sum(len(answer.ids) for answer in expected)
+            if progress is not None:
+                progress.advance(len(batch), facts=f"{len(report.mismatches)} mismatches")
             report.kinds[f"{name.split()[0]} {'sampled' if batch[0].sampling.temperature else 'greedy'}"] += len(batch)
     report.seconds = time.perf_counter() - start
     return report
@@ -285,11 +290,17 @@ def compare(
 
 def main() -> None:
     num, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    report = random_decodes(num, seed, getattr(torch, sys.argv[3] if len(sys.argv) > 3 else "float64"))
+    dtype = getattr(torch, sys.argv[3] if len(sys.argv) > 3 else "float64")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    warnings.filterwarnings("ignore", message="Unfeasible length constraints")  # transformers; short contexts are meant
+    progress = Progress("random decodes", num, "answers")
+    report = random_decodes(num, seed, dtype, progress)
+    progress.close()
     for mismatch in report.mismatches + report.near_ties:
         print(mismatch)
     summary = {key: len(value) if isinstance(value, list) else value for key, value in vars(report).items()}
     print(json.dumps(summary))
+    sys.exit(1 if report.mismatches else 0)
 
 
 if __name__ == "__main__":
