@@ -23,6 +23,7 @@ class Chain:
     """A drafter of a fixed number of nodes that remembers being asked."""
 
     layers: tuple[int, ...] = ()
+    reader = None
 
     def __init__(self, num_nodes: int) -> None:
         self.num_nodes, self.max_depth = num_nodes, num_nodes - 1
