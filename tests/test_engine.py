@@ -200,6 +200,20 @@ def test_a_row_that_is_broken_later_is_refused_then() -> None:
         engine_of(base).generate([PROMPT], max_new_tokens=20)
 
 
+@pytest.mark.parametrize("num_rows", [1, 2])
+def test_a_broken_answer_leaves_nothing_in_the_place_of_the_next(num_rows: int) -> None:
+    base = five_tokens()
+    expected, bad = slow_ids(base, PROMPT, 6), 2
+    assert bad not in [*PROMPT, *expected]
+    base.model.get_input_embeddings().weight[bad] = float("nan")
+    scheduler = Engine(base, drafter="none").scheduler(num_rows, 60)
+    broken = [scheduler.submit([bad] * 30, 6) for _ in range(2)]
+    whole = [scheduler.submit(PROMPT, 6) for _ in range(2)]
+    scheduler.run()
+    assert all(handle.error is not None and "model.embed_tokens" in handle.error for handle in broken)
+    assert [handle.generation.ids for handle in whole if handle.generation] == [expected] * 2
+
+
 def test_settings_that_leave_no_token_say_so() -> None:
     base = five_tokens(eos=[3, 4])
     with pytest.raises(UserError, match="no token is left to write after 3 tokens: logit_bias, banned_tokens and"):

@@ -129,12 +129,20 @@ def test_wishes_that_cannot_be_are_refused_when_they_are_submitted() -> None:
     assert scheduler.is_idle
 
 
-def test_a_row_whose_settings_forbid_every_token_is_named_and_not_its_neighbour() -> None:
-    scheduler = engine_with("heads").scheduler(2, 40)
-    scheduler.submit([1], 10)
-    scheduler.submit([2], 10, banned_tokens=[0, 1, 2, 4], min_new_tokens=5)
-    with pytest.raises(UserError, match="no token is left to write after 1 tokens: logit_bias, banned_tokens"):
-        scheduler.run()
+@pytest.mark.parametrize("drafter", ["heads", "lookup", "lookahead"])
+def test_a_row_whose_settings_forbid_every_token_ends_and_its_neighbours_go_on(drafter: str) -> None:
+    engine = engine_with(drafter)
+    scheduler = engine.scheduler(2, 40)
+    first = scheduler.submit([1], 10)
+    broken = scheduler.submit([2], 10, banned_tokens=[0, 1, 2, 4], min_new_tokens=5)
+    later = scheduler.submit([2, 1], 10)  # in the place of the broken one
+    scheduler.run()
+    assert broken.error is not None and broken.generation is not None
+    assert broken.error.startswith("no token is left to write after 1 tokens: logit_bias, banned_tokens")
+    assert (broken.generation.finish_reason, broken.generation.ids) == ("error", [])
+    for handle, prompt in ((first, [1]), (later, [2, 1])):
+        assert handle.generation is not None and handle.error is None
+        assert handle.generation.ids == engine.generate([prompt], 10)[0].ids
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

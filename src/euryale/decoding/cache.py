@@ -115,6 +115,10 @@ class Arena(Cache):
             self.kv[:, :, row, :, :length] = self.kv[:, :, last, :, :length]
             self.lengths[row] = length
 
+    def wipe(self, row: int) -> None:
+        """Forgets keys and values that may be no numbers: no mask hides those, because 0 x NaN is NaN."""
+        self.kv[:, :, row] = 0.0
+
     def begin(self, num_tokens: int) -> None:
         """Says where the next forward's tokens go. Call it before every forward."""
         self.bound = max(self.lengths) + num_tokens

@@ -17,7 +17,7 @@ from euryale.decoding.plan import Plan
 from euryale.decoding.requests import Prompt, encode, row_of
 from euryale.decoding.rows import Ends, Generation, Row
 from euryale.decoding.sampling import MoreSampling, Sampling
-from euryale.decoding.scheduler import Scheduler, StepSeen
+from euryale.decoding.scheduler import Handle, Scheduler, StepSeen
 from euryale.decoding.tree import Budget, Tree
 from euryale.decoding.trees import TreeConfig
 from euryale.errors import UserError
@@ -179,7 +179,8 @@ class Engine:
         longest = max(len(row.prompt) + row.max_ids for row in rows)
         scheduler = self._schedule(sampling, min(len(rows), self.max_rows), longest)
         handles = [scheduler.add(row, seed, sampling) for row, seed in zip(rows, seeds, strict=True)]
-        scheduler.run()
+        while not scheduler.is_idle:
+            refuse_broken(scheduler.step())
         return [handle.generation for handle in handles if handle.generation is not None]
 
     def stream(
@@ -209,7 +210,7 @@ class Engine:
         scheduler = self._schedule(sampling, 1, len(row.prompt) + row.max_ids)
         handle = scheduler.add(row, seed, sampling)
         while not scheduler.is_idle:
-            scheduler.step()
+            refuse_broken(scheduler.step())
             if handle.generation is not None:
                 self.last = handle.generation
             if piece := handle.new_text():
@@ -255,3 +256,10 @@ class Engine:
         scheduler = Scheduler(*how)
         scheduler.on_step = self.on_step
         return scheduler
+
+
+def refuse_broken(ended: Sequence[Handle]) -> None:
+    """Raises UserError for the first answer that no token could follow."""
+    for handle in ended:
+        if handle.error is not None:
+            raise UserError(handle.error)

@@ -17,7 +17,7 @@ class Generation:
     ids: list[int]  # the end-of-text id included when it was written
     num_steps: int  # forwards of the base after the prompt's
     accepted: list[int]  # tokens gained by each step; their sum is len(ids)
-    finish_reason: str  # "eos" | "stop" (a string or an id) | "length" | "context" | "cancelled"
+    finish_reason: str  # "eos" | "stop" (a string or an id) | "length" | "context" | "cancelled" | "error"
     seconds: float  # wall clock from its submission to its end, prompt included
     is_lossless: bool = True  # False: the accept rule (`typical`) may write what the base alone would not
     nodes: list[int] = field(default_factory=list)  # nodes that each step verified, the root included; 1: no drafts

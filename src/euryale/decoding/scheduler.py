@@ -33,6 +33,7 @@ class Handle:
         self.seed = seed
         self.sampling = sampling
         self.generation: Generation | None = None  # once it has ended
+        self.error: str | None = None  # why it ended with finish_reason "error"
         self._base = base
         self._start = time.perf_counter()
 
@@ -156,7 +157,10 @@ class Scheduler:
         return handle
 
     def step(self) -> list[Handle]:
-        """Lets prompts in, takes one step of all live rows, and returns the answers that ended with it."""
+        """Lets prompts in, takes one step of all live rows, and returns the answers that ended with it.
+
+        One that no token can follow ends with finish_reason "error", and its handle says why; the others go on.
+        """
         self._fill()
         if not self._live:
             return []
@@ -164,9 +168,12 @@ class Scheduler:
         gained = self._decoder.step()
         if self.on_step is not None:
             self.on_step(StepSeen(self._decoder.num_nodes, [len(tokens) for tokens in gained]))
-        for handle, tokens in zip(self._live, gained, strict=True):
-            handle.row.nodes.append(self._decoder.num_nodes)
-            handle.row.take(tokens)
+        for row, (handle, tokens) in enumerate(zip(self._live, gained, strict=True)):
+            if row in self._decoder.broken:
+                handle.error, handle.row.finish_reason = self._decoder.broken[row], "error"
+            else:
+                handle.row.nodes.append(self._decoder.num_nodes)
+                handle.row.take(tokens)
             if handle.row.finish_reason is not None:
                 handle.end()
                 ended.append(handle)

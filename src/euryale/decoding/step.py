@@ -18,7 +18,6 @@ from euryale.decoding.draft import Draft, Drafter, Known
 from euryale.decoding.mixture import Judged, Mixture
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.streams import StepNoise, Streams
-from euryale.errors import UserError
 from euryale.model.base import Base
 from euryale.model.finite import first_not_finite
 
@@ -54,6 +53,7 @@ class Decoder:
         self._forward.reserve(num_slots)
         self.arena = Arena(base.model.config, num_rows, num_slots, base.dtype, base.device)
         self.arena.lengths.clear()
+        self.broken: dict[int, str] = {}  # rows of the last step that nothing can follow, and why
         self.ids: list[list[int]] = []  # prompt and answer so far of each live row; the last is the root
         device = base.device
         self._targets: list[list[int]] = []  # what was chosen behind each node of a row's last step
@@ -145,7 +145,11 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self) -> list[list[int]]:
-        """One step. Returns the tokens gained by each live row: what its path accepted, then the bonus token."""
+        """One step. Returns the tokens gained by each live row: what its path accepted, then the bonus token.
+
+        A row that no token can follow is named in `broken`, with the reason. Its token means nothing, and neither does
+        what comes after it: it has to be retired.
+        """
         marks = [time.perf_counter()]
         noise = self._streams.at(self.arena.lengths, self.drafter.max_depth + 1)
         known = Known(
@@ -175,12 +179,16 @@ class Decoder:
             [row_tokens[node] for node in path[1:]] + [row_targets[path[-1]]]
             for path, row_tokens, row_targets in zip(paths, tokens, targets, strict=True)
         ]
-        for row, (path, finite) in enumerate(zip(paths, is_finite, strict=True)):
-            if not all(finite[node] for node in path):
-                raise UserError(self._what_is_broken(row, tokens[row]))
+        self.broken = {
+            row: self._what_is_broken(row, tokens[row])
+            for row, (path, finite) in enumerate(zip(paths, is_finite, strict=True))
+            if not all(finite[node] for node in path)
+        }
         marks.append(time.perf_counter())
 
         self._targets = targets
+        for row in self.broken:
+            verified.hidden_BND[row] = 0.0  # drafters keep what they read
         if self.drafter.reader is not None:
             self.drafter.reader.read(0, _along(verified.hidden_BND, paths), gained, self.arena.lengths)
         self.arena.commit(paths)
@@ -188,6 +196,8 @@ class Decoder:
             self.ids[row] += tokens_gained
             self._mixture.extend(row, tokens_gained)
         self._advance(verified.hidden_BND, targets_BN, [path[-1] for path in paths])
+        for row in self.broken:
+            self.arena.wipe(row)
         marks.append(time.perf_counter())
         for part, begin, end in zip(("draft", "verify", "accept", "commit"), marks, marks[1:], strict=False):
             self.seconds[part] += end - begin
