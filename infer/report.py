@@ -13,7 +13,8 @@ def main(config: ReportConfig) -> dict[str, object]:
     here, ours = Path(config.runs).expanduser(), output_root(config.runs)
     root = here if here.is_dir() else ours
     if not root.is_dir():
-        raise UserError(f"runs={config.runs}: there is no such folder (looked at {here.absolute()} and {ours}).")
+        looked = " and ".join(dict.fromkeys([str(here.absolute()), str(ours)]))
+        raise UserError(f"runs={config.runs}: there is no such folder (looked at {looked}).")
     jobs = rank_jobs(root, config.metric)
     print(ranking_table(jobs, config.metric))
     paths = save_ranking(Path(config.output).expanduser() if config.output else root, jobs, config.metric)

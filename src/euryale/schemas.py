@@ -13,7 +13,7 @@ from euryale.model.adapter import LoraConfig
 from euryale.model.base import BaseConfig
 from euryale.model.heads import HeadsConfig
 from euryale.serving.scratch import ScratchConfig
-from euryale.serving.settings import AnswerConfig, CalibrateConfig, DecodeConfig, RegenerateConfig
+from euryale.serving.settings import AnswerConfig, CalibrateConfig, DecodeConfig, RegenerateConfig, at_least_one
 from euryale.training.objective import ObjectiveConfig
 from euryale.training.optim import OptimConfig
 
@@ -97,6 +97,10 @@ class BenchConfig(AnswerConfig):
     output: str | None = None
     steps: str | None = None
 
+    def check(self) -> None:
+        super().check()
+        at_least_one(limit=self.limit, repeats=self.repeats, batch=self.batch, row_budget=self.row_budget)
+
 
 @dataclass
 class EvalConfig(AnswerConfig):
@@ -109,6 +113,10 @@ class EvalConfig(AnswerConfig):
     suite: str | None = None
     repeats: int = 3
     output: str | None = None
+
+    def check(self) -> None:
+        super().check()
+        at_least_one(limit=self.limit, repeats=self.repeats, batch_size=self.batch_size)
 
 
 @dataclass

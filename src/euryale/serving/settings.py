@@ -33,8 +33,11 @@ class DecodeConfig:
         self.drafter.check()
         self.tree.check()
         self.accept.check()
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens={self.max_new_tokens} cannot be. Give a number of at least 1.")
+        if self.drafter.name == "model" and self.drafter.path is None:
+            raise UserError(
+                "drafter=model needs a smaller model with the same tokenizer. Give drafter.path=FOLDER_OR_HUB_ID."
+            )
+        at_least_one(max_new_tokens=self.max_new_tokens)
         check_seeds([self.seed])
         self.sampling()
 
@@ -103,3 +106,10 @@ class CalibrateConfig:
     context_tokens: int = 128
     batch_size: int = 16
     seed: int = 1
+
+
+def at_least_one(**numbers: int | None) -> None:
+    """Raises UserError for the first number below 1; None is none."""
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise UserError(f"{name}={number} cannot be. Give a number of at least 1.")
