@@ -20,6 +20,7 @@ from euryale.errors import UserError
 from euryale.model.adapter import LoraConfig
 from euryale.model.base import BaseConfig
 from euryale.model.heads import HeadsConfig
+from euryale.preflight import check_settings
 from euryale.schemas import SCHEMAS, TrainConfig
 from euryale.serving.settings import AcceptConfig, CalibrateConfig, DrafterConfig, RegenerateConfig, TreeConfig
 from euryale.training.interrupt import Interrupted
@@ -131,6 +132,19 @@ def test_a_recipe_changes_what_it_says_and_the_command_line_wins() -> None:
     assert (settings.objective.kind, settings.scratch.enabled, settings.data.regenerate) == ("pretrain", True, False)
     assert settings.optim.name == "adamw"  # muon, the default, moves heads
     assert (settings.optim.num_steps, settings.metric) == (3, "held_out_loss_nats")
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in (CONF / "recipe").glob("*.yaml")))
+def test_every_recipe_can_be_run_and_says_what_came_of_it(recipe: str) -> None:
+    settings = OmegaConf.to_object(composed("train", f"recipe={recipe}"))
+    assert isinstance(settings, TrainConfig)
+    if settings.data.kind == "hub":
+        assert settings.data.repo
+        settings.data.kind = "stdlib"  # the check opens the data, and there is no hub here
+    check_settings(settings)
+    text = (CONF / "recipe" / f"{recipe}.yaml").read_text()
+    assert f"python train/run.py recipe={recipe}" in text
+    assert "not yet measured" in text or "wo vCPUs" in text or "wo CPU cores" in text or "docs/recipes.md" in text
 
 
 def test_a_base_or_data_that_must_be_named_has_no_default() -> None:
