@@ -14,7 +14,7 @@ from scripts import SMALL, Result, assert_refused, run_script, write_texts
 from euryale.errors import UserError
 from euryale.model.files import read_json, write_json
 from euryale.serving.paretoplot import frontier, pareto_plot
-from euryale.serving.ranking import better, differing_settings, numbers_of, rank_jobs, ranking_table
+from euryale.serving.ranking import better, differing_settings, numbers_of, rank_jobs, ranking_table, save_ranking
 from euryale.sweeping import settle_arguments, sweep_folder
 
 
@@ -168,6 +168,18 @@ def test_the_frontier_holds_what_nothing_smaller_beats() -> None:
     assert frontier(points, "tau") == [1, 2, 4]
     points = [point | {"tokens_per_s": 1.0, "label": "x"} for point in points]
     assert pareto_plot(points).startswith(b"\x89PNG")
+
+
+def test_the_plot_shows_the_tau_that_was_ranked_by(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, list] = {}
+    monkeypatch.setattr("euryale.serving.ranking.pareto_plot", lambda points, tau: drawn.update({tau: points}) or b"")
+    for metric in ("tau", "tau_16", "held_out_loss_nats"):
+        jobs = rank_jobs(copied, metric)
+        save_ranking(copied, jobs, metric)
+    assert {key: [point[key] for point in points] for key, points in drawn.items()} == {
+        key: [job.numbers[key] for job in rank_jobs(copied, metric) if key in job.numbers]
+        for key, metric in (("tau", "held_out_loss_nats"), ("tau_16", "tau_16"))
+    }
 
 
 # What cannot be

@@ -7,13 +7,20 @@ from matplotlib.figure import Figure
 
 from euryale.serving.plots import BLUE, GREY, ORANGE, finish_png, polish
 
+AXES = {
+    "tau": ("tau", "tau (tokens per step)"),
+    "tau_16": ("tau of 16 nodes", "tau of 16 nodes (tokens per step)"),
+    "tokens_per_s": ("tokens/s", "tokens per second, this machine"),
+}
 
-def pareto_plot(points: list[dict[str, Any]]) -> bytes:
-    """Points are {label, num_parameters, tau, tokens_per_s}; two panels as a PNG."""
+
+def pareto_plot(points: list[dict[str, Any]], tau: str = "tau") -> bytes:
+    """Points are {label, num_parameters, tau or tau_16 as `tau` says, tokens_per_s}; two panels as a PNG."""
     figure = Figure(figsize=(12.0, 4.6), layout="constrained")
-    for axes, key, name in zip(figure.subplots(1, 2), ("tau", "tokens_per_s"), ("tau", "tokens/s"), strict=True):
+    for axes, key in zip(figure.subplots(1, 2), (tau, "tokens_per_s"), strict=True):
+        name, label = AXES[key]
         _draw(axes, points, key)
-        axes.set_ylabel("tau (tokens per step)" if key == "tau" else "tokens per second, this machine")
+        axes.set_ylabel(label)
         axes.set_xlabel("parameters of the heads (millions)")
         axes.set_title(f"{name}: on the line, nothing smaller is better", loc="left")
     return finish_png(figure)

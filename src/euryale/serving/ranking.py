@@ -132,18 +132,19 @@ def ranking_table(jobs: list[Job], metric: str) -> str:
 def save_ranking(root: Path, jobs: list[Job], metric: str) -> list[Path]:
     """Writes ranking.csv and, when anything was decoded, pareto.png into `root`; returns their paths."""
     files = {"ranking.csv": _csv(jobs, metric).encode()}
-    if finished := [job for job in jobs if "tau" in job.numbers]:
+    tau = "tau_16" if metric == "tau_16" else "tau"
+    if finished := [job for job in jobs if tau in job.numbers]:
         keys = differing_settings(jobs)
         points = [
             {
                 "label": ", ".join(f"{k.rpartition('.')[2]}={_short(job.settings.get(k))}" for k in keys) or job.name,
                 "num_parameters": job.numbers.get("num_parameters") or 0,
-                "tau": job.numbers["tau"],
+                tau: job.numbers[tau],
                 "tokens_per_s": job.numbers["tokens_per_s"],
             }
             for job in finished
         ]
-        files["pareto.png"] = pareto_plot(points)
+        files["pareto.png"] = pareto_plot(points, tau)
     for name, content in files.items():
         with write_atomically(root / name) as staged:
             staged.write_bytes(content)
