@@ -109,8 +109,8 @@ SCENARIOS: dict[str, list[Callable[[Base, Path, bool], None]]] = {
 }
 
 
-def in_child(work: Callable[[], object]) -> int:
-    """Runs `work` in a fork; returns its exit status, negative for a signal."""
+def fork(work: Callable[[], object]) -> int:
+    """Starts `work` in a fork, whose status says whether it came to its end; returns the process number."""
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
@@ -120,7 +120,12 @@ def in_child(work: Callable[[], object]) -> int:
             status = 0
         finally:
             os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return pid
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Runs `work` in a fork; returns its exit status, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(fork(work), 0)[1])
 
 
 def main(base_folder: str, out: str) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from conftest import save_tiny_llama
-from killed_runs import in_child
+from killed_runs import fork, in_child
 from scripts import SMALL, run_script, write_texts
 
 from euryale.decoding.calibrated import TREE_FILE, read_calibrations
@@ -94,14 +94,7 @@ def killed(place: Place, name: str, objective: str, stage: str, delay: float) ->
 
     AssertionError when it failed by itself.
     """
-    child = os.fork()
-    if child == 0:
-        in_this = 1
-        try:
-            start(place, name, objective)
-            in_this = 0
-        finally:
-            os._exit(in_this)
+    child = fork(lambda: start(place, name, objective))
     deadline = None
     while deadline is None or time.monotonic() < deadline:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -117,14 +110,7 @@ def killed(place: Place, name: str, objective: str, stage: str, delay: float) ->
 
 def durations(place: Place, name: str, objective: str) -> dict[str, float]:
     """Lets a run come to its end; how long it was in each of its stages."""
-    child = os.fork()
-    if child == 0:
-        in_this = 1
-        try:
-            start(place, name, objective)
-            in_this = 0
-        finally:
-            os._exit(in_this)
+    child = fork(lambda: start(place, name, objective))
     times = {}
     while not os.waitpid(child, os.WNOHANG)[0]:
         for stage in STAGES:

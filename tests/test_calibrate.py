@@ -20,7 +20,8 @@ from euryale.decoding.tree import Tree, chain
 from euryale.errors import UserError
 from euryale.model.base import Base
 from euryale.model.files import read_json, write_json
-from euryale.model.heads import Heads, HeadsConfig, join_states, normalise
+from euryale.model.heads import Heads, HeadsConfig, join_states
+from euryale.model.norms import normalise
 from euryale.serving import calibrate as module
 from euryale.serving.calibrate import Text, calibrate, check, frequent_paths, rank_vectors, time_steps
 from euryale.serving.replay import replay

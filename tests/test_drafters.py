@@ -15,7 +15,8 @@ from euryale.decoding.drafters import build_drafter
 from euryale.decoding.tree import ROOT_ONLY, Tree, chain, medusa63
 from euryale.errors import UserError
 from euryale.model.base import Base
-from euryale.model.heads import Heads, HeadsConfig, build_heads, normalise
+from euryale.model.heads import Heads, HeadsConfig, build_heads
+from euryale.model.norms import normalise
 
 V = 23
 

@@ -22,7 +22,8 @@ from euryale.errors import UserError
 from euryale.model.base import Base
 from euryale.model.checkpoint import load_heads, save_heads
 from euryale.model.eagle import EagleLayer
-from euryale.model.heads import Heads, HeadsConfig, PackedText, build_heads, normalise
+from euryale.model.heads import Heads, HeadsConfig, PackedText, build_heads
+from euryale.model.norms import normalise
 from euryale.serving.export import export
 from euryale.training.objective import ObjectiveConfig, medusa1_loss
 from euryale.training.optim import OptimConfig, build_optimizer

@@ -12,8 +12,9 @@ from euryale.decoding.drafter_heads_lookup import HeadsLookupDrafter
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree import Tree
 from euryale.model.base import Base
-from euryale.model.heads import HeadsConfig, middle_layers, normalise
+from euryale.model.heads import HeadsConfig, middle_layers
 from euryale.model.lean import LeanForward, PlainForward
+from euryale.model.norms import normalise
 
 SEVERAL = HeadsConfig("hydra", num_heads=2, features="several")
 TREE = Tree.from_paths([(0,), (1,), (2,), (0, 0), (0, 1), (1, 0)])

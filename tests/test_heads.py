@@ -9,7 +9,8 @@ from torch import Tensor
 
 from euryale.errors import UserError
 from euryale.model.correction import corrected
-from euryale.model.heads import Heads, HeadsConfig, build_heads, normalise
+from euryale.model.heads import Heads, HeadsConfig, build_heads
+from euryale.model.norms import normalise
 
 D, V = 16, 13
 

@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from euryale.data.batches import Batch
 from euryale.errors import UserError
 from euryale.model.base import Base, BaseConfig, load_base
-from euryale.model.heads import Heads, HeadsConfig, build_heads, normalise
+from euryale.model.heads import Heads, HeadsConfig, build_heads
+from euryale.model.norms import normalise
 from euryale.training.labels import select_labels
 from euryale.training.objective import (
     ObjectiveConfig,

@@ -21,7 +21,8 @@ from euryale.decoding.tree import Budget, Tree
 from euryale.model.base import Base
 from euryale.model.correction import corrected
 from euryale.model.head_body import HeadBody
-from euryale.model.heads import Heads, normalise
+from euryale.model.heads import Heads
+from euryale.model.norms import normalise
 from euryale.model.products import Product, packed
 
 _LARGE = 256  # width of the base from which matrices of heads are worth another layout

@@ -23,6 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from euryale.model.norms import normalise
+
 _HEAD_WIDTH = 128  # at most; narrow bases get four attention heads
 _ROPE_BASE = 10_000.0
 
@@ -57,8 +59,7 @@ class EagleLayer(nn.Module):
     def reading(self, states_xC: Tensor, embedded_xD: Tensor) -> Tensor:
         """States and a `normalise`d embedding as the layer reads them, side by side."""
         states_xSD = states_xC.unflatten(-1, (self.num_states, self.hidden_size))
-        level_xSD = nn.functional.rms_norm(states_xSD, (self.hidden_size,), eps=1e-6)
-        return torch.cat([level_xSD.flatten(-2), embedded_xD], -1)
+        return torch.cat([normalise(states_xSD).flatten(-2), embedded_xD], -1)
 
     def enter(self, x_xC: Tensor, turn_x2E: Tensor) -> Entry:
         """`turn_x2E` [..., 2, E]: the `rotations` of the positions."""

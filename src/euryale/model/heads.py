@@ -38,11 +38,11 @@ from euryale.errors import UserError
 from euryale.model.correction import Correction, as_one
 from euryale.model.eagle import EagleLayer
 from euryale.model.head_body import HeadBody, blocks_of_a_head
+from euryale.model.norms import normalise
 
 KINDS = ("medusa", "hydra", "eagle")
 BODIES = ("resblock", "mlp")
 OUTPUTS = ("shared", "own", "lowrank")
-NORMALISE_EPS = 1e-6
 FEATURES = {"last": 1, "several": 3}  # how many states of the base a head reads
 
 
@@ -276,11 +276,6 @@ def middle_layers(num_layers: int) -> tuple[int, int]:
 def join_states(final_xD: Tensor, middle: Sequence[Tensor]) -> Tensor:
     """What heads read of the base: final states, and behind them middle ones, at the scale of embeddings."""
     return torch.cat([final_xD, *map(normalise, middle)], -1) if middle else final_xD
-
-
-def normalise(embeddings_xD: Tensor) -> Tensor:
-    """Embeddings [..., D] at root-mean-square 1, the scale at which heads read tokens."""
-    return nn.functional.rms_norm(embeddings_xD, embeddings_xD.shape[-1:], eps=NORMALISE_EPS)
 
 
 def build_heads(config: HeadsConfig, lm_head_weight_VD: Tensor, seed: int = 0) -> Heads:

@@ -23,8 +23,8 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from euryale.model.attention import tree_attention
-from euryale.model.heads import NORMALISE_EPS, join_states
-from euryale.model.norms import RmsNorm, norm_of
+from euryale.model.heads import join_states
+from euryale.model.norms import NORMALISE_EPS, RmsNorm, norm_of
 from euryale.model.products import Product, has_room, product
 from euryale.model.states import outputs_of_layers
 
@@ -87,7 +87,7 @@ class LeanForward:
         self._model = model
         self._layers = [_LeanLayer(layer, may_copy) for layer in inner.layers]
         self._norm = RmsNorm(inner.norm.weight, inner.norm.variance_epsilon)
-        self._unit = RmsNorm(torch.ones_like(inner.norm.weight), NORMALISE_EPS).whole  # heads.normalise
+        self._unit = RmsNorm(torch.ones_like(inner.norm.weight), NORMALISE_EPS).whole  # normalise
         self._lm_head = product([model.get_output_embeddings()], may_copy)
         self._rotations = torch.empty(0)  # [positions, 2, 2, E]; see _rotations
         device = inner.embed_tokens.weight.device

@@ -2,7 +2,7 @@
 
 On a CPU torch's own is some ten operations, as many as the rest of a small layer. In float32 three do, because
 x / sqrt(mean(x^2) + eps) = sqrt(D) x / hypot(|x|, sqrt(D eps)), and what every entry is multiplied with afterwards can
-be multiplied into the columns of the next matrix instead.
+be multiplied into the columns of the next matrix instead. What heads read has such a norm without entries (normalise).
 
 Letters: D width.
 """
@@ -12,6 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm
+
+NORMALISE_EPS = 1e-6
+
+
+def normalise(vectors_xD: Tensor) -> Tensor:
+    """Vectors [..., D] at root-mean-square 1, the scale at which heads read tokens and states."""
+    return rms_norm(vectors_xD, vectors_xD.shape[-1:], eps=NORMALISE_EPS)
 
 
 class RmsNorm:

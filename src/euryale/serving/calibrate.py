@@ -30,7 +30,8 @@ from euryale.decoding.step import Decoder
 from euryale.decoding.tree import Path, Tree
 from euryale.errors import UserError
 from euryale.model.base import Base
-from euryale.model.heads import Heads, PackedText, normalise
+from euryale.model.heads import Heads, PackedText
+from euryale.model.norms import normalise
 from euryale.progress import Progress
 from euryale.serving.hardware import hardware
 from euryale.serving.replay import replay

@@ -22,7 +22,8 @@ from torch import Tensor
 from euryale.errors import UserError
 from euryale.model.adapter import adapter_disabled
 from euryale.model.base import Base
-from euryale.model.heads import Heads, PackedText, normalise
+from euryale.model.heads import Heads, PackedText
+from euryale.model.norms import normalise
 from euryale.training.chunked import Labels, chunked_loss
 from euryale.training.labels import FIRST_GAP, PackedBatch, Selection, select_labels
 from euryale.training.losses import LOSSES
