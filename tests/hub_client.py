@@ -21,7 +21,7 @@ def sleep_briefly(seconds: Any) -> None:
 
 time.sleep = sleep_briefly
 
-from euryale.data.sources import DataConfig, build_source  # noqa: E402
+from euryale.data.sources import DataConfig, Message, build_source  # noqa: E402
 from euryale.errors import UserError  # noqa: E402
 
 
@@ -35,7 +35,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     waits.clear()
     messages.clear()
     start = time.perf_counter()
-    rows: list[str | None] = []
+    rows: list[str | list[Message] | None] = []
     state = error = None
     try:
         source = build_source(DataConfig(**request["config"]), request.get("split", "train"))
@@ -43,7 +43,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             source.load_state_dict(request["state"])
         if request.get("count") != 0:
             for row in source:
-                rows.append(row.text)
+                rows.append(row.text if row.messages is None else list(row.messages))
                 if len(rows) == request.get("count"):
                     break
         state = source.state_dict()

@@ -16,7 +16,13 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from loopback_hub import COMMIT, Fault, LoopbackHub
+from omegaconf import OmegaConf
+
+from euryale.config import CONF
+from euryale.schemas import TrainConfig
 
 NUM_ROWS = 240
 ARTICLES = [f" = Article {n} = \n \n First of {n} .\n \n = = Part = = \n \n Last of {n} .\n \n" for n in range(7)]
@@ -68,10 +74,10 @@ def start_client(endpoint: str, home: Path) -> tuple[subprocess.Popen[str], Ask]
         env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
 
-    def ask(repo: str, count: int | None = None, state: object = None, split: str = "train", **config: object) -> dict:
+    def ask(repo: str, count: int | None = None, state: object = None, side: str = "train", **config: object) -> dict:
         settings = {"kind": "hub", "repo": repo, "column": "body", "shuffle_window": 1, "held_out_one_in": 0, **config}
         assert process.stdin is not None and process.stdout is not None
-        print(json.dumps({"config": settings, "count": count, "state": state, "split": split}), file=process.stdin)
+        print(json.dumps({"config": settings, "count": count, "state": state, "split": side}), file=process.stdin)
         process.stdin.flush()
         return json.loads(process.stdout.readline())
 
@@ -158,7 +164,7 @@ def test_lines_of_articles_are_joined_into_documents_and_resume_inside_one(clien
 
 def test_held_out_and_training_rows_of_a_stream_are_disjoint_and_complete(client: Ask) -> None:
     train = client("org/lines", held_out_one_in=20)["rows"]
-    held_out = client("org/lines", held_out_one_in=20, split="held_out")["rows"]
+    held_out = client("org/lines", held_out_one_in=20, side="held_out")["rows"]
     assert held_out and not set(train) & set(held_out)
     assert sorted(train + held_out) == sorted(ALL)
 
@@ -166,6 +172,52 @@ def test_held_out_and_training_rows_of_a_stream_are_disjoint_and_complete(client
 def test_files_of_a_repository_with_a_loading_script_can_be_named(client: Ask) -> None:
     assert "cannot be opened" in client("org/script", count=1)["error"]
     assert client("org/script", data_files="part-*.jsonl")["rows"] == ALL
+
+
+def chat(question: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": f"About {question}: yes."}]
+
+
+def write_ultrachat(folder: Path) -> list[str]:
+    """Rows as HuggingFaceH4/ultrachat_200k holds them; the questions of its split for training on answers."""
+    (folder / "data").mkdir(parents=True)
+    for split in ("train_sft", "test_sft", "train_gen"):
+        rows = [{"prompt": f"{split} {n}", "prompt_id": str(n), "messages": chat(f"{split} {n}")} for n in range(6)]
+        table = pyarrow.Table.from_pylist(rows)
+        pyarrow.parquet.write_table(table, folder / f"data/{split}-00000-of-00001-0123456789abcdef.parquet")
+    return [f"train_sft {n}" for n in range(6)]
+
+
+def write_sharegpt(folder: Path) -> list[str]:
+    """A list as in Aeala/ShareGPT_Vicuna_unfiltered, two of its rows no chat, and an older file beside it."""
+    names = {"user": "human", "assistant": "gpt"}
+    talks = [[{"from": names[t["role"]], "value": t["content"]} for t in chat(f"question {n}")] for n in range(6)]
+    odd = [[], [{"from": "human", "value": "Hello"}, {"from": "weather", "value": "Rain"}]]
+    rows = [{"id": f"abc_{n}", "conversations": talk} for n, talk in enumerate([*talks[:3], *odd, *talks[3:]])]
+    folder.mkdir(parents=True)
+    (folder / "ShareGPT_V4.3_unfiltered_cleaned_split.json").write_text(json.dumps(rows, indent=2))
+    (folder / "ShareGPT_2023.05.04v0_Wasteland_Edition.json").write_text(json.dumps(rows[:1]))
+    return [f"question {n}" for n in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("option", "write", "skipped"), [("ultrachat", write_ultrachat, 0), ("sharegpt", write_sharegpt, 2)]
+)
+def test_ready_made_conversations_are_read_as_their_repositories_hold_them(
+    client: Ask, repositories: Path, option: str, write: Callable[[Path], list[str]], skipped: int
+) -> None:
+    ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        settings = OmegaConf.to_container(compose("train", [f"data={option}"]).data)
+    assert isinstance(settings, dict)
+    settings |= {"shuffle_window": 1, "held_out_one_in": 0}
+    questions = write(repositories / str(settings["repo"]))
+    answer = client(**settings)  # type: ignore[misc]  # a setting's name is a string
+    assert answer["error"] is None and answer["state"]["num_skipped"] == skipped
+    assert answer["rows"] == [[["user", q], ["assistant", f"About {q}: yes."]] for q in questions]
+    first = client(**settings | {"count": 2})  # type: ignore[misc]
+    rest = client(**settings | {"state": first["state"]})  # type: ignore[misc]
+    assert first["rows"] + rest["rows"] == answer["rows"]
 
 
 def test_without_streaming_the_set_is_downloaded_and_read_from_the_disk(client: Ask) -> None:
@@ -183,7 +235,7 @@ def test_a_row_without_text_stops_or_is_counted(client: Ask) -> None:
 def test_what_a_user_can_get_wrong_about_a_repository_is_one_message(client: Ask, hub: LoopbackHub) -> None:
     assert "no such data set" in client("org/nothing")["error"]
     assert "data=wikitext103" in client("")["error"]
-    assert "cannot be opened" in client("org/lines", split="train", subset="nope")["error"]
+    assert "cannot be opened" in client("org/lines", subset="nope")["error"]
     assert "there" in client("org/lines", column="txt")["error"]
     hub.faults = [Fault("gated", path="/api/datasets/org/lines")]
     assert "access is restricted" in client("org/lines")["error"]

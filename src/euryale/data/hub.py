@@ -165,7 +165,7 @@ class HubSource:
 def _find_commit(repo: str, revision: str | None) -> str | None:
     """The commit that `revision` means now, asked once and without retries; None for a folder on disk."""
     if not repo:
-        raise UserError("data=hub needs data.repo=ORG/NAME; ready-made: data=wikitext103, data=fineweb_edu, ...")
+        raise UserError("data=hub needs data.repo=ORG/NAME; ready-made: data=wikitext103, data=ultrachat, ...")
     if Path(repo).is_dir():
         return None
     if constants.HF_HUB_OFFLINE:
