@@ -1,4 +1,4 @@
-# demo, test and soak make their own .venv, once, and again when the dependencies change. PYTHON chooses the interpreter.
+# demo, test, soak and gpu make their own .venv, once, and again when the dependencies change. PYTHON chooses the interpreter.
 PYTHON ?= python3
 PY := .venv/bin/python
 STAMP := .venv/installed-for
@@ -8,7 +8,7 @@ DEMO_ARGS ?=
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PIP_USER PIP_TARGET PIP_PREFIX VIRTUAL_ENV
 export PYTHONNOUSERSITE = 1
 
-.PHONY: demo test soak lint clean force
+.PHONY: demo test soak gpu lint clean force
 
 demo: $(STAMP)
 	$(PY) train/run.py $(DEMO_ARGS)
@@ -21,6 +21,11 @@ test: $(STAMP)
 SOAK ?= 100000
 soak: $(STAMP)
 	$(PY) tests/random_decodes.py $(SOAK)
+
+# All that is to be measured on a GPU, and the tests that need one; results as files in GPU_RESULTS.
+GPU_RESULTS ?= outputs/gpu
+gpu: $(STAMP)
+	$(PY) tests/on_a_gpu.py $(GPU_RESULTS)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

@@ -18,6 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FLOORS: dict[str, float] = {
     "euryale": 6,  # the front door: __init__.py re-exports Engine
     "pipeline": 5,
+    "measuring": 5,
     "config": 4,
     "sweeping": 3.5,
     "preflight": 4,

@@ -20,6 +20,7 @@ from euryale.errors import UserError
 from euryale.model.adapter import LoraConfig
 from euryale.model.base import BaseConfig
 from euryale.model.heads import HeadsConfig
+from euryale.model.shape import ShapeConfig
 from euryale.preflight import check_settings
 from euryale.schemas import SCHEMAS, TrainConfig
 from euryale.serving.settings import AcceptConfig, CalibrateConfig, DrafterConfig, RegenerateConfig, TreeConfig
@@ -94,6 +95,7 @@ def test_every_option_composes_wherever_it_can_be_chosen(group: str) -> None:
         ("heads", "hydra", HeadsConfig),
         ("objective", "medusa1", ObjectiveConfig),
         ("lora", "default", LoraConfig),
+        ("shape", "hf", ShapeConfig),
         ("optim", "adamw", OptimConfig),
         ("regenerate", "default", RegenerateConfig),
         ("calibrate", "default", CalibrateConfig),

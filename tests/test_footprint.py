@@ -1,13 +1,13 @@
 """Is a run that does not fit refused before its base is loaded, with what helps, and is the estimate near the truth?"""
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from killed_runs import make_batch
+from profiled import peak_of_tensors
 from scripts import run_script
 from transformers import LlamaConfig
 
@@ -178,19 +178,6 @@ def test_the_estimate_is_near_what_autograd_keeps(
         assert held < again < estimate(plan(config, heads=design)).activations
     else:
         assert 0.8 < again / held < 1.4, (again, held)
-
-
-def peak_of_tensors(work: Callable[[], object]) -> int:
-    """The most bytes that tensors took at a time beyond what there was, by torch's own record of its CPU allocator."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
-        work()
-    assert profiled.profiler is not None
-    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
-    level = highest = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        level += event.nbytes()
-        highest = max(highest, level)
-    return highest
 
 
 @pytest.mark.parametrize("kind", ["medusa1", "medusa2"])

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import replace
 
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from euryale import processes
 from euryale.data.sources import SPLITS, DataConfig, build_source
@@ -124,20 +124,28 @@ def check_rows(data: DataConfig, needs_held_out: bool) -> None:
 def check_base(base: Base, config: TrainConfig) -> None:
     """Raises UserError for blocks that the base cannot read, an optimizer that its device lacks, and adapters beside
     layers that it does not have."""
-    if config.data.block_size > base.max_length:
-        raise UserError(
-            f"data.block_size={config.data.block_size} is longer than the context of {base.path}, which ends at "
-            f"{base.max_length}. Give data.block_size={base.max_length} or less."
-        )
+    check_block(config.data, base.max_length, base.path)
     check_optimizer(config.optim, base.device)
     if OBJECTIVES[config.objective.kind].trains_adapter:
         chosen_targets(base.model, config.lora)
 
 
-def check_memory(config: TrainConfig) -> dict[str, int]:
-    """What the run will take, bytes by what for, before the base is loaded. Raises UserError when it does not fit."""
+def check_block(data: DataConfig, max_length: int, path: str | None) -> None:
+    """Raises UserError for blocks that are longer than the context of a base."""
+    if data.block_size > max_length:
+        raise UserError(
+            f"data.block_size={data.block_size} is longer than the context of {path}, which ends at "
+            f"{max_length}. Give data.block_size={max_length} or less."
+        )
+
+
+def check_memory(config: TrainConfig, of_base: PreTrainedConfig | None = None) -> dict[str, int]:
+    """What the run will take, bytes by what for, before the base is loaded. Raises UserError when it does not fit.
+
+    `of_base`: the sizes of the base; else they are read.
+    """
     device = pick_device(config.base.device)
-    of_base = read_config(config.base)
+    of_base = of_base or read_config(config.base)
     plan = Plan(
         of_base,
         config.base.quantization,

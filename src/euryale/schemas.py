@@ -4,7 +4,7 @@ Every component keeps its settings in a dataclass of its own; here they nest int
 stand in conf/*.yaml, a comment with each.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from euryale.data.sources import DataConfig
@@ -12,6 +12,7 @@ from euryale.decoding.text import check_stop
 from euryale.model.adapter import LoraConfig
 from euryale.model.base import BaseConfig
 from euryale.model.heads import HeadsConfig
+from euryale.model.shape import ShapeConfig
 from euryale.serving.scratch import ScratchConfig
 from euryale.serving.settings import AnswerConfig, CalibrateConfig, DecodeConfig, RegenerateConfig, at_least_one
 from euryale.training.objective import ObjectiveConfig
@@ -62,6 +63,43 @@ class RegenerateScriptConfig:
     data: DataConfig = field(default_factory=DataConfig)
     regenerate: RegenerateConfig = field(default_factory=RegenerateConfig)
     threads: int = 0
+
+
+@dataclass
+class MeasureConfig:
+    """train/measure.py: what a run is made of, so that recipes fit; without what only a run's result depends on."""
+
+    base: BaseConfig = field(default_factory=BaseConfig)
+    shape: ShapeConfig = field(default_factory=ShapeConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    regenerate: RegenerateConfig = field(default_factory=RegenerateConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    objectives: list[str] = field(default_factory=lambda: ["medusa1", "medusa2"])
+    warm_up: int = 2
+    steps: int = 5
+    seed: int = 0
+    threads: int = 0
+    check_memory: bool = True
+    deterministic: bool = False
+    output: str | None = None
+
+    def run_of(self, kind: str) -> TrainConfig:
+        """The run of this objective that is measured: of medusa2 its second stage, which takes the most."""
+        return TrainConfig(
+            base=self.base,
+            data=self.data,
+            heads=self.heads,
+            objective=replace(self.objective, kind=kind, stage_one_share=0.0),
+            lora=self.lora,
+            optim=self.optim,
+            seed=self.seed,
+            check_memory=self.check_memory,
+        )
 
 
 @dataclass
@@ -159,6 +197,7 @@ class PlotConfig:
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "regenerate": RegenerateScriptConfig,
+    "measure": MeasureConfig,
     "infer": InferConfig,
     "bench": BenchConfig,
     "eval": EvalConfig,

@@ -96,8 +96,11 @@ def swept() -> dict[str, str]:
 class BenchEnd(Callback):
     """Removes the folder that Hydra made for a sweep of benchmarks, whose results are in output=FILE.jsonl.
 
-    Ends with status 2 when some jobs failed.
+    Ends with status 2 when some jobs failed. `plots`: infer/plot.py draws such results.
     """
+
+    def __init__(self, plots: bool = True) -> None:
+        self._plots = plots
 
     def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
         root = Path(config.hydra.sweep.dir)
@@ -105,7 +108,7 @@ class BenchEnd(Callback):
         shutil.rmtree(root, ignore_errors=True)
         for job in failed:
             print(f"failed: {' '.join(job['overrides'])}: {job['error']}", file=sys.stderr)
-        if config.output is not None and Path(config.output).is_file():
+        if self._plots and config.output is not None and Path(config.output).is_file():
             print(f"plot it: python infer/plot.py results={config.output}", flush=True)
         if failed:
             sys.exit(FAILED_STATUS)

@@ -179,13 +179,18 @@ def load_base(config: BaseConfig) -> Base:
         )
     if not quantization:
         model = model.to(device)
-    keep_4bit_weights_trainable(model)
-    model.eval().requires_grad_(False)
-    adopt_tree_attention(model, config.path)
+    prepare_model(model, config.path)
     base = Base(model, tokenizer, known_as(config.path, path), fingerprint(path, model.config), name, config.forward)
     base.merge_adapter = config.merge_adapter
     log.info("base %s: %s on %s in %s", config.path, type(model).__name__, base.device, base.dtype)
     return base
+
+
+def prepare_model(model: PreTrainedModel, path: str) -> None:
+    """What trees and training need of a model whose weights are in place. Raises UserError as adopt_tree_attention."""
+    keep_4bit_weights_trainable(model)
+    model.eval().requires_grad_(False)
+    adopt_tree_attention(model, path)
 
 
 def read_config(config: BaseConfig) -> PreTrainedConfig:

@@ -4,6 +4,7 @@ On the host the resident set of the process: everything in it, the libraries too
 that is not possible the number is the highest since the process began. On a GPU what torch's allocator gave out.
 """
 
+import gc
 import resource
 import sys
 from contextlib import suppress
@@ -38,6 +39,18 @@ def peak(device: torch.device) -> Peak:
     """The highest since `begin_peak`."""
     on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return Peak(_host_peak(_STATUS), on_device)
+
+
+def reserved_peak(device: torch.device) -> int | None:
+    """What torch's allocator held of a GPU at most since `begin_peak`, gaps between tensors included."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
+
+
+def let_go(device: torch.device) -> None:
+    """Collects what nobody holds any more, and gives the free blocks of torch's allocator back to a GPU."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def resident() -> int:

@@ -1,0 +1,89 @@
+"""Everything that is to be measured on a GPU, in one call: python tests/on_a_gpu.py FOLDER [small], or make gpu
+
+Into FOLDER go the results as JSON, log.txt with what every command said, and summary.json with how each ended. A
+command that fails or takes too long does not cost the others. Nothing is downloaded. Time on a GPU: not yet measured.
+`small` runs the same commands, but for the tests that need a GPU, on sizes that a CPU does in two minutes, to see that
+they run. Not a test file itself.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+TOO_LONG_S = 300
+
+
+class Command(NamedTuple):
+    """What is run, from the project's root; {folder} is where results go, {runs} a place that is removed."""
+
+    name: str
+    arguments: tuple[str, ...]
+    small: tuple[str, ...] | None  # further arguments where the sizes are small; None: it is left out
+
+
+_MEASURE_SMALL = ("shape=tiny", "optim.name=adamw", "optim.gradient_accumulation=1", "data.block_size=64", "steps=1")
+COMMANDS = (
+    Command("measure_llama3_8b", ("train/measure.py", "output={folder}/measure_llama3_8b.json"), _MEASURE_SMALL),
+    Command(
+        "measure_llama2_7b",
+        ("train/measure.py", "recipe=medusa2_qlora_llama2_7b", "output={folder}/measure_llama2_7b.json"),
+        _MEASURE_SMALL,
+    ),
+    Command("tests", ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"), None),
+    Command(
+        "train_tiny_base",
+        ("train/run.py", "optim.num_steps=300", "output={runs}", "regenerate.output={runs}/text", "name=tiny"),
+        ("optim.num_steps=2", "optim.eval_batches=1", "regenerate.num_prompts=48", "regenerate.new_tokens=16",
+         "calibrate.num_prompts=2", "calibrate.new_tokens=16", "calibrate.repeats=1", "calibrate.node_counts=[1,2,4]",
+         "evaluate.num_prompts=2", "evaluate.max_new_tokens=12", "evaluate.repeats=1", "data.block_size=64"),
+    ),
+    Command(
+        "bench_tiny_base",
+        ("infer/bench.py", "checkpoint={runs}/tiny", "output={folder}/bench_tiny_base.json"),
+        ("limit=2", "repeats=1", "max_new_tokens=12"),
+    ),
+    Command(
+        "bench_tiny_base_batch",
+        ("infer/bench.py", "checkpoint={runs}/tiny", "batch=8", "prompts=data/prompts.txt",
+         "output={folder}/bench_tiny_base_batch.json"),
+        ("batch=2", "limit=2", "repeats=1", "max_new_tokens=12"),
+    ),
+)  # fmt: skip
+
+
+def main(folder: Path, is_small: bool) -> int:
+    """How many commands failed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    summary: dict[str, dict[str, object]] = {}
+    with tempfile.TemporaryDirectory() as runs, (folder / "log.txt").open("w") as log:
+        for command in COMMANDS:
+            if is_small and command.small is None:
+                continue
+            arguments = [a.format(folder=folder, runs=runs) for a in command.arguments]
+            line = [sys.executable, *arguments, *((command.small or ()) if is_small else ())]
+            print("$", *line[1:], file=log, flush=True)
+            begin = time.monotonic()
+            try:
+                status = subprocess.run(line, cwd=ROOT, stdout=log, stderr=log, timeout=TOO_LONG_S).returncode
+                ended = "ok" if status == 0 else f"status {status}"
+            except subprocess.TimeoutExpired:
+                ended = f"stopped after {TOO_LONG_S} s"
+            summary[command.name] = {"ended": ended, "seconds": round(time.monotonic() - begin, 1)}
+            print(command.name, ended, f"{summary[command.name]['seconds']} s", flush=True)
+            (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return sum(entry["ended"] != "ok" for entry in summary.values())
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3) or sys.argv[2:] not in ([], ["small"]):
+        sys.exit("usage: python tests/on_a_gpu.py FOLDER [small]")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # What is measured is this checkout, installed or not.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    sys.exit(min(1, main(Path(sys.argv[1]).resolve(), is_small=len(sys.argv) == 3)))

@@ -1,0 +1,30 @@
+"""Memory and speed of training on this machine, before a base is downloaded: python train/measure.py [recipe=...] [...]
+
+Takes the settings of train/run.py. No weights and no data are read: a base of these sizes gets random ones. Without
+arguments: Medusa-1 and Medusa-2 for a Llama of 8 B in 4 bits, as recipe=medusa2_qlora_llama3_8b. The last line on
+stdout is JSON.
+"""
+
+from pathlib import Path
+
+from euryale.config import script, use_threads
+from euryale.measuring import measure, table
+from euryale.model.checkpoint import provenance
+from euryale.schemas import MeasureConfig
+from euryale.serving.benchmark import write_result
+from euryale.sweeping import swept
+
+
+@script("measure")
+def main(config: MeasureConfig) -> dict[str, object]:
+    use_threads(config.threads, config.deterministic, config.seed)
+    measured = measure(config)
+    print(table(measured))
+    result = {**measured, "swept": swept(), "provenance": provenance()}
+    if config.output is not None:
+        write_result(Path(config.output), result)
+    return result | {"metric": measured["objectives"][config.objectives[-1]]["tokens_per_s"]}
+
+
+if __name__ == "__main__":
+    main()
