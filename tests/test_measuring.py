@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from on_a_gpu import COMMANDS
-from scripts import assert_refused, run_script
+from scripts import ROOT, assert_refused, run_script
 
 from euryale import measuring
 from euryale.config import CONF
@@ -48,7 +48,7 @@ def test_both_objectives_are_measured_in_one_call_and_leave_nothing_but_the_file
         assert found["tokens_per_step"] == 64 and len(found["all_step_seconds"]) == 3
         assert found["step_seconds"] in [sum(found["all_step_seconds"][1:]) / 2]
         assert found["tokens_per_s"] == pytest.approx(64 / found["step_seconds"])
-        assert found["reserved_bytes"] is None
+        assert found["reserved_bytes"] is None and found["in_use_bytes"] is None
     medusa1, medusa2 = said["objectives"].values()
     assert medusa1["adapter_parameters"] == 0 and medusa1["estimated_bytes"]["adapters"] == 0
     assert 4 * medusa2["adapter_parameters"] == medusa2["estimated_bytes"]["adapters"] > 0
@@ -141,6 +141,29 @@ def test_what_a_user_gets_wrong_is_one_message(arguments: list[str], words: list
         assert word in refused.err, refused.err
 
 
+def test_memory_that_runs_out_is_said_as_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Trainer) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    monkeypatch.setattr(Trainer, "train_step", fail)
+    refused = run_script("train/measure.py", *SMALL, "objectives=[medusa1]")
+    assert_refused(refused, "medusa1 does not fit: CUDA out of memory", "Estimated were 0.0", "data.block_size")
+
+
+def test_what_is_no_language_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    (tmp_path / "tokenizer.json").write_text("{}")
+    refused = run_script("train/measure.py", *SMALL, "base=hf", f"base.path={tmp_path}")
+    assert_refused(refused, str(tmp_path))
+
+
+def test_a_config_alone_is_enough_of_a_base(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((ROOT / "checkpoints/tiny-base/config.json").read_text())
+    result = run_script("train/measure.py", *SMALL, "base=hf", f"base.path={tmp_path}", "objectives=[medusa1]")
+    assert result.status == 0, result.err
+    assert result.last_line["shape"]["num_parameters"] == 4_984_064
+
+
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("euryale.processes.HOLD_BACK_S", 0.0)
@@ -195,7 +218,7 @@ def test_on_a_gpu_the_estimate_is_near_what_the_allocator_gave() -> None:
     )
     assert result.status == 0, result.err
     for found in result.last_line["objectives"].values():
-        assert found["reserved_bytes"] >= found["peak_bytes"]
+        assert found["in_use_bytes"] >= found["reserved_bytes"] >= found["peak_bytes"]
         assert 0.6 < found["peak_over_estimate"] < 1.4, found
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
 from euryale import processes
 from euryale.data.batches import Batch
@@ -27,7 +27,7 @@ from euryale.model.adapter import add_adapter, remove_adapter
 from euryale.model.base import Base, context_length
 from euryale.model.files import check_writable
 from euryale.model.heads import build_heads
-from euryale.model.memory import begin_peak, let_go, peak, reserved_peak, resident
+from euryale.model.memory import begin_peak, let_go, peak, reserved_peak, resident, used_bytes
 from euryale.model.numbers import pick_device, pick_dtype, quantization_config
 from euryale.model.random_base import random_base
 from euryale.model.shape import config_of_shape
@@ -36,7 +36,7 @@ from euryale.progress import Progress
 from euryale.schemas import MeasureConfig, TrainConfig
 from euryale.serving.hardware import hardware
 from euryale.serving.tables import align
-from euryale.serving.wording import MISSING, duration
+from euryale.serving.wording import duration
 from euryale.training.footprint import gigabytes
 from euryale.training.objective import OBJECTIVES
 from euryale.training.optim import check_optimizer
@@ -72,8 +72,8 @@ class RandomRows:
 
 
 def check(config: MeasureConfig) -> PreTrainedConfig:
-    """The sizes of the base. Raises UserError for whatever a run with these settings would refuse, and memory that
-    will not do is said by `check_memory`; nothing is built here."""
+    """The sizes of the base, of which nothing is built here. Raises UserError for what cannot be measured; memory that
+    will not do is `check_memory`'s to refuse."""
     for part in (config.heads, config.objective, config.lora, config.optim):
         part.check()
     check_data(config.data)
@@ -96,6 +96,10 @@ def check(config: MeasureConfig) -> PreTrainedConfig:
     if config.output is not None:
         check_writable(Path(config.output).parent, f"output={config.output}")
     of_base = config_of_shape(config.shape, config.base)
+    if type(of_base) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(
+            f"base.path={config.base.path}: {type(of_base).__name__} describes no causal language model. Give one."
+        )
     check_block(config.data, context_length(of_base), "this shape" if config.shape.family else config.base.path)
     device = pick_device(config.base.device)
     quantization_config(config.base.quantization, pick_dtype(config.base.dtype, device, of_base))
@@ -140,7 +144,14 @@ def measure(config: MeasureConfig) -> dict[str, Any]:
         "hardware": hardware(),
     }
     for kind, run in runs.items():
-        result["objectives"][kind] = _measure(base, run, needs[kind], config.warm_up, config.steps, libraries)
+        try:
+            result["objectives"][kind] = _measure(base, run, needs[kind], config.warm_up, config.steps, libraries)
+        except torch.OutOfMemoryError as error:  # with check_memory=false, or an estimate that was too low
+            raise UserError(
+                f"{kind} does not fit: {str(error).splitlines()[0]} Estimated were "
+                f"{gigabytes(sum(needs[kind].values()))}. What saves most is a smaller data.block_size or "
+                "data.batch_size, optim.gradient_checkpointing=true and base.quantization=nf4."
+            ) from error
     _add_run_seconds(result["objectives"], config)
     return result
 
@@ -158,13 +169,14 @@ def table(result: dict[str, Any]) -> str:
         f"a step: {blocks} blocks of {settings['block_size']} tokens, {settings['batch_size']} at a time; "
         f"{optim['name']}, {recompute} gradient checkpointing; the median of {settings['steps']} steps",
     ]
-    header = ["objective", "estimated", "peak", "reserved", "tokens/s", "a step", f"{optim['num_steps']} steps"]
+    header = ["objective", "estimated", "peak", *([] if is_on_cpu else ["reserved", "in use"])]
+    header += ["tokens/s", "a step", f"{optim['num_steps']} steps"]
     rows = [
         [
             kind,
             gigabytes(found["estimated_total_bytes"]),
             gigabytes(found["peak_bytes"]),
-            MISSING if found["reserved_bytes"] is None else gigabytes(found["reserved_bytes"]),
+            *([] if is_on_cpu else [gigabytes(found["reserved_bytes"]), gigabytes(found["in_use_bytes"])]),
             f"{found['tokens_per_s']:,.0f}",
             duration(found["step_seconds"]),
             duration(found["run_seconds"]),
@@ -175,16 +187,20 @@ def table(result: dict[str, Any]) -> str:
     if is_on_cpu:
         libraries = next(iter(result["objectives"].values()))["libraries_bytes"]
         lines.append(f"peaks are of the whole process, of which {gigabytes(libraries)} were there before the base")
+    else:
+        lines.append("peak: torch's tensors; reserved: by its allocator; in use: of the GPU, by everything on it")
     return "\n".join(lines)
 
 
 def _warn_when_slow(of_base: PreTrainedConfig, config: MeasureConfig, device: torch.device) -> None:
     """A step of an 8B on a CPU is a matter of hours, and nothing is heard of it before it ends."""
+    if device.type != "cpu":
+        return
     with torch.device("meta"):
         numbers = sum(p.numel() for p in AutoModelForCausalLM.from_config(of_base).parameters())
     tokens = config.data.batch_size * config.data.block_size * config.optim.gradient_accumulation
     seconds = 8 * numbers * tokens / (CORE_FLOPS * torch.get_num_threads())
-    if device.type == "cpu" and seconds > SLOW_STEP_S:
+    if seconds > SLOW_STEP_S:
         log.warning(
             "a step of %s tokens for %.1f B numbers may take %s on this CPU, and %d are asked for an objective. "
             "Smaller: shape=llama_100m, optim.gradient_accumulation=1, data.block_size=256",
@@ -206,6 +222,7 @@ def _measure(
     tokens_V = torch.arange(base.vocab_size) if heads.draft_ids is None else heads.draft_ids.cpu()
     progress = Progress(f"measuring {kind}", warm_up + steps, "steps")
     seconds: list[float] = []
+    in_use: list[int] = []
     torch.manual_seed(run.seed)  # what adapters drop
     with tempfile.TemporaryDirectory() as folder:
         rows = RandomRows(tokens_V, run.data, run.seed)
@@ -215,6 +232,7 @@ def _measure(
             result = trainer.train_step()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)  # the optimizer is still at work
+                in_use.append(used_bytes(device))
             seconds.append(time.perf_counter() - begin)
             progress.advance(tokens=result.tokens)
     progress.close()
@@ -227,6 +245,7 @@ def _measure(
     return {
         "peak_bytes": host if on_device is None else on_device,
         "reserved_bytes": reserved_peak(device),
+        "in_use_bytes": max(in_use, default=None),
         "libraries_bytes": libraries,
         "estimated_bytes": need,
         "estimated_total_bytes": total,

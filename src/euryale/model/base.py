@@ -193,13 +193,14 @@ def prepare_model(model: PreTrainedModel, path: str) -> None:
     adopt_tree_attention(model, path)
 
 
-def read_config(config: BaseConfig) -> PreTrainedConfig:
-    """The base's own config.json; its weights are not touched. Raises UserError as load_base does."""
-    path, source = find_source(config)
+def read_config(config: BaseConfig, is_whole: bool = True) -> PreTrainedConfig:
+    """The base's own config.json; its weights are not touched, and unless `is_whole` they need not be there. Raises
+    UserError as load_base does."""
+    path, source = find_source(config, is_whole)
     return _read_config(config, path, source)
 
 
-def find_source(config: BaseConfig) -> tuple[str, dict[str, Any]]:
+def find_source(config: BaseConfig, is_whole: bool = True) -> tuple[str, dict[str, Any]]:
     """A folder or hub id, and how transformers is to look for it."""
     if not config.path:
         raise UserError(
@@ -208,7 +209,7 @@ def find_source(config: BaseConfig) -> tuple[str, dict[str, Any]]:
     path = find_model(config.path)
     is_local = Path(path).is_dir()
     if is_local:
-        check_folder(Path(path), config.path)
+        check_folder(Path(path), config.path, is_whole)
     return path, {"revision": config.revision, "local_files_only": is_local or not hub_answers(path, config.revision)}
 
 

@@ -47,8 +47,8 @@ def hub_answers(repo: str, revision: str | None) -> bool:
     return True
 
 
-def check_folder(folder: Path, asked: str) -> None:
-    """A model folder has a config, weights and a tokenizer, and all of them can be read."""
+def check_folder(folder: Path, asked: str, is_whole: bool = True) -> None:
+    """A model folder has a config, weights and a tokenizer, and all of them can be read; not `is_whole`: a config."""
     if not (folder / "config.json").is_file():
         raise UserError(
             f"base.path={asked}: {folder} has no config.json, so it is no model folder. Found: {_listing(folder)}."
@@ -59,6 +59,8 @@ def check_folder(folder: Path, asked: str) -> None:
         raise UserError(
             f"base.path={asked}: {folder}/config.json is not JSON ({error}). Copy the model again."
         ) from error
+    if not is_whole:
+        return
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise UserError(
             f"base.path={asked}: {folder} has no weights (*.safetensors or *.bin). Found: {_listing(folder)}."

@@ -46,6 +46,12 @@ def reserved_peak(device: torch.device) -> int | None:
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
 
 
+def used_bytes(device: torch.device) -> int:
+    """Of a GPU, by everything on it: other programs, libraries, and what an optimizer pages in and out by itself."""
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
+
+
 def let_go(device: torch.device) -> None:
     """Collects what nobody holds any more, and gives the free blocks of torch's allocator back to a GPU."""
     gc.collect()

@@ -61,7 +61,7 @@ def config_of_shape(shape: ShapeConfig, base: BaseConfig) -> PreTrainedConfig:
     """What transformers builds a model of these sizes from. Raises UserError as `check` and `read_config` do."""
     shape.check()
     if shape.family is None:
-        return read_config(base)
+        return read_config(base, is_whole=False)
     head_dim = {} if shape.head_dim is None else {"head_dim": shape.head_dim}
     return AutoConfig.for_model(
         shape.family,
