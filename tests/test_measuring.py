@@ -14,9 +14,10 @@ from scripts import ROOT, assert_refused, run_script
 
 from euryale import measuring
 from euryale.config import CONF
+from euryale.data.random_rows import RandomRows
 from euryale.data.sources import DataConfig
 from euryale.errors import UserError
-from euryale.measuring import RandomRows, measure, table
+from euryale.measuring import measure, table
 from euryale.model.base import BaseConfig
 from euryale.model.heads import HeadsConfig
 from euryale.model.shape import ShapeConfig
@@ -94,8 +95,7 @@ def test_a_step_is_a_trainer_s_own_on_labels_that_all_count(monkeypatch: pytest.
 
 
 def test_random_rows_are_one_document_of_the_tokens_that_may_be_drawn() -> None:
-    data = DataConfig(batch_size=3, block_size=20)
-    first, again = (RandomRows(torch.tensor([5, 7, 11]), data, seed=4) for _ in range(2))
+    first, again = (RandomRows(torch.tensor([5, 7, 11]), batch_size=3, block_size=20, seed=4) for _ in range(2))
     batch = next(first)
     assert torch.equal(batch.ids_BT, next(again).ids_BT) and not torch.equal(batch.ids_BT, next(first).ids_BT)
     assert batch.ids_BT.shape == (3, 20) and set(batch.ids_BT.flatten().tolist()) == {5, 7, 11}
@@ -110,7 +110,9 @@ def test_what_does_not_fit_is_refused_before_the_base_is_built(monkeypatch: pyte
     monkeypatch.setattr(measuring, "random_base", never)
     monkeypatch.setattr("euryale.preflight.free_bytes", lambda device: 10**9)
     refused = run_script("train/measure.py", "base.device=cpu")  # an 8B, on a laptop
-    assert_refused(refused, "this run needs about", "cpu has 1.00 GB free", "What saves most", "check_memory=false")
+    assert_refused(
+        refused, "medusa1: this run needs about", "cpu has 1.00 GB free", "What saves most", "check_memory=false"
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
 from euryale import processes
-from euryale.data.batches import Batch
-from euryale.data.sources import DataConfig
+from euryale.data.random_rows import RandomRows
 from euryale.data.sources import check as check_data
 from euryale.errors import UserError
 from euryale.model.adapter import add_adapter, remove_adapter
@@ -47,28 +45,6 @@ MEASURED = ("medusa1", "medusa2")  # objectives that train beside a base
 CORE_FLOPS = 3e10  # products and sums a second of one CPU core, roughly
 SLOW_STEP_S = 300
 log = logging.getLogger(__name__)
-
-
-class RandomRows:
-    """Batches without end, each block one document of random tokens out of `tokens_V`; see labels.BatchStream."""
-
-    def __init__(self, tokens_V: Tensor, data: DataConfig, seed: int) -> None:
-        self.origins = [f"random tokens, seed {seed}"]
-        self._tokens_V = tokens_V
-        self._shape = (data.batch_size, data.block_size)
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def __next__(self) -> Batch:
-        chosen_BT = torch.randint(len(self._tokens_V), self._shape, generator=self._generator)
-        positions_BT = torch.arange(self._shape[1]).expand(self._shape).contiguous()
-        is_target_BT = torch.ones(self._shape, dtype=torch.bool)
-        return Batch(self._tokens_V[chosen_BT], is_target_BT, positions_BT, torch.zeros_like(positions_BT))
-
-    def state_dict(self) -> dict:
-        return {}
-
-    def load_state_dict(self, state: dict) -> None:
-        """There is no place to go back to."""
 
 
 def check(config: MeasureConfig) -> PreTrainedConfig:
@@ -113,7 +89,7 @@ def measure(config: MeasureConfig) -> dict[str, Any]:
     """
     of_base = check(config)
     runs = {kind: config.run_of(kind) for kind in dict.fromkeys(config.objectives)}
-    needs = {kind: check_memory(run, of_base) for kind, run in runs.items()}
+    needs = {kind: _check_memory(run, of_base) for kind, run in runs.items()}
     device = pick_device(config.base.device)
     check_optimizer(config.optim, device)
     _warn_when_slow(of_base, config, device)
@@ -192,6 +168,13 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _check_memory(run: TrainConfig, of_base: PreTrainedConfig) -> dict[str, int]:
+    try:
+        return check_memory(run, of_base)
+    except UserError as error:
+        raise UserError(f"{run.objective.kind}: {error}") from error
+
+
 def _warn_when_slow(of_base: PreTrainedConfig, config: MeasureConfig, device: torch.device) -> None:
     """A step of an 8B on a CPU is a matter of hours, and nothing is heard of it before it ends."""
     if device.type != "cpu":
@@ -225,7 +208,7 @@ def _measure(
     in_use: list[int] = []
     torch.manual_seed(run.seed)  # what adapters drop
     with tempfile.TemporaryDirectory() as folder:
-        rows = RandomRows(tokens_V, run.data, run.seed)
+        rows = RandomRows(tokens_V, run.data.batch_size, run.data.block_size, run.seed)
         trainer = Trainer(base, heads, run.objective, run.optim, rows, [], Path(folder))
         for _ in range(warm_up + steps):
             begin = time.perf_counter()

@@ -164,5 +164,8 @@ def check_memory(config: TrainConfig, of_base: PreTrainedConfig | None = None) -
     # Processes on one machine share its main memory; a GPU belongs to one of them.
     free = free_bytes(device) // (1 if device.type == "cuda" else processes.count_here())
     need = check_fits(plan, free, str(device)) if config.check_memory else estimate(plan)
-    log.info("memory: about %s needed (%s), %s free", gigabytes(need.total), need.describe(), gigabytes(free))
+    log.info(
+        "memory for %s: about %s needed (%s), %s free",
+        config.objective.kind, gigabytes(need.total), need.describe(), gigabytes(free),
+    )  # fmt: skip
     return need._asdict()
