@@ -1,8 +1,9 @@
 """A stand-in for the Hugging Face hub on 127.0.0.1 that can misbehave: what the hub tests stream from.
 
-It serves the folders `root/ORG/NAME/...` as dataset repositories through the few routes that the real client uses:
-the repository's description, its file tree, and the files themselves with byte ranges. A `Fault` makes it drop the
-connection in the middle of a file, stall there, answer 503, or refuse a gated repository. Not a test file itself.
+It serves the folders `root/ORG/NAME/...`, as repositories of data sets and of models alike, through the few routes that
+the real client uses: the repository's description, its file tree, and the files themselves with byte ranges. A `Fault`
+makes it drop the connection in the middle of a file, stall there, answer 503, or refuse a gated repository. Not a test
+file itself.
 """
 
 from __future__ import annotations
@@ -87,10 +88,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"error": "service unavailable"}, 503)
         elif fault is not None and fault.kind == "gated":
             self._json({"error": "gated"}, 403, {"X-Error-Code": "GatedRepo"})
-        elif parts[:2] == ["api", "datasets"]:
+        elif parts[0] == "api" and parts[1] in ("datasets", "models"):
             self._api("/".join(parts[2:4]), parts[4:], parse_qs(url.query))
         elif parts[0] == "datasets" and parts[3:4] == ["resolve"]:
             self._file("/".join(parts[1:3]), "/".join(parts[5:]), fault)
+        elif parts[2:3] == ["resolve"]:
+            self._file("/".join(parts[:2]), "/".join(parts[4:]), fault)
         else:
             self._json({"error": "not found"}, 404, {"X-Error-Code": "RepoNotFound"})
 

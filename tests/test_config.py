@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
+from hydra.core.config_store import ConfigNode, ConfigStore
+from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 from scripts import ROOT, Result, run_main, run_script
 
@@ -75,8 +76,17 @@ def test_a_script_s_settings_compose_into_its_schema(name: str) -> None:
     assert type(settings) is SCHEMAS[name]
 
 
+@pytest.fixture
+def ray_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What hydra-ray-launcher 1.2.2, which no extra installs, would register: conf/sweep/ray.yaml is merged into it."""
+    Plugins.instance()  # registers those that are installed
+    node = OmegaConf.create({"_target_": "RayLauncher", "ray": {"init": {"address": None}, "remote": {}}})
+    launchers = ConfigStore.instance().repo["hydra"]["launcher"]
+    monkeypatch.setitem(launchers, "ray.yaml", ConfigNode("ray.yaml", node, "hydra/launcher", None, "ray_launcher"))
+
+
 @pytest.mark.parametrize("group", GROUPS)
-def test_every_option_composes_wherever_it_can_be_chosen(group: str) -> None:
+def test_every_option_composes_wherever_it_can_be_chosen(group: str, ray_launcher: None) -> None:
     scripts = [name for name in SCHEMAS if group in groups_of(name)]
     assert scripts, f"no script takes {group}"
     # The options of one group share a schema, so beyond the first script only whether the group is wired matters.

@@ -4,10 +4,13 @@ Every sweep has two tiny jobs. Those of joblib and submitit run in processes of 
 """
 
 import csv
+import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 from scripts import SMALL, Result, assert_refused, run_script, write_texts
 
@@ -117,6 +120,40 @@ def test_a_bug_in_one_job_is_a_failure_of_that_job(
     assert not (place / "bug" / "0" / "config.yaml").exists()
 
 
+def test_a_launcher_that_gives_up_does_not_lose_what_has_ended(
+    arguments: list[str], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Hydra loads its plugins anew: an import would name another class.
+    basic = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
+    launch = basic.launch
+
+    def lost(launcher: object, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> None:
+        launch(launcher, job_overrides[:1], initial_job_idx)
+        raise RuntimeError("the second worker was killed")
+
+    monkeypatch.setattr(basic, "launch", lost)
+    result = run_script("train/run.py", "-m", *arguments, "name=lost", "seed=0,1", "metric=held_out_loss_nats")
+    assert result.status == 2 and "Traceback" not in result.err
+    assert "error: the sweep ended before its jobs did: the second worker was killed" in result.err
+    assert result.last_line["best"] == str(place / "lost" / "0")
+    assert result.last_line["metric_name"] == "held_out_loss_nats"
+    assert (place / "lost" / "ranking.csv").is_file() and "HYDRA_FULL_ERROR" not in os.environ
+
+
+def test_a_cluster_that_cannot_be_asked_is_one_message(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # wherever the tests run, there is no srun
+    result = run_script("train/run.py", "sweep=submitit_slurm", *arguments, "name=cluster", "seed=0,1")
+    assert_refused(result, "srun", "conf/sweep/submitit_slurm.yaml", "hydra.launcher.KEY=VALUE")
+
+
+def test_a_setting_that_one_job_cannot_read_is_refused_before_any(arguments: list[str], place: Path) -> None:
+    result = run_script("train/run.py", "-m", *arguments, "name=unread", "heads.width=1,wide")
+    assert_refused(result, "error: Error merging override heads.width=wide")
+    assert not (place / "unread" / "0").exists()
+
+
 # infer/report.py
 
 
@@ -197,6 +234,8 @@ def test_a_launcher_that_is_not_installed_is_named_with_its_extra(monkeypatch: p
     monkeypatch.setattr("euryale.sweeping.find_spec", lambda module: None)
     with pytest.raises(UserError, match=r"sweep=optuna needs a plugin .* pip install 'euryale\[sweep\]'"):
         settle_arguments(["sweep=optuna"])
+    with pytest.raises(UserError, match="pip install ray && pip install --no-deps hydra-ray-launcher"):
+        settle_arguments(["sweep=ray"])
 
 
 def test_sweeps_go_below_the_project_by_name_or_time(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from euryale.errors import UserError
 from euryale.model.base import Base, BaseConfig, load_base
 from euryale.model.checkpoint import find_checkpoint, load_heads, read_description
 from euryale.model.heads import HeadsConfig, build_heads
-from euryale.training.interrupt import Interrupted, SignalGuard
+from euryale.training.interrupt import SIGNALS, Interrupted, SignalGuard
 from euryale.training.metrics import MetricsLog, truncate_metrics, wandb_mode
 from euryale.training.objective import OBJECTIVES, ObjectiveConfig, medusa1_loss
 from euryale.training.optim import OptimConfig, build_optimizer, learning_rate
@@ -133,19 +133,23 @@ def test_the_step_loss_and_gradient_norm_are_means_over_labels(tiny_base: Base, 
     assert result.loss_K == sums.loss_K.tolist() and result.count_K == sums.count_K.tolist()
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize(
+    "number, status",
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR2, 140)],
+    ids=["ctrl-c", "sigterm", "before a time limit of Slurm"],
+)
 @pytest.mark.parametrize("batch", [7, 8, 13], ids=["at a save", "at an evaluation", "in between"])
 def test_a_stopped_run_goes_on_exactly(
     finished: Path, tiny_base: Base, tmp_path: Path, number: int, status: int, batch: int
 ) -> None:
-    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(n) for n in SIGNALS]
     run = tmp_path / "run"
     trainer = make_trainer(tiny_base, run, lambda n: os.kill(os.getpid(), number) if n == batch else None)
     with pytest.raises(Interrupted, match=f"resume={run}") as stopped:
         trainer.fit()
     assert stopped.value.exit_status == status
     assert trainer.step == batch // 2 + 1  # the step was finished
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(n) for n in SIGNALS] == handlers
     assert load_heads(run, tiny_base).num_heads == 2
     assert find_run("last", tmp_path) == run
     make_trainer(tiny_base, run, resume=True).fit()

@@ -93,7 +93,8 @@ def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable
             except UserError as error:
                 sys.exit(_refuse(str(error)))
             try:
-                hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+                with sweeping.launching():
+                    hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
             except SystemExit as ending:
                 # Hydra has printed what is wrong with the command line and ends with 1; for us that is a user's error.
                 if ending.code == 1 and not is_composed:

@@ -4,16 +4,21 @@ Hydra (-m, or sweep=...) starts the jobs: here, in other processes or on a clust
 """
 
 import json
+import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from euryale import processes
 from euryale.errors import UserError
@@ -33,9 +38,13 @@ PLUGINS = {
     "joblib": "hydra_plugins.hydra_joblib_launcher",
     "submitit_local": "hydra_plugins.hydra_submitit_launcher",
     "submitit_slurm": "hydra_plugins.hydra_submitit_launcher",
+    "ray": "hydra_plugins.hydra_ray_launcher",
     "optuna": "hydra_plugins.hydra_optuna_sweeper",
 }
+# It asks for boto3 and cloudpickle<3, which only its launcher for AWS uses: an extra cannot leave them out.
+INSTALL = {"ray": "pip install ray && pip install --no-deps hydra-ray-launcher"}
 FAILED_STATUS = 2
+RAW_ERRORS = "HYDRA_FULL_ERROR"  # Hydra passes exceptions on where this is 1, instead of printing them and ending
 
 
 def sweep_folder(output: str, name: str | None, now: str) -> str:
@@ -58,15 +67,47 @@ def settle_arguments(arguments: list[str]) -> list[str]:
     is_sweep = has_flag or bool(set(chosen) - {"null"})
     for name in chosen:
         if name in PLUGINS and not _is_installed(PLUGINS[name]):
-            raise UserError(
-                f"sweep={name} needs a plugin of Hydra that is not installed: pip install 'euryale[sweep]'."
-            )
+            command = INSTALL.get(name, "pip install 'euryale[sweep]'")
+            raise UserError(f"sweep={name} needs a plugin of Hydra that is not installed: {command}.")
     if is_sweep and processes.count() > 1:
         raise UserError(
             f"a sweep starts its own jobs, and torchrun started {processes.count()} processes of it. Start it without "
             "torchrun (sweep=submitit_slurm for a cluster), or train one setting at a time with torchrun."
         )
     return ["-m", *arguments] if is_sweep and not has_flag else arguments
+
+
+@contextmanager
+def launching() -> Iterator[None]:
+    """What the launcher of a sweep raises ends it with one message, a ranking of what there is, and status 2.
+
+    Not what a job raises, which is that job's failure: a cluster that grants no such thing, a process that was killed.
+    """
+    wants_traceback = RAW_ERRORS in os.environ
+    try:
+        yield
+    except Exception as error:
+        if wants_traceback or HydraConfig.get().mode != RunMode.MULTIRUN:
+            raise
+        sys.exit(_end_early(error))
+    finally:
+        if not wants_traceback:
+            os.environ.pop(RAW_ERRORS, None)
+
+
+def _end_early(error: Exception) -> int:
+    hydra = HydraConfig.get()
+    root, name = Path(hydra.sweep.dir), hydra.runtime.choices.get("sweep")
+    message = str(error).strip() or type(error).__name__
+    if not isinstance(error, HydraException):  # which is a setting that cannot be, and says so
+        message = f"the sweep ended before its jobs did: {message}\n{RAW_ERRORS}=1 shows where."
+        if name in PLUGINS:
+            message += f" What a job asks for stands in conf/sweep/{name}.yaml; hydra.launcher.KEY=VALUE changes it."
+        message += f" python infer/report.py runs={root} ranks what ends later."
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    with suppress(UserError):  # no job has begun
+        print_ranking(root, hydra.callbacks["ranking"]["metric"])
+    return FAILED_STATUS
 
 
 def give_up_job(error: str) -> None:
@@ -117,19 +158,39 @@ class BenchEnd(Callback):
 class Ranking(Callback):
     """Ranks the jobs when all have ended; ends with status 2 when some of them failed."""
 
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
+        """Notes where the sweep is, for launching, and has Hydra pass on what its launcher raises."""
+        begun = deepcopy(config)
+        with open_dict(begun):
+            begun.hydra.sweep.dir = str(config.hydra.sweep.dir)  # its time was read first: one folder for all jobs
+            begun.hydra.callbacks.ranking.metric = self.metric
+        HydraConfig.instance().set_config(begun)
+        os.environ.setdefault(RAW_ERRORS, "1")
+
     def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
         root = Path(config.hydra.sweep.dir)
         try:
-            jobs = rank_jobs(root, config.metric)
+            are_finished = print_ranking(root, self.metric)
         except UserError as error:  # not even one folder: each job was refused by Hydra itself
             print(f"error: {error}", file=sys.stderr)
             sys.exit(FAILED_STATUS)
-        print("\n" + ranking_table(jobs, config.metric))
-        print("\n" + "\n".join(str(path) for path in save_ranking(root, jobs, config.metric)))
-        found = summary(root, jobs, config.metric)
-        print(json.dumps(found), flush=True)
-        if found["finished"] != len(jobs):
+        if not are_finished:
             sys.exit(FAILED_STATUS)
+
+
+def print_ranking(root: Path, metric: str) -> bool:
+    """Table, files and the last line on stdout; whether every job has finished. Raises UserError without any job."""
+    if "ray" in sys.modules:  # what its jobs say arrives late, until it is shut down
+        sys.modules["ray"].shutdown()
+    jobs = rank_jobs(root, metric)
+    print("\n" + ranking_table(jobs, metric))
+    print("\n" + "\n".join(str(path) for path in save_ranking(root, jobs, metric)))
+    found = summary(root, jobs, metric)
+    print(json.dumps(found), flush=True)
+    return found["finished"] == len(jobs)
 
 
 def _is_installed(module: str) -> bool:

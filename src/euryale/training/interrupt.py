@@ -1,4 +1,4 @@
-"""What happens when a person presses Ctrl-C, or a scheduler sends SIGTERM, in the middle of a step?
+"""What happens when a person presses Ctrl-C, or a scheduler sends SIGTERM or SIGUSR2, in the middle of a step?
 
 The signal is noted, the step is finished, the run is saved, and `Interrupted` says how to go on. A second signal
 acts as it would without us, for a person who will not wait. Under torchrun it is passed over: a Ctrl-C reaches every
@@ -13,7 +13,7 @@ from typing import Any
 
 from euryale.processes import is_first, is_supervised
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # the last is Slurm's, by submitit, before a time limit
 log = logging.getLogger(__name__)
 
 
@@ -26,7 +26,7 @@ class Interrupted(Exception):
 
 
 class SignalGuard:
-    """While entered, the first SIGINT or SIGTERM only sets `received`; earlier handlers return on that or on exit."""
+    """While entered, the first of SIGNALS only sets `received`; earlier handlers return on that or on exit."""
 
     def __init__(self) -> None:
         self.received = 0  # the signal's number, 0 while there was none

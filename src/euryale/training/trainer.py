@@ -107,7 +107,7 @@ class Trainer:
     def fit(self) -> dict[str, object]:
         """Trains to the last step. Returns the last held-out metrics with step, tokens, seconds and checkpoint.
 
-        Raises Interrupted after Ctrl-C or SIGTERM, when the run is saved; UserError when the loss is not finite.
+        Raises Interrupted after Ctrl-C, SIGTERM or SIGUSR2, when all is saved; UserError when the loss is not finite.
         """
         begin_peak(self.base.device)
         progress = Progress("training", self.optim.num_steps, "steps", self.step, self.accelerator.is_main_process)
