@@ -140,6 +140,19 @@ def test_a_launcher_that_gives_up_does_not_lose_what_has_ended(
     assert (place / "lost" / "ranking.csv").is_file() and "HYDRA_FULL_ERROR" not in os.environ
 
 
+def test_a_person_who_will_not_wait_for_a_launcher_is_told_what_goes_on(
+    arguments: list[str], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    basic = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
+    monkeypatch.setattr(basic, "launch", wait)
+    result = run_script("train/run.py", "-m", *arguments, "name=waiting", "seed=0,1")
+    assert result.status == 130 and "Traceback" not in result.err
+    assert f"interrupted. Jobs of a cluster go on; python infer/report.py runs={place / 'waiting'}" in result.err
+
+
 def test_a_cluster_that_cannot_be_asked_is_one_message(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

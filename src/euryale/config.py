@@ -36,7 +36,6 @@ from euryale.training.interrupt import Interrupted
 from euryale.training.resume import CONFIG_FILE, find_run
 
 USER_ERROR_STATUS = 2
-CTRL_C_STATUS = 130  # what a shell reports
 CONF = PROJECT / "conf"
 log = logging.getLogger(__name__)
 FREE_TEXT = {"prompt"}  # settings whose value is taken letter by letter
@@ -72,7 +71,7 @@ def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable
                 sys.exit(interruption.exit_status)
             except KeyboardInterrupt:
                 _say("interrupted; what was saved before is kept")
-                sys.exit(CTRL_C_STATUS)
+                sys.exit(sweeping.CTRL_C_STATUS)
             except Exception as error:  # a bug, which must not cost the other jobs of a sweep
                 if HydraConfig.get().mode == RunMode.MULTIRUN:
                     log.exception("this job of the sweep failed")

@@ -43,7 +43,7 @@ PLUGINS = {
 }
 # It asks for boto3 and cloudpickle<3, which only its launcher for AWS uses: an extra cannot leave them out.
 INSTALL = {"ray": "pip install ray && pip install --no-deps hydra-ray-launcher"}
-FAILED_STATUS = 2
+FAILED_STATUS, CTRL_C_STATUS = 2, 130
 RAW_ERRORS = "HYDRA_FULL_ERROR"  # Hydra passes exceptions on where this is 1, instead of printing them and ending
 
 
@@ -81,33 +81,39 @@ def settle_arguments(arguments: list[str]) -> list[str]:
 def launching() -> Iterator[None]:
     """What the launcher of a sweep raises ends it with one message, a ranking of what there is, and status 2.
 
-    Not what a job raises, which is that job's failure: a cluster that grants no such thing, a process that was killed.
+    Not what a job raises, which is that job's failure: a cluster that grants no such thing, a process that was killed,
+    a person who will not wait for it (status 130).
     """
     wants_traceback = RAW_ERRORS in os.environ
     try:
         yield
-    except Exception as error:
-        if wants_traceback or HydraConfig.get().mode != RunMode.MULTIRUN:
+    except (Exception, KeyboardInterrupt) as error:
+        if wants_traceback or not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
             raise
-        sys.exit(_end_early(error))
+        _end_early(error)
+        sys.exit(CTRL_C_STATUS if isinstance(error, KeyboardInterrupt) else FAILED_STATUS)
     finally:
         if not wants_traceback:
             os.environ.pop(RAW_ERRORS, None)
 
 
-def _end_early(error: Exception) -> int:
+def _end_early(error: BaseException) -> None:
     hydra = HydraConfig.get()
     root, name = Path(hydra.sweep.dir), hydra.runtime.choices.get("sweep")
-    message = str(error).strip() or type(error).__name__
-    if not isinstance(error, HydraException):  # which is a setting that cannot be, and says so
-        message = f"the sweep ended before its jobs did: {message}\n{RAW_ERRORS}=1 shows where."
+    later = f"python infer/report.py runs={root} ranks what ends later."
+    if isinstance(error, KeyboardInterrupt):
+        message = f"interrupted. Jobs of a cluster go on; {later}"
+    elif isinstance(error, HydraException):  # a setting that cannot be, which says so
+        message = f"error: {error}"
+    else:
+        message = f"error: the sweep ended before its jobs did: {str(error).strip() or type(error).__name__}\n"
+        message += f"{RAW_ERRORS}=1 shows where. "
         if name in PLUGINS:
-            message += f" What a job asks for stands in conf/sweep/{name}.yaml; hydra.launcher.KEY=VALUE changes it."
-        message += f" python infer/report.py runs={root} ranks what ends later."
-    print(f"error: {message}", file=sys.stderr, flush=True)
+            message += f"What a job asks for stands in conf/sweep/{name}.yaml; hydra.launcher.KEY=VALUE changes it. "
+        message += later
+    print(message, file=sys.stderr, flush=True)
     with suppress(UserError):  # no job has begun
         print_ranking(root, hydra.callbacks["ranking"]["metric"])
-    return FAILED_STATUS
 
 
 def give_up_job(error: str) -> None:
