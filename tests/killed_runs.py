@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import torch
 
 from euryale.model.base import Base, BaseConfig, load_base
-from euryale.model.heads import HeadsConfig, build_heads
+from euryale.model.design import HeadsConfig
+from euryale.model.heads import build_heads
 from euryale.training.objective import ObjectiveConfig
 from euryale.training.optim import OptimConfig
 from euryale.training.trainer import Trainer

@@ -29,7 +29,8 @@ from euryale.decoding.engine import Engine
 from euryale.decoding.tree import Tree
 from euryale.model.attention import use_tree_attention
 from euryale.model.base import Base
-from euryale.model.heads import Heads, HeadsConfig, build_heads
+from euryale.model.design import HeadsConfig
+from euryale.model.heads import Heads, build_heads
 
 # Models this small gain nothing from a second thread, and lose tenfold when the cores are shared.
 torch.set_num_threads(1)
@@ -56,6 +57,9 @@ HEAD_DESIGNS = tuple(
     HeadsConfig("hydra", num_layers=2, features="several", residual=False),
     HeadsConfig("medusa", root_token=False, residual=False),
     HeadsConfig("medusa", body="resblock", residual=False),
+    HeadsConfig("hydra", induction=2),
+    HeadsConfig("hydra", num_layers=2, features="several", induction=1, vocab_share=0.6),
+    HeadsConfig("medusa", induction=3),
 )
 EAGLE_DESIGNS = (
     HeadsConfig("eagle", features="several"),

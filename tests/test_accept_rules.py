@@ -21,7 +21,7 @@ from euryale.decoding.tree import Tree, chain
 from euryale.decoding.trees import TreeConfig
 from euryale.errors import UserError
 from euryale.model.base import Base
-from euryale.model.heads import HeadsConfig
+from euryale.model.design import HeadsConfig
 
 V = 5
 PROMPT = [0, 3, 1]

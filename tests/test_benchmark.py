@@ -16,7 +16,7 @@ from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree import Tree
 from euryale.errors import UserError
 from euryale.model.base import Base
-from euryale.model.heads import HeadsConfig
+from euryale.model.design import HeadsConfig
 from euryale.serving import benchmark, ceiling, contenders
 from euryale.serving.baselines import count_new, generate_ids, generation_settings, transformers_attention
 from euryale.serving.benchmark import BenchSettings, bench, in_turns, write_result

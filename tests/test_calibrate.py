@@ -19,8 +19,9 @@ from euryale.decoding.step import Decoder
 from euryale.decoding.tree import Tree, chain
 from euryale.errors import UserError
 from euryale.model.base import Base
+from euryale.model.design import HeadsConfig
 from euryale.model.files import read_json, write_json
-from euryale.model.heads import Heads, HeadsConfig, join_states
+from euryale.model.heads import Heads, join_states
 from euryale.model.norms import normalise
 from euryale.serving import calibrate as module
 from euryale.serving.calibrate import Text, calibrate, check, frequent_paths, rank_vectors, time_steps

@@ -13,7 +13,7 @@ from euryale.decoding.trees import TreeConfig, plan_sizes
 from euryale.errors import UserError
 from euryale.model.base import Base
 from euryale.model.checkpoint import save_heads
-from euryale.model.heads import HeadsConfig
+from euryale.model.design import HeadsConfig
 
 
 def calibration(temperature: float, paths: list[list[int]], num_nodes: int) -> Calibration:

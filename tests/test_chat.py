@@ -11,7 +11,7 @@ from euryale.data.tokens import prompt_ids
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
 from euryale.model.base import Base
-from euryale.model.heads import HeadsConfig
+from euryale.model.design import HeadsConfig
 from euryale.schemas import InferConfig
 from euryale.serving.chat import HELP, chat, read_all, stream_answer
 

@@ -26,7 +26,8 @@ from euryale.model.checkpoint import (
     write_atomically,
     write_json,
 )
-from euryale.model.heads import Heads, HeadsConfig, build_heads
+from euryale.model.design import HeadsConfig
+from euryale.model.heads import Heads, build_heads
 
 
 def random_heads(base: Base, config: HeadsConfig | None = None, seed: int = 0) -> Heads:

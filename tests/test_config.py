@@ -20,7 +20,7 @@ from euryale.data.sources import DataConfig
 from euryale.errors import UserError
 from euryale.model.adapter import LoraConfig
 from euryale.model.base import BaseConfig
-from euryale.model.heads import HeadsConfig
+from euryale.model.design import HeadsConfig
 from euryale.model.shape import ShapeConfig
 from euryale.preflight import check_settings
 from euryale.schemas import SCHEMAS, TrainConfig
@@ -118,13 +118,14 @@ def test_the_first_option_of_a_group_is_its_dataclass(group: str, option: str, s
     values = plain(CONF / group / f"{option}.yaml")
     defaults = asdict(schema())
     if group == "heads":
-        # heads made in code: the whole vocabulary, the last state, which is added; the product: a quarter, three, anew
+        # heads made in code read no earlier text and the last state, which they add to, over the whole vocabulary
         defaults |= {
             "vocab_share": 0.25,
             "vocab_min": 1024,
             "features": "several",
             "residual": False,
             "output": "lowrank",
+            "induction": 3,
         }
     values = {key: float(value) if isinstance(defaults.get(key), float) else value for key, value in values.items()}
     assert values == defaults

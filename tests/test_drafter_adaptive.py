@@ -13,7 +13,7 @@ from euryale.decoding.engine import Engine
 from euryale.decoding.tree import chain
 from euryale.decoding.trees import TreeConfig
 from euryale.errors import UserError
-from euryale.model.heads import HeadsConfig
+from euryale.model.design import HeadsConfig
 
 TAU = {1: 1.0, 2: 1.5, 4: 1.9, 8: 2.2, 16: 2.4}
 STEP_MS = {1: 1.0, 2: 1.1, 4: 1.3, 8: 1.55, 16: 2.6, 32: 4.2}

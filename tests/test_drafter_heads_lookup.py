@@ -10,7 +10,7 @@ from euryale.decoding.drafter_heads_lookup import graft
 from euryale.decoding.drafters import DrafterConfig
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree import Tree, chain
-from euryale.model.heads import HeadsConfig
+from euryale.model.design import HeadsConfig
 
 
 def paths_of(draft: Draft, row: int) -> list[tuple[int, ...]]:

@@ -5,17 +5,19 @@ import random
 import pytest
 import torch
 from random_models import HEAD_DESIGNS, random_base, random_heads, random_tree
+from slow_induction import follower_slowly
 from torch import Tensor
 
 from euryale.decoding import drafter_heads
-from euryale.decoding.draft import Known, Shape
+from euryale.decoding.draft import Drafter, Known, Shape
 from euryale.decoding.drafter_heads import HeadMatrices, HeadsDrafter
 from euryale.decoding.drafter_none import NoDrafter
 from euryale.decoding.drafters import build_drafter
 from euryale.decoding.tree import ROOT_ONLY, Tree, chain, medusa63
 from euryale.errors import UserError
 from euryale.model.base import Base
-from euryale.model.heads import Heads, HeadsConfig, build_heads
+from euryale.model.design import HeadsConfig
+from euryale.model.heads import Heads, build_heads
 from euryale.model.norms import normalise
 
 V = 23
@@ -34,6 +36,12 @@ def propose_slowly(base: Base, heads: Heads, tree: Tree, known: Known) -> list[l
                 path.insert(0, tokens[parent])
                 parent = tree.parents[parent]
             embeddings_1JD = normalise(base.embed(torch.tensor(path)))[None]
+            if heads.config.induction:  # the known tokens, and behind them the one that followed them earlier
+                J, text = heads.num_known_tokens(k), list(known.ids[row])
+                whole = text + path[1:]
+                place = follower_slowly(whole, len(text) - 2, J, heads.config.induction)
+                found_11D = normalise(base.embed(torch.tensor([[whole[place]]]))) * (place >= 0)
+                embeddings_1JD = torch.cat([embeddings_1JD[:, :J], found_11D], 1)
             hidden_1D = heads.head_hidden(k, known.hidden_BD[row : row + 1], embeddings_1JD)
             scores_V = (hidden_1D @ heads.output_weight(k, base.lm_head_weight).T)[0]
             if known.noise_BPV is not None:
@@ -52,17 +60,26 @@ def random_known(base: Base, num_rows: int, num_depths: int, temperature: float,
     noise: Tensor | None = None
     if temperature > 0:
         noise = -(-torch.rand(num_rows, num_depths + 1, V, generator=generator).log()).log()
-    return Known(
-        torch.randn(num_rows, states * base.hidden_size, generator=generator, dtype=base.dtype),
-        torch.randint(V, (num_rows,), generator=generator),
-        noise,
-        temperature,
-    )
+    hidden_BD = torch.randn(num_rows, states * base.hidden_size, generator=generator, dtype=base.dtype)
+    root_B = torch.randint(V, (num_rows,), generator=generator)
+    texts = torch.randint(V, (num_rows, 60), generator=generator).tolist()
+    ids = [text[row:] + [int(root)] for row, (text, root) in enumerate(zip(texts, root_B, strict=True))]
+    return Known(hidden_BD, root_B, noise, temperature, ids)
+
+
+def begin(drafter: Drafter, known: Known) -> Drafter:
+    """The drafter, told of these rows."""
+    begun = drafter.begin(len(known.ids), 64)
+    for row in range(len(known.ids)):
+        begun.admit(row)
+    return begun
 
 
 def design_name(design: HeadsConfig) -> str:
     root = "" if design.root_token else "-no-root"
-    return f"{design.kind}{root}-{design.body}-{design.output}-{design.num_layers}-{design.vocab_share}"
+    return (
+        f"{design.kind}{root}-{design.body}-{design.output}-{design.num_layers}-{design.vocab_share}-{design.induction}"
+    )
 
 
 @pytest.mark.parametrize("design", HEAD_DESIGNS, ids=design_name)
@@ -78,7 +95,7 @@ def test_the_fast_drafter_equals_its_slow_twin(design: HeadsConfig) -> None:
         drafter = HeadsDrafter(base, heads, tree)
         for temperature in (0.0, 0.8) if number else (0.0,):
             known = random_known(base, rng.randint(1, 3), tree.max_depth, temperature, number, heads.num_states)
-            assert drafter.propose(known).tokens_BN.tolist() == propose_slowly(base, heads, tree, known)
+            assert begin(drafter, known).propose(known).tokens_BN.tolist() == propose_slowly(base, heads, tree, known)
 
 
 def test_a_large_vocabulary_keeps_the_correction_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +198,9 @@ def test_half_precision_and_kept_embeddings_change_scores_by_rounding_alone(
         matrices = HeadMatrices(base, heads, 2)
         entry = matrices.enter(known)
         path_BPC = matrices.extend(None, torch.zeros(1, dtype=torch.long), torch.tensor([[1, 2], [4, 0]]))
-        found[dtype, entries] = matrices.scores(1, known, entry, path_BPC).float()
+        followed_BP = torch.tensor([[4, -1], [-1, 2]])[:, : 2 if design.kind == "hydra" else 1]
+        followed = followed_BP if design.induction else None
+        found[dtype, entries] = matrices.scores(1, known, entry, path_BPC, followed).float()
     slow = found[torch.float32, 0]
     torch.testing.assert_close(found[torch.float32, 1 << 25], slow)
     error = (found[torch.bfloat16, 1 << 25] - slow).square().mean().sqrt() / slow.std()

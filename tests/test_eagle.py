@@ -21,8 +21,9 @@ from euryale.decoding.trees import TreeConfig
 from euryale.errors import UserError
 from euryale.model.base import Base
 from euryale.model.checkpoint import load_heads, save_heads
+from euryale.model.design import HeadsConfig
 from euryale.model.eagle import EagleLayer
-from euryale.model.heads import Heads, HeadsConfig, PackedText, build_heads
+from euryale.model.heads import Heads, PackedText, build_heads
 from euryale.model.norms import normalise
 from euryale.serving.export import export
 from euryale.training.objective import ObjectiveConfig, medusa1_loss
@@ -52,7 +53,7 @@ def read_text(base: Base, heads: Heads, ids: list[int], path: list[int]) -> Pack
         states_1TC[:, : len(ids) - 1] = base.forward_packed(
             known_1T, positions_1T[:, : len(ids) - 1], documents_1T, layers
         )
-    return PackedText(states_1TC, normalise(base.embed(whole_1T)), positions_1T, torch.zeros_like(whole_1T))
+    return PackedText(states_1TC, normalise(base.embed(whole_1T)), positions_1T, torch.zeros_like(whole_1T), whole_1T)
 
 
 def best_tokens(base: Base, heads: Heads, ids: list[int], path: list[int], known: Known, row: int) -> list[int]:
@@ -119,7 +120,7 @@ def test_long_prompts_are_read_in_pieces(max_rows: int, monkeypatch: pytest.Monk
 
 def unroll_slowly(layer: EagleLayer, text: PackedText, source: int, depth: int) -> Tensor:
     """Position by position and attention head by attention head, for one row that is one document."""
-    states_TC, embedded_TD, positions_T, _ = (tensor[0] for tensor in text)
+    states_TC, embedded_TD, positions_T, *_ = (tensor[0] for tensor in text)
     H, E, D = layer.num_attention_heads, layer.head_width, layer.hidden_size
 
     def turn(vector_E: Tensor, position: int) -> Tensor:
@@ -160,8 +161,8 @@ def test_the_layer_is_its_formula(design: HeadsConfig) -> None:
     generator = torch.Generator().manual_seed(1)
     states_1TC = torch.randn(1, 9, 16 * heads.num_states, generator=generator, dtype=torch.float64)
     embedded_1TD = normalise(torch.randn(1, 9, 16, generator=generator, dtype=torch.float64))
-    text = PackedText(states_1TC, embedded_1TD, torch.arange(9)[None] + 4, torch.zeros(1, 9, dtype=torch.long))
-    depths = heads.layer.unroll(*text, 3)
+    text = PackedText(states_1TC, embedded_1TD, torch.arange(9)[None] + 4, *torch.zeros(2, 1, 9, dtype=torch.long))
+    depths = heads.layer.unroll(*text[:4], 3)
     for source, depth in ((0, 0), (0, 2), (3, 1), (5, 2)):
         slow_C = unroll_slowly(heads.layer, text, source, depth)
         torch.testing.assert_close(depths[depth][0, source], slow_C, rtol=1e-5, atol=1e-6)  # angles are float32
@@ -175,13 +176,14 @@ def test_no_document_sees_another() -> None:
     states_TC = torch.randn(14, 48, generator=generator, dtype=torch.float64)
     embedded_TD = normalise(torch.randn(14, 16, generator=generator, dtype=torch.float64))
     places = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6, 0, 0], [3] * 5 + [4] * 7 + [-1] * 2])
-    together = heads.guesses(PackedText(states_TC[None], embedded_TD[None], *places[:, None]), [torch.arange(14)] * 3)
+    whole = PackedText(states_TC[None], embedded_TD[None], *places[:, None], places[:1])
+    together = heads.guesses(whole, [torch.arange(14)] * 3)
     for first, length in ((0, 5), (5, 7)):
         part = slice(first, first + length)
-        alone = PackedText(states_TC[None, part], embedded_TD[None, part], *places[:, None, part])
+        alone = PackedText(states_TC[None, part], embedded_TD[None, part], *places[:, None, part], places[:1, part])
         for k, hidden_TD in enumerate(heads.guesses(alone, [torch.arange(length)] * 3)):
-            whole = length - 1 - k  # behind them the tokens of the path lie outside of the document
-            torch.testing.assert_close(hidden_TD[:whole], together[k][part][:whole], rtol=1e-12, atol=1e-12)
+            inside = length - 1 - k  # behind them the tokens of the path lie outside of the document
+            torch.testing.assert_close(hidden_TD[:inside], together[k][part][:inside], rtol=1e-12, atol=1e-12)
     assert all(hidden_TD.isfinite().all() for hidden_TD in together)
 
 

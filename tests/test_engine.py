@@ -13,7 +13,7 @@ from euryale.decoding.tree import ROOT_ONLY, Tree, chain, medusa63
 from euryale.errors import UserError
 from euryale.model.attention import use_tree_attention
 from euryale.model.base import Base
-from euryale.model.heads import HeadsConfig
+from euryale.model.design import HeadsConfig
 
 PROMPT = [0, 3, 1]
 

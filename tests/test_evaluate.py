@@ -17,7 +17,7 @@ from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree import Tree
 from euryale.errors import UserError
 from euryale.model.base import Base
-from euryale.model.heads import HeadsConfig
+from euryale.model.design import HeadsConfig
 from euryale.model.norms import normalise
 from euryale.serving.evaluate import (
     evaluate_text,

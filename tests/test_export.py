@@ -18,7 +18,8 @@ from torch.nn.functional import linear, silu
 from euryale.errors import UserError
 from euryale.model.base import Base
 from euryale.model.checkpoint import load_heads, save_heads
-from euryale.model.heads import Heads, HeadsConfig
+from euryale.model.design import HeadsConfig
+from euryale.model.heads import Heads
 from euryale.serving import export as export_module
 from euryale.serving.export import EXPORTABLE, export
 

@@ -12,7 +12,8 @@ from euryale.decoding.drafter_heads_lookup import HeadsLookupDrafter
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree import Tree
 from euryale.model.base import Base
-from euryale.model.heads import HeadsConfig, middle_layers
+from euryale.model.design import HeadsConfig
+from euryale.model.heads import middle_layers
 from euryale.model.lean import LeanForward, PlainForward
 from euryale.model.norms import normalise
 

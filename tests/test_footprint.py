@@ -15,7 +15,8 @@ from euryale.errors import UserError
 from euryale.model import memory
 from euryale.model.adapter import LoraConfig, adapter_parameters, add_adapter, learning
 from euryale.model.base import BaseConfig, load_base
-from euryale.model.heads import HeadsConfig, build_heads
+from euryale.model.design import HeadsConfig
+from euryale.model.heads import build_heads
 from euryale.model.memory import free_bytes
 from euryale.preflight import check_memory
 from euryale.schemas import TrainConfig

@@ -14,7 +14,8 @@ from euryale.decoding.drafter_heads import HeadsDrafter
 from euryale.decoding.growth import MOST_PARENTS, BestFirst
 from euryale.decoding.tree import Budget
 from euryale.model.base import Base
-from euryale.model.heads import Heads, HeadsConfig
+from euryale.model.design import HeadsConfig
+from euryale.model.heads import Heads
 from euryale.model.norms import normalise
 
 V = 6

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from euryale.errors import UserError
 from euryale.model.correction import corrected
-from euryale.model.heads import Heads, HeadsConfig, build_heads
+from euryale.model.design import HeadsConfig
+from euryale.model.heads import Heads, build_heads
 from euryale.model.norms import normalise
 
 D, V = 16, 13
@@ -51,6 +52,7 @@ def test_a_head_reads_exactly_the_tokens_that_are_known(design: HeadsConfig) -> 
         out_MD = heads.head_hidden(k, hidden_MD, embeddings_MJD)
         J = {"hydra": k + 1, "medusa": int(design.root_token)}[design.kind]
         assert heads.num_known_tokens(k) == J
+        J += design.induction > 0  # and the token that followed them earlier
         for token in range(5):
             changed = embeddings_MJD.clone()
             changed[:, token] += 1
@@ -83,7 +85,7 @@ def num_parameters_by_hand(design: HeadsConfig) -> int:
     total = 0
     for k in range(design.num_heads):
         for layer in range(design.num_layers):
-            num_tokens = design.num_known_tokens(k) if layer == 0 else 0
+            num_tokens = design.num_known_tokens(k) + (design.induction > 0) if layer == 0 else 0
             inner = int(D * design.width) if design.body == "mlp" else D
             num_states = 3 if design.features == "several" and layer == 0 else 1
             total += (num_states + num_tokens) * D * inner + inner + (inner * D if design.body == "mlp" else 0)

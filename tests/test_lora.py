@@ -26,7 +26,8 @@ from euryale.model.adapter import (
 )
 from euryale.model.base import Base, BaseConfig, load_base
 from euryale.model.checkpoint import load_heads, provenance, read_description, save_heads
-from euryale.model.heads import HeadsConfig, build_heads
+from euryale.model.design import HeadsConfig
+from euryale.model.heads import build_heads
 from euryale.training.objective import ObjectiveConfig, evaluate_joint, medusa2_loss
 from euryale.training.optim import OptimConfig, build_optimizer, check_optimizer
 from euryale.training.stages import Stage

@@ -19,7 +19,7 @@ from euryale.data.sources import DataConfig
 from euryale.errors import UserError
 from euryale.measuring import measure, table
 from euryale.model.base import BaseConfig
-from euryale.model.heads import HeadsConfig
+from euryale.model.design import HeadsConfig
 from euryale.model.shape import ShapeConfig
 from euryale.schemas import SCHEMAS, MeasureConfig
 from euryale.training.labels import FIRST_GAP, select_labels

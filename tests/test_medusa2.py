@@ -18,8 +18,9 @@ from euryale.errors import UserError
 from euryale.model.adapter import LoraConfig, adapter_disabled, adapter_parameters, add_adapter
 from euryale.model.base import Base, BaseConfig, load_base
 from euryale.model.checkpoint import read_description
+from euryale.model.design import HeadsConfig
 from euryale.model.files import read_json
-from euryale.model.heads import Heads, HeadsConfig, build_heads
+from euryale.model.heads import Heads, build_heads
 from euryale.model.norms import normalise
 from euryale.training.interrupt import Interrupted
 from euryale.training.objective import ObjectiveConfig, evaluate_joint, medusa1_loss, medusa2_loss

@@ -8,13 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import save_tiny_llama
+from slow_induction import follower_slowly
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from euryale.data.batches import Batch
 from euryale.errors import UserError
 from euryale.model.base import Base, BaseConfig, load_base
-from euryale.model.heads import Heads, HeadsConfig, build_heads
+from euryale.model.design import HeadsConfig
+from euryale.model.heads import Heads, build_heads
 from euryale.model.norms import normalise
 from euryale.training.labels import select_labels
 from euryale.training.objective import (
@@ -32,6 +34,8 @@ DESIGNS = [
     HeadsConfig(kind="medusa", num_heads=2, root_token=False, body="resblock", output="own"),
     HeadsConfig(kind="hydra", num_heads=2, features="several"),
     HeadsConfig(kind="hydra", num_heads=2, output="lowrank", output_rank=4),
+    HeadsConfig(kind="hydra", num_heads=3, induction=2),
+    HeadsConfig(kind="medusa", num_heads=2, induction=1),
 ]
 
 
@@ -72,6 +76,13 @@ def counted(batch: SimpleNamespace, k: int) -> list[tuple[int, int]]:
     ]
 
 
+def followed(batch: SimpleNamespace, embeddings_BTD: Tensor, b: int, t: int, known: int, heads: Heads) -> Tensor:
+    """The embedding of the token that followed what is known up to t + known before; zeros where nothing did."""
+    start = (batch.documents_BT[b] == batch.documents_BT[b, t]).nonzero()[0, 0]
+    place = follower_slowly(batch.ids_BT[b, start:].tolist(), t - int(start), known, heads.config.induction)
+    return torch.zeros(1, heads.hidden_size) if place < 0 else embeddings_BTD[b, start + place][None]
+
+
 def reference_loss(base: Base, heads: Heads, batch: SimpleNamespace, loss: str) -> tuple[Tensor, list[float]]:
     """The specification: one label at a time, plain autograd. Returns the sum and the sum of each head."""
     with torch.no_grad():
@@ -84,6 +95,8 @@ def reference_loss(base: Base, heads: Heads, batch: SimpleNamespace, loss: str) 
         sum_k = torch.zeros((), dtype=base.dtype)
         for b, t in counted(batch, k):
             known = embeddings_BTD[b, t + 1 : t + 1 + heads.num_known_tokens(k)]
+            if heads.config.induction:
+                known = torch.cat([known, followed(batch, embeddings_BTD, b, t, heads.num_known_tokens(k), heads)])
             hidden = heads.head_hidden(k, hidden_BTC[b, t][None], known[None])
             log_q_V = torch.log_softmax(hidden @ heads.output_weight(k, base.lm_head_weight).T, dim=-1)[0]
             if loss == "ce":
@@ -119,11 +132,12 @@ def test_labels_stay_inside_documents_targets_and_padding() -> None:
 
 
 @pytest.mark.parametrize("loss", ["kl", "ce", "lk"])
-@pytest.mark.parametrize("config", DESIGNS, ids=lambda c: f"{c.kind}-{c.body}-{c.output}-{c.root_token}-{c.features}")
+@pytest.mark.parametrize("config", DESIGNS, ids=lambda c: "-".join(map(str, vars(c).values())))
 def test_loss_and_gradient_equal_the_plain_definition(base64: Base, config: HeadsConfig, loss: str) -> None:
     # float64, so the two may only differ by rounding: 1e-10 is five orders above it and far below any slip of sign,
     # shift or mask. Chunks of 7 leave a shorter last one and heads whose labels are only part of a chunk.
-    batch, heads = random_batch(), random_heads(config, base64)
+    batch = random_batch(vocab_size=6 if config.induction else 99)  # of few tokens, each stood there before
+    heads = random_heads(config, base64)
     expected, expected_by_head = reference_loss(base64, heads, batch, loss)
     expected_grads = torch.autograd.grad(expected, list(heads.parameters()))
     sums = medusa1_loss(base64, heads, batch, ObjectiveConfig(loss=loss, chunk_tokens=7))

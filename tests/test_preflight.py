@@ -9,7 +9,7 @@ import pytest
 from euryale.data.sources import DataConfig
 from euryale.errors import UserError
 from euryale.model.base import Base
-from euryale.model.heads import HeadsConfig
+from euryale.model.design import HeadsConfig
 from euryale.preflight import check_base, check_rows, check_settings
 from euryale.schemas import EvaluateConfig, TrainConfig
 from euryale.serving.scratch import ScratchConfig

@@ -25,7 +25,8 @@ from test_checkpoint import largest_file
 from euryale.errors import UserError
 from euryale.model.base import Base, BaseConfig, load_base
 from euryale.model.checkpoint import find_checkpoint, load_heads, read_description
-from euryale.model.heads import HeadsConfig, build_heads
+from euryale.model.design import HeadsConfig
+from euryale.model.heads import build_heads
 from euryale.training.interrupt import SIGNALS, Interrupted, SignalGuard
 from euryale.training.metrics import MetricsLog, truncate_metrics, wandb_mode
 from euryale.training.objective import OBJECTIVES, ObjectiveConfig, medusa1_loss

@@ -11,7 +11,7 @@ from euryale.data.sources import DataConfig
 from euryale.decoding.text import check_stop
 from euryale.model.adapter import LoraConfig
 from euryale.model.base import BaseConfig
-from euryale.model.heads import HeadsConfig
+from euryale.model.design import HeadsConfig
 from euryale.model.shape import ShapeConfig
 from euryale.serving.scratch import ScratchConfig
 from euryale.serving.settings import AnswerConfig, CalibrateConfig, DecodeConfig, RegenerateConfig, at_least_one

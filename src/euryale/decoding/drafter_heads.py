@@ -17,6 +17,7 @@ from torch.nn.functional import silu
 from euryale.decoding.calibrated import Calibration
 from euryale.decoding.draft import Draft, Known, TextReader, log_q, with_noise
 from euryale.decoding.growth import build_growth
+from euryale.decoding.recall import Recall, extend_ends, of_slots
 from euryale.decoding.tree import Budget, Tree
 from euryale.model.base import Base
 from euryale.model.correction import corrected
@@ -45,11 +46,14 @@ class TokenTable:
         self._base, self._dtype = base, dtype
         self._table_VD: Tensor | None = None
         if base.vocab_size * base.hidden_size <= _TABLE_ENTRIES:
-            self._table_VD = self._embed(torch.arange(base.vocab_size, device=base.device))
+            whole_VD = self._embed(torch.arange(base.vocab_size, device=base.device))
+            self._table_VD = torch.cat([whole_VD, torch.zeros_like(whole_VD[:1])])  # its last row is that of no token
 
     def __call__(self, tokens_x: Tensor) -> Tensor:
-        """[...] -> [..., D]."""
-        return self._embed(tokens_x) if self._table_VD is None else self._table_VD[tokens_x]
+        """[...] -> [..., D]; zeros for -1."""
+        if self._table_VD is not None:
+            return self._table_VD[tokens_x]
+        return self._embed(tokens_x.clamp(min=0)).masked_fill(tokens_x[..., None] < 0, 0)
 
     def _embed(self, tokens_x: Tensor) -> Tensor:
         return normalise(self._base.embed(tokens_x)).to(self._dtype)
@@ -68,6 +72,7 @@ class HeadMatrices:
         self.base = base
         self.dtype = draft_dtype(base)
         self.reads_path = heads.config.reads_path
+        self.induction = heads.config.induction
         self.draft_ids = heads.draft_ids
         self._reads_root = heads.config.root_token
         self._embed = TokenTable(base, self.dtype) if self._reads_root else None
@@ -136,14 +141,20 @@ class HeadMatrices:
             states_BC[:, None, : self.base.hidden_size], self._entry(entry).unflatten(-1, (self._num_heads, -1))
         )
 
-    def scores(self, k: int, known: Known, entry: Entry, path_BPC: Tensor | None) -> Tensor:
+    def scores(
+        self, k: int, known: Known, entry: Entry, path_BPC: Tensor | None, found_BP: Tensor | None = None
+    ) -> Tensor:
         """Head k's scores [B, P, V] over the draft vocabulary, whose best are its candidates.
 
         path_BPC: embeddings of each parent's path below the root, side by side; None at the root and where the heads
-        do not read it. At T > 0 the scores are logits / T and the noise of the tokens' position.
+        do not read it. found_BP: with `induction` what followed each path's end earlier (-1: nothing). At T > 0 the
+        scores are logits / T and the noise of the tokens' position.
         """
         inner_BPF = entry.inner_BKF[:, k : k + 1]
         path = self._paths[k]
+        if found_BP is not None and self._embed is not None:
+            found_BPD = self._embed(found_BP)
+            path_BPC = found_BPD if path_BPC is None else torch.cat([path_BPC, found_BPD], -1)
         if path_BPC is not None and path is not None:
             inner_BPF = inner_BPF + path(path_BPC)
         x_BPD = entry.hidden_B1D
@@ -158,10 +169,7 @@ class HeadMatrices:
         new_BPD = self._embed(tokens_BP)
         if path_BPC is None:
             return new_BPD
-        if slots.ndim == 1:
-            return torch.cat([path_BPC[:, slots], new_BPD], -1)
-        rows_B1 = torch.arange(len(slots), device=slots.device)[:, None]
-        return torch.cat([path_BPC[rows_B1, slots], new_BPD], -1)
+        return torch.cat([of_slots(path_BPC, slots), new_BPD], -1)
 
 
 class HeadsDrafter:
@@ -183,27 +191,40 @@ class HeadsDrafter:
         self.num_nodes, self.max_depth = self._growth.num_nodes, self._growth.max_depth
         self._heads = HeadMatrices(base, heads, self.max_depth) if matrices is None else matrices.first(self.max_depth)
         self.layers = heads.layers_read(base.num_layers) if self.max_depth else ()
+        self._recall: Recall | None = None  # of the rows of a batch, where heads read what followed earlier
 
     def begin(self, num_rows: int, num_slots: int) -> "HeadsDrafter":
-        return self
+        if not self._heads.induction or not self.max_depth:
+            return self  # nothing is remembered of a row
+        begun = copy(self)
+        begun._recall = Recall(self._heads.induction, num_rows, num_slots, self._heads.base.device)
+        return begun
 
     def admit(self, row: int) -> None:
-        """Nothing is remembered of a row."""
+        if self._recall is not None:
+            self._recall.admit(row)
 
     def retire(self, row: int) -> None:
-        """Nothing is remembered of a row."""
+        if self._recall is not None:
+            self._recall.retire(row)
 
     def propose(self, known: Known) -> Draft:
         entry = self._heads.enter(known) if self.max_depth else None
         path_BPC: Tensor | None = None
+        ends_BPL = torch.empty(0) if self._recall is None else self._recall.read(known.ids)
+        found_BP: Tensor | None = None
         drawn_from: list[Tensor] = []
 
         def ask(level: int, slots: Tensor | None, tokens_BP: Tensor | None) -> Tensor:
-            nonlocal path_BPC
+            nonlocal path_BPC, ends_BPL, found_BP
             assert entry is not None
             if slots is not None and tokens_BP is not None:
                 path_BPC = self._heads.extend(path_BPC, slots, tokens_BP)
-            scores_BPV = self._heads.scores(level, known, entry, path_BPC)
+                if self._recall is not None and self._heads.reads_path:
+                    ends_BPL = extend_ends(ends_BPL, slots, tokens_BP)
+            if self._recall is not None and (level == 0 or self._heads.reads_path):
+                found_BP = self._recall.followers(ends_BPL)
+            scores_BPV = self._heads.scores(level, known, entry, path_BPC, found_BP)
             if known.draws:
                 drawn_from.append(log_q(scores_BPV, known, level, self._heads.draft_ids))
             return scores_BPV

@@ -22,8 +22,9 @@ from safetensors.torch import save_file
 from euryale.errors import UserError
 from euryale.model.adapter import FOLDER, load_adapter, save_adapter
 from euryale.model.base import Base
+from euryale.model.design import HeadsConfig
 from euryale.model.files import json_text, read_json, write_atomically, write_json
-from euryale.model.heads import Heads, HeadsConfig
+from euryale.model.heads import Heads
 from euryale.model.identity import check_same_base
 from euryale.model.tensors import check_finite, read_tensors
 
@@ -36,7 +37,7 @@ FORMAT_VERSION = 1
 DESCRIPTION = "heads.json"
 WEIGHTS = "heads.safetensors"
 # What older heads are, whose description does not say.
-_LATER_KEYS: dict[str, Any] = {"features": "last", "output_rank": 64, "residual": True}
+_LATER_KEYS: dict[str, Any] = {"features": "last", "output_rank": 64, "residual": True, "induction": 0}
 LABEL_OFFSET = 2  # head k at position t is scored on ids[t + 2 + k]
 LIBRARIES = ("euryale", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "bitsandbytes", "peft")
 Objects = Mapping[str, object]

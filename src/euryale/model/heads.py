@@ -26,94 +26,18 @@ Letters: M positions, J known tokens, D width, C numbers of the features, F inne
 R rank of the correction (0 where there is none), X = D + R.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from euryale.errors import UserError
 from euryale.model.correction import Correction, as_one
+from euryale.model.design import FEATURES, HeadsConfig
 from euryale.model.eagle import EagleLayer
 from euryale.model.head_body import HeadBody, blocks_of_a_head
+from euryale.model.induction import followers, previous_places
 from euryale.model.norms import normalise
-
-KINDS = ("medusa", "hydra", "eagle")
-BODIES = ("resblock", "mlp")
-OUTPUTS = ("shared", "own", "lowrank")
-FEATURES = {"last": 1, "several": 3}  # how many states of the base a head reads
-
-
-@dataclass
-class HeadsConfig:
-    """Head design; the values in conf/heads are the documented defaults."""
-
-    kind: str = "hydra"
-    num_heads: int = 4
-    num_layers: int = 1
-    body: str = "mlp"
-    width: float = 2.0
-    output: str = "shared"
-    output_rank: int = 64
-    root_token: bool = True
-    vocab_share: float = 1.0
-    vocab_min: int = 0
-    features: str = "last"
-    residual: bool = True
-
-    def check(self) -> None:
-        """Raises UserError for a value or combination that cannot be built."""
-        for name, value, options in (
-            ("kind", self.kind, KINDS),
-            ("body", self.body, BODIES),
-            ("output", self.output, OUTPUTS),
-            ("features", self.features, tuple(FEATURES)),
-        ):
-            if value not in options:
-                raise UserError(f"heads.{name}={value} is not known. Choose one of: {', '.join(options)}.")
-        if not 1 <= self.num_heads <= 16:
-            raise UserError(f"heads.num_heads={self.num_heads}: a number from 1 to 16 is needed (3 to 5 pay).")
-        if not 1 <= self.num_layers <= 8:
-            raise UserError(f"heads.num_layers={self.num_layers}: a number from 1 to 8 is needed (1 is usual).")
-        if not 0.0 < self.width < math.inf:
-            raise UserError(f"heads.width={self.width}: a positive multiple of the hidden size is needed.")
-        if not 0.0 < self.vocab_share <= 1.0:
-            raise UserError(f"heads.vocab_share={self.vocab_share}: a share above 0 and at most 1 is needed.")
-        if self.output_rank < 1:
-            raise UserError(f"heads.output_rank={self.output_rank}: a rank of at least 1 is needed (32 to 64 pay).")
-        if self.vocab_min < 0:
-            raise UserError(f"heads.vocab_min={self.vocab_min}: a number of tokens is needed, or 0.")
-        if self.kind != "medusa" and not self.root_token:
-            raise UserError(
-                f"heads.kind={self.kind} reads the whole path, so heads.root_token=false cannot be. Use kind=medusa."
-            )
-        design = {"body": self.body, "output": self.output, "num_layers": self.num_layers, "residual": self.residual}
-        if self.kind == "eagle" and tuple(design.values()) != ("mlp", "shared", 1, True):
-            asked = ", ".join(f"heads.{name}={value}" for name, value in design.items()).lower()
-            raise UserError(
-                f"{asked} do not go with heads.kind=eagle: it is one layer with an mlp that moves the base's states, "
-                "through the base's own output matrix. Leave them as in heads=eagle, or use kind=hydra."
-            )
-
-    def num_draft_tokens(self, vocab_size: int) -> int:
-        """How many tokens of a vocabulary can be drafted."""
-        return min(vocab_size, max(math.ceil(vocab_size * self.vocab_share), self.vocab_min))
-
-    def num_known_tokens(self, k: int) -> int:
-        """How many tokens after t head k is told: root and path for hydra, root or nothing for medusa.
-
-        One for eagle: those before it are in the layer's own states and keys.
-        """
-        if self.kind == "hydra":
-            return k + 1
-        return int(self.root_token)
-
-    @property
-    def reads_path(self) -> bool:
-        """Whether what may follow a node depends on the path to it, or is the same for all nodes of a depth."""
-        return self.kind != "medusa"
 
 
 class PackedText(NamedTuple):
@@ -123,6 +47,7 @@ class PackedText(NamedTuple):
     embedded_BTD: Tensor  # `normalise`d embeddings of the tokens
     positions_BT: Tensor  # in their document
     documents_BT: Tensor  # its number; -1 is padding
+    ids_BT: Tensor  # the tokens; only `induction` reads them
 
 
 class Heads(nn.Module):
@@ -139,7 +64,7 @@ class Heads(nn.Module):
         num_bodies = config.num_heads if config.kind != "eagle" else 0
         sizes = (config.num_layers, config.body, config.width, self.num_states, config.residual)
         self.bodies = nn.ModuleList(
-            blocks_of_a_head(hidden_size, config.num_known_tokens(k), *sizes) for k in range(num_bodies)
+            blocks_of_a_head(hidden_size, config.num_tokens_read(k), *sizes) for k in range(num_bodies)
         )
         self.layer = EagleLayer(hidden_size, self.num_states, config.width) if config.kind == "eagle" else None
         self.outputs = nn.ModuleList(
@@ -169,10 +94,11 @@ class Heads(nn.Module):
 
         states_MC: the base's final hidden states (after its last norm), [M, D]; with features `several` the states of
         `middle_layers` behind them, as Base.forward_packed gives them. embeddings_MJD: `normalise`d embeddings
-        of the first J = num_known_tokens(k) tokens after each position, ignored when J is 0. Returns [M, D], or
-        [M, D + R] with what the correction reads behind it.
+        of the J = num_tokens_read(k) tokens it reads (the first after each position; with `induction` last the one that
+        followed them earlier, zeros where none did), ignored when J is 0. Returns [M, D], or [M, D + R] with what the
+        correction reads behind it.
         """
-        J = self.num_known_tokens(k)
+        J = self.config.num_tokens_read(k)
         tokens = None
         if J:
             assert embeddings_MJD is not None and embeddings_MJD.shape[1] >= J, "too few known tokens"
@@ -191,14 +117,22 @@ class Heads(nn.Module):
         calibrated; while drafting the path stands for the tokens that are not known yet.
         """
         if self.layer is not None:
-            depths = self.layer.unroll(*text, len(sources_KM))
+            depths = self.layer.unroll(*text[:4], len(sources_KM))
             heads = zip(depths, sources_KM, strict=True)
             return [states_BTC.flatten(0, 1)[sources_M, : self.hidden_size] for states_BTC, sources_M in heads]
         states_PC, embedded_PD = text.states_BTC.flatten(0, 1), text.embedded_BTD.flatten(0, 1)
+        previous_LP = None
+        if self.config.induction:
+            previous_LP = previous_places(text.ids_BT, text.documents_BT, self.config.induction, self.vocab_size)
         hidden_KMD = []
         for k, sources_M in enumerate(sources_KM):
             known_J = 1 + torch.arange(self.num_known_tokens(k), device=sources_M.device)
-            hidden_KMD.append(self.head_hidden(k, states_PC[sources_M], embedded_PD[sources_M[:, None] + known_J]))
+            read_MJD = embedded_PD[sources_M[:, None] + known_J]
+            if previous_LP is not None:
+                places_M1 = followers(previous_LP, sources_M, len(known_J))[:, None]
+                found_M1D = embedded_PD[places_M1].masked_fill(places_M1[..., None] < 0, 0)
+                read_MJD = torch.cat([read_MJD, found_M1D], 1)
+            hidden_KMD.append(self.head_hidden(k, states_PC[sources_M], read_MJD))
         return hidden_KMD
 
     def layers_read(self, num_layers: int) -> tuple[int, ...]:

@@ -167,7 +167,7 @@ def rank_vectors(
     layers = heads.layers_read(base.num_layers)
     documents_1T = torch.zeros_like(positions_1T)
     hidden_1TC = base.forward_packed(ids_T[None], positions_1T, documents_1T, layers)
-    packed = PackedText(hidden_1TC, normalise(base.embed(ids_T[None])), positions_1T, documents_1T)
+    packed = PackedText(hidden_1TC, normalise(base.embed(ids_T[None])), positions_1T, documents_1T, ids_T[None])
     hidden_KMD = heads.guesses(packed, [torch.arange(first, first + M, device=base.device)] * K)
     # Token -> row of the draft vocabulary; a token outside of it is nobody's candidate.
     place_V = torch.full((base.vocab_size,), -1, device=base.device)

@@ -32,8 +32,9 @@ from euryale.model.adapter import FOLDER as ADAPTER
 from euryale.model.base import Base
 from euryale.model.checkpoint import DESCRIPTION, WEIGHTS, load_heads, read_description, read_tensors
 from euryale.model.correction import corrected
+from euryale.model.design import HeadsConfig
 from euryale.model.files import json_text, write_atomically
-from euryale.model.heads import Heads, HeadsConfig
+from euryale.model.heads import Heads
 
 # How a person trains heads that the peers can express.
 EXPORTABLE = "heads=medusa heads.body=resblock heads.root_token=false"

@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from euryale.errors import UserError
 from euryale.model.adapter import LoraConfig, chosen_targets, linear_layers
-from euryale.model.heads import Heads, HeadsConfig, PackedText
+from euryale.model.design import HeadsConfig
+from euryale.model.heads import Heads, PackedText
 from euryale.training.objective import OBJECTIVES, ObjectiveConfig
 from euryale.training.optim import OptimConfig
 
@@ -193,7 +194,7 @@ def _held_by_heads(heads: Heads, batch_size: int, block_size: int) -> int:
         return tensor
 
     with torch.device("meta"):
-        places = (torch.empty(shape, dtype=torch.long), torch.empty(shape, dtype=torch.long))
+        places = [torch.empty(shape, dtype=torch.long) for _ in range(3)]  # positions, documents, tokens
         text = PackedText(torch.empty(*shape, heads.num_states * D), torch.empty(*shape, D), *places)
         sources = [torch.empty(batch_size * block_size, dtype=torch.long)] * heads.num_heads
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

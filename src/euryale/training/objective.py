@@ -209,7 +209,7 @@ def _head_problem(
         positions_U[members_M.to(base.device)] - FIRST_GAP - k for k, members_M in enumerate(selection.members_KM)
     ]
     places = (batch.positions_BT.to(base.device), batch.documents_BT.to(base.device))
-    hidden_KMX = heads.guesses(PackedText(hidden_BTC.to(dtype), embedded_BTD.to(dtype), *places), sources_KM)
+    hidden_KMX = heads.guesses(PackedText(hidden_BTC.to(dtype), embedded_BTD.to(dtype), *places, ids_BT), sources_KM)
 
     teacher_weight_VD = base.lm_head_weight if draft_ids is None else base.lm_head_weight[draft_ids]
 
