@@ -70,10 +70,10 @@ def test_drafting_finds_the_tokens_that_training_read(longest: int) -> None:
             admit(1, 2)
         if step == 8:
             admit(2, 30)
-        ends_BPL = recall.read(texts)
+        ends_BP = recall.read(texts)
         paths: list[list[list[int]]] = [[[]] for _ in texts]
         for level in range(3):
-            found_BP = recall.followers(ends_BPL)
+            found_BP = recall.followers(ends_BP)
             for row, text in enumerate(texts):
                 for parent, path in enumerate(paths[row]):
                     whole = text + path
@@ -82,7 +82,7 @@ def test_drafting_finds_the_tokens_that_training_read(longest: int) -> None:
                     num_found += place >= 0
             slots_P = torch.tensor([0] * 3 if level == 0 else [0, 2, 2])
             tokens_BP = torch.randint(0, 4, (len(texts), 3), generator=generator)
-            ends_BPL = extend_ends(ends_BPL, slots_P, tokens_BP)
+            ends_BP = extend_ends(ends_BP, slots_P, tokens_BP)
             for row, tokens in enumerate(tokens_BP.tolist()):
                 paths[row] = [paths[row][slot] + [token] for slot, token in zip(slots_P.tolist(), tokens, strict=True)]
         for text in texts:
@@ -109,16 +109,16 @@ def test_heads_that_draft_say_what_heads_in_training_say(kind: str) -> None:
     known = Known(states_1TC[:, root - 1], torch.tensor(ids[-1:]), None, 0.0, [ids])
     recall = Recall(2, 1, 64, base.device)
     recall.admit(0)
-    ends_BPL, path_BPC = recall.read([ids]), None
+    ends_BP, path_BPC = recall.read([ids]), None
     entry = matrices.enter(known)
-    found_BP = recall.followers(ends_BPL)
+    found_BP = recall.followers(ends_BP)
     for k in range(3):
         if k:
             token_11, slot = torch.tensor([[path[k - 1]]]), torch.tensor([0])
             path_BPC = matrices.extend(path_BPC, slot, token_11)
             if kind == "hydra":
-                ends_BPL = extend_ends(ends_BPL, slot, token_11)
-                found_BP = recall.followers(ends_BPL)
+                ends_BP = extend_ends(ends_BP, slot, token_11)
+                found_BP = recall.followers(ends_BP)
         scores_BPV = matrices.scores(k, known, entry, path_BPC, found_BP)
         expected_1V = torch.nn.functional.linear(expected_KMD[k], heads.output_weight(k, base.lm_head_weight))
         torch.testing.assert_close(scores_BPV[0].float(), expected_1V, rtol=1e-3, atol=1e-3)
@@ -135,8 +135,8 @@ def test_a_drafter_of_heads_with_induction_remembers_its_rows() -> None:
 def test_induction_needs_a_known_token_and_a_length() -> None:
     with pytest.raises(UserError, match=r"heads\.induction=2 looks for what followed the last known token"):
         HeadsConfig("medusa", root_token=False, induction=2).check()
-    for length in (-1, 9):
-        with pytest.raises(UserError, match=rf"heads\.induction={length}: a number from 0 \(off\) to 8"):
+    for length in (-1, 4):
+        with pytest.raises(UserError, match=rf"heads\.induction={length}: a number from 0 \(off\) to 3"):
             HeadsConfig(induction=length).check()
     with pytest.raises(UserError, match="do not go with heads.kind=eagle"):
         HeadsConfig("eagle", induction=2).check()

@@ -211,19 +211,19 @@ class HeadsDrafter:
     def propose(self, known: Known) -> Draft:
         entry = self._heads.enter(known) if self.max_depth else None
         path_BPC: Tensor | None = None
-        ends_BPL = torch.empty(0) if self._recall is None else self._recall.read(known.ids)
+        ends_BP = torch.empty(0) if self._recall is None else self._recall.read(known.ids)
         found_BP: Tensor | None = None
         drawn_from: list[Tensor] = []
 
         def ask(level: int, slots: Tensor | None, tokens_BP: Tensor | None) -> Tensor:
-            nonlocal path_BPC, ends_BPL, found_BP
+            nonlocal path_BPC, ends_BP, found_BP
             assert entry is not None
             if slots is not None and tokens_BP is not None:
                 path_BPC = self._heads.extend(path_BPC, slots, tokens_BP)
                 if self._recall is not None and self._heads.reads_path:
-                    ends_BPL = extend_ends(ends_BPL, slots, tokens_BP)
+                    ends_BP = extend_ends(ends_BP, slots, tokens_BP)
             if self._recall is not None and (level == 0 or self._heads.reads_path):
-                found_BP = self._recall.followers(ends_BPL)
+                found_BP = self._recall.followers(ends_BP)
             scores_BPV = self._heads.scores(level, known, entry, path_BPC, found_BP)
             if known.draws:
                 drawn_from.append(log_q(scores_BPV, known, level, self._heads.draft_ids))

@@ -8,6 +8,7 @@ from euryale.errors import UserError
 KINDS = ("medusa", "hydra", "eagle")
 BODIES = ("resblock", "mlp")
 OUTPUTS = ("shared", "own", "lowrank")
+MOST_INDUCTION = 3  # tokens of a suffix that is looked for
 FEATURES = {"last": 1, "several": 3}  # how many states of the base a head reads
 
 
@@ -49,8 +50,8 @@ class HeadsConfig:
             raise UserError(f"heads.vocab_share={self.vocab_share}: a share above 0 and at most 1 is needed.")
         if self.output_rank < 1:
             raise UserError(f"heads.output_rank={self.output_rank}: a rank of at least 1 is needed (32 to 64 pay).")
-        if not 0 <= self.induction <= 8:
-            raise UserError(f"heads.induction={self.induction}: a number from 0 (off) to 8 is needed (3 pays).")
+        if not 0 <= self.induction <= MOST_INDUCTION:
+            raise UserError(f"heads.induction={self.induction}: a number from 0 (off) to {MOST_INDUCTION} is needed.")
         if self.induction and not self.root_token:
             raise UserError(
                 f"heads.induction={self.induction} looks for what followed the last known token, and with "
