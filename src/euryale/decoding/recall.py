@@ -47,13 +47,16 @@ class Recall:
         """Takes in what is new of each row's text, whose last token is the root; the ends of the texts, [B, 1]."""
         if max(map(len, texts)) >= self._both_BLS.shape[-1]:
             self._resize(2 * max(map(len, texts)))
+        new: list[list[int]] = []  # all rows' in one transfer
         for row, text in enumerate(texts):
-            first, behind = max(self._lengths[row] - 1, 0), len(text) - 1  # the root has no token behind it yet
-            if first < behind:
-                suffixes = _suffixes(text, first, behind)
-                new = [[suffix & mask for suffix in suffixes] for mask in self._masks] + [list(text[first + 1 :])]
-                self._both_BLS[row, :, 1 + first : 1 + behind] = torch.tensor(new, device=self._device)
+            first = max(self._lengths[row] - 1, 0)  # the root, in whose place nothing stood behind it yet
+            suffixes = _suffixes(text, first, len(text) - 1)
+            for place, (suffix, behind) in enumerate(zip(suffixes, text[first + 1 :], strict=True), start=first):
+                new.append([row, 1 + place, *(suffix & mask for mask in self._masks), behind])
             self._lengths[row] = len(text)
+        if new:
+            new_Nx = torch.tensor(new, device=self._device)
+            self._both_BLS[new_Nx[:, 0], :, new_Nx[:, 1]] = new_Nx[:, 2:]
         return torch.tensor([[_end(text)] for text in texts], device=self._device)
 
     def followers(self, ends_BP: Tensor) -> Tensor:

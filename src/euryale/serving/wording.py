@@ -68,6 +68,7 @@ def describe_heads(heads: dict[str, Any]) -> str:
     details = [f"{heads['body']} body"] if heads.get("body") else []
     details += [f"width {heads['width']:g}"] if "width" in heads else []
     details += [f"{heads['output']} output"] if heads.get("output") else []
+    details += ["induction"] if heads.get("induction") else []
     if heads.get("kind") == "medusa" and "root_token" in heads:
         details.append("with the root token" if heads["root_token"] else "without the root token")
     inside = ", ".join(details)
