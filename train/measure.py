@@ -1,8 +1,8 @@
 """Memory and speed of training on this machine, before a base is downloaded: python train/measure.py [recipe=...] [...]
 
-Takes the settings of train/run.py. No weights and no data are read: a base of these sizes gets random ones. Without
-arguments: Medusa-1 and Medusa-2 for a Llama of 8 B in 4 bits, as recipe=medusa2_qlora_llama3_8b. The last line on
-stdout is JSON.
+Takes the settings of train/run.py that decide these. No weights and no data are read: a base of the same sizes gets
+random ones. Without arguments: Medusa-1 and Medusa-2 for a Llama of 8 B in 4 bits, as recipe=medusa2_qlora_llama3_8b.
+The last line on stdout is JSON.
 """
 
 from pathlib import Path

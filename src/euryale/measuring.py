@@ -43,7 +43,7 @@ from euryale.training.trainer import Trainer
 
 MEASURED = ("medusa1", "medusa2")  # objectives that train beside a base
 CORE_FLOPS = 3e10  # products and sums a second of one CPU core, roughly
-SLOW_STEP_S = 300
+SLOW_STEP_S = 300  # from here on a step is foretold
 log = logging.getLogger(__name__)
 
 
