@@ -7,6 +7,7 @@ from pathlib import Path
 
 from euryale.config import script, use_threads
 from euryale.model.checkpoint import provenance
+from euryale.model.files import check_writable
 from euryale.schemas import BenchConfig
 from euryale.serving.batching import batch_table, bench_batches
 from euryale.serving.benchmark import BenchSettings, bench, write_result
@@ -23,6 +24,8 @@ from euryale.sweeping import swept
 def main(config: BenchConfig) -> dict[str, object]:
     use_threads(config.threads, config.deterministic, config.seed)
     settings = BenchSettings.of(config, config.contenders, config.repeats)
+    if config.output is not None:
+        check_writable(Path(config.output).parent, f"output={config.output}")
     folder, description = open_checkpoint(config)
     engine = open_engine(config)
     prompts = load_prompts(engine.base, config.prompts, config.limit, config.max_new_tokens, description)

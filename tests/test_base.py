@@ -233,3 +233,17 @@ def test_weights_are_never_made_up(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="up_proj"):
         load(folder)
+
+
+def test_a_base_whose_weights_are_no_numbers_is_refused_with_their_name(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if "mlp.down_proj" in name)
+    weights[name][0, 0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"NaN or infinity; 1 of its weights .*{name} first.* Copy the model again"):
+        load_base(BaseConfig(path=str(folder)))
+    for name, weight in weights.items():
+        weights[name] = weight.nan_to_num().clamp(-1, 1) * (1e30 if "down_proj" in name or "up_proj" in name else 1)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"NaN or infinity; .* overflow in torch.float32"):
+        load_base(BaseConfig(path=str(folder)))

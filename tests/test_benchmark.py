@@ -184,7 +184,7 @@ def test_the_result_is_the_bench_section_of_a_report(engine: Engine, temperature
     ("settings", "message"),
     [
         (BenchSettings(("euryale", "vllm")), r"not known: vllm\. Choose from: euryale, ar"),
-        (BenchSettings(()), "Choose from"),
+        (BenchSettings(()), r"contenders=\[\]: none is named\. Choose from"),
         (BenchSettings(repeats=0), "repeats=0"),
         (BenchSettings(max_new_tokens=0), "max_new_tokens=0"),
         (BenchSettings(temperature=-1.0), "temperature=-1.0"),

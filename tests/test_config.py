@@ -228,6 +228,8 @@ NEVER = ["temperature=-1.0", "top_p=2.0", "top_k=-1", "min_p=2.0", "seed=-1", "m
         *(("infer/run.py", [setting, NO_BASE], [setting, "Give"]) for setting in NEVER),
         ("infer/bench.py", ["temperature=-1", NO_BASE], ["temperature=-1.0 cannot be"]),
         ("infer/bench.py", ["batch=0", NO_BASE], ["batch=0 cannot be"]),
+        ("infer/bench.py", ["output=/dev/null/x.jsonl", NO_BASE], ["output=/dev/null/x.jsonl: nothing can be written"]),
+        ("infer/eval.py", ["output=/dev/null/x.json", NO_BASE], ["output=/dev/null/x.json: nothing can be written"]),
         ("infer/bench.py", ["limit=0", NO_BASE], ["limit=0 cannot be"]),
         ("infer/eval.py", ["batch_size=0", NO_BASE], ["batch_size=0 cannot be"]),
         ("infer/run.py", ["drafter=model", NO_BASE], ["drafter=model needs a smaller model"]),

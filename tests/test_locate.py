@@ -53,6 +53,12 @@ def test_a_folder_that_is_not_there_is_refused(path: str) -> None:
         find_model(path)
 
 
+def test_a_place_that_was_looked_in_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROJECT)
+    with pytest.raises(UserError, match=rf"\(looked in {PROJECT}\)"):
+        find_model("/no/such")
+
+
 def test_no_path_at_all_is_refused() -> None:
     for path in (None, ""):
         with pytest.raises(UserError, match="base.path is not set. Give base=hf base.path=FOLDER_OR_HUB_ID"):

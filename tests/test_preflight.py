@@ -40,6 +40,7 @@ PRETRAIN: dict[str, Any] = {"objective": ObjectiveConfig(kind="pretrain")}
         ({"calibrate": CalibrateConfig(temperatures=[0.0, -1.0])}, "temperature=-1.0 cannot be"),
         ({"calibrate": CalibrateConfig(temperatures=[])}, "calibrate.temperatures is empty"),
         ({"calibrate": CalibrateConfig(node_counts=[2, 4])}, r"calibrate.node_counts=\[2, 4\]"),
+        ({"calibrate": CalibrateConfig(node_counts=[1, 8]), "metric": "tau_16"}, r"metric=tau_16 .*\[1, 8\]. Add 16"),
         ({"calibrate": CalibrateConfig(context_tokens=0)}, "calibrate.context_tokens=0"),
         ({"calibrate": CalibrateConfig(new_tokens=3)}, "new_tokens=3 is too short to see all heads.num_heads=4"),
         ({"evaluate": EvaluateConfig(temperature=-0.5)}, "temperature=-0.5 cannot be"),

@@ -221,6 +221,11 @@ def test_the_frontier_holds_what_nothing_smaller_beats() -> None:
 
 
 def test_the_plot_shows_the_tau_that_was_ranked_by(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("0", "1"):
+        report = read_json(copied / name / "report.json")
+        for calibration in report["calibration"]["calibrations"]:
+            calibration["tau"]["16"] = 3.0 + int(name)
+        write_json(copied / name / "report.json", report)
     drawn: dict[str, list] = {}
     monkeypatch.setattr("euryale.serving.ranking.pareto_plot", lambda points, tau: drawn.update({tau: points}) or b"")
     for metric in ("tau", "tau_16", "held_out_loss_nats"):
@@ -230,6 +235,26 @@ def test_the_plot_shows_the_tau_that_was_ranked_by(copied: Path, monkeypatch: py
         key: [job.numbers[key] for job in rank_jobs(copied, metric) if key in job.numbers]
         for key, metric in (("tau", "held_out_loss_nats"), ("tau_16", "tau_16"))
     }
+
+
+def test_runs_without_a_tree_of_sixteen_nodes_are_ranked_too(copied: Path) -> None:
+    for name in ("0", "1"):
+        report = read_json(copied / name / "report.json")
+        for calibration in report["calibration"]["calibrations"]:
+            calibration["tau"].pop("16", None)
+        write_json(copied / name / "report.json", report)
+    result = run_script("infer/report.py", f"runs={copied}", "metric=tau_16")
+    assert result.status == 0, result.err
+    assert (result.last_line["best"], result.last_line["finished"]) == (None, 2)
+
+
+def test_runs_that_differ_in_much_are_named_in_the_plot(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[dict] = []
+    monkeypatch.setattr("euryale.serving.ranking.pareto_plot", lambda points, tau: drawn.extend(points) or b"")
+    jobs = rank_jobs(copied, "tau")
+    jobs[0].settings |= {f"heads.setting_{i}": i for i in range(9)}
+    save_ranking(copied, jobs, "tau")
+    assert [point["label"] for point in drawn] == [job.name for job in jobs]
 
 
 # What cannot be

@@ -44,6 +44,11 @@ def check_settings(config: TrainConfig) -> None:
     check_calibration(config.calibrate)
     wandb_mode(config.wandb)
     check_metric(config.metric)
+    if config.metric == "tau_16" and 16 not in config.calibrate.node_counts:
+        raise UserError(
+            "metric=tau_16 is counted for a tree of 16 nodes, and there is none in "
+            f"calibrate.node_counts={config.calibrate.node_counts}. Add 16, or rank by metric=tau."
+        )
     for name in ("num_prompts", "max_new_tokens", "repeats"):
         if getattr(config.evaluate, name) < 1:
             raise UserError(f"evaluate.{name}={getattr(config.evaluate, name)} cannot be. Give a number of at least 1.")

@@ -56,11 +56,13 @@ def adopt_tree_attention(model: PreTrainedModel, path: str) -> None:
     """use_tree_attention, and the proof on a few tokens that the model still says what it said before.
 
     Trees go through our attention and heads through the output matrix alone. Raises UserError for a family that
-    does more: caps or scales its logits, adds sinks or biases to its attention, or has an attention of its own.
+    does more: caps or scales its logits, adds sinks or biases to its attention, or has an attention of its own; and for
+    one whose logits are no numbers.
     """
     output = model.get_output_embeddings()
     ids_BT = torch.arange(min(8, output.weight.shape[0]), device=output.weight.device)[None]
     before = model(input_ids=ids_BT, use_cache=False).logits.float()
+    _check_finite(model, before, path)
     use_tree_attention(model)
     after = output(model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state).float()
     # The tolerance is that of half precision; what must be found here is far larger.
@@ -71,3 +73,16 @@ def adopt_tree_attention(model: PreTrainedModel, path: str) -> None:
             "sinks or biases, scaled or capped logits), which trees and heads cannot follow. "
             "Llama, Mistral, Qwen2 and Qwen3 work."
         )
+
+
+def _check_finite(model: PreTrainedModel, logits: torch.Tensor, path: str) -> None:
+    """Raises UserError for logits that are no numbers, with the first weights to blame."""
+    if logits.isfinite().all():
+        return
+    broken = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    cause = (
+        f"{len(broken)} of its weights hold NaN or infinity ({broken[0]} first). Copy the model again."
+        if broken
+        else f"its weights are numbers, so they overflow in {model.dtype}. Use base.dtype=float32."
+    )
+    raise UserError(f"base.path={path}: the model answers a few tokens with NaN or infinity; {cause}")

@@ -25,8 +25,9 @@ def find_model(path: str) -> str:
             return str(candidate)
     looks_like_id = path.count("/") <= 1 and not path.startswith((".", "/", "~")) and bool(path)
     if not looks_like_id or path.startswith("checkpoints/"):
+        looked = " and ".join(dict.fromkeys([str(Path.cwd()), str(PROJECT)]))
         raise UserError(
-            f"base.path={path}: there is no such folder (looked in {Path.cwd()} and {PROJECT}). "
+            f"base.path={path}: there is no such folder (looked in {looked}). "
             "Give a folder that holds a Hugging Face model, or a hub id like meta-llama/Llama-3.1-8B."
         )
     return path

@@ -58,10 +58,8 @@ class BenchSettings:
         """Raises UserError for names or numbers that cannot be."""
         unknown = [name for name in self.contenders if name not in CONTENDERS]
         if unknown or not self.contenders:
-            asked = f"contenders=[{','.join(self.contenders)}]: " + (
-                "not known: " + ", ".join(unknown) if unknown else ""
-            )
-            raise UserError(f"{asked or 'none was named'}. Choose from: {', '.join(CONTENDERS)}.")
+            found = f"not known: {', '.join(unknown)}" if unknown else "none is named"
+            raise UserError(f"contenders=[{','.join(self.contenders)}]: {found}. Choose from: {', '.join(CONTENDERS)}.")
         if self.repeats < 1:
             raise UserError(f"repeats={self.repeats} measures nothing. Give a number of at least 1 (3 is usual).")
         if self.max_new_tokens < 1:

@@ -24,6 +24,7 @@ LOWER_IS_BETTER = ("held_out_loss_nats",)
 CONFIG_FILE, FAILURE_FILE = "config.yaml", "failure.json"
 RESULT_FILE = "result.json"  # of a run that decodes nothing and has no report: a pretrained base, a divided one
 OWN_SETTINGS = ("name", "output", "resume", "wandb", "metric")  # they name a run and decide nothing
+MAX_LABEL = 60  # characters of a point's label in the plot
 COLUMNS = {
     "tau": "tau",
     "tau_16": "tau of 16 nodes",
@@ -133,11 +134,12 @@ def save_ranking(root: Path, jobs: list[Job], metric: str) -> list[Path]:
     """Writes ranking.csv and, when anything was decoded, pareto.png into `root`; returns their paths."""
     files = {"ranking.csv": _csv(jobs, metric).encode()}
     tau = "tau_16" if metric == "tau_16" else "tau"
-    if finished := [job for job in jobs if tau in job.numbers]:
+    # Trees of 16 nodes are not always among those that were counted.
+    if finished := [job for job in jobs if job.numbers.get(tau) is not None]:
         keys = differing_settings(jobs)
         points = [
             {
-                "label": ", ".join(f"{k.rpartition('.')[2]}={_short(job.settings.get(k))}" for k in keys) or job.name,
+                "label": _label(job, keys),
                 "num_parameters": job.numbers.get("num_parameters") or 0,
                 tau: job.numbers[tau],
                 "tokens_per_s": job.numbers["tokens_per_s"],
@@ -225,6 +227,12 @@ def _flat(settings: Mapping, prefix: str = "") -> dict[str, object]:
 def _short(value: object) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 24 else f"...{text[-21:]}"
+
+
+def _label(job: Job, keys: list[str]) -> str:
+    """What sets this job apart, in a plot: its settings, or its name where they would fill the picture."""
+    label = ", ".join(f"{k.rpartition('.')[2]}={_short(job.settings.get(k))}" for k in keys)
+    return label if 0 < len(label) <= MAX_LABEL else job.name
 
 
 def _natural(name: str) -> tuple:
