@@ -210,7 +210,11 @@ def test_a_replayed_text_takes_the_steps_that_decoding_takes(base: Base, tempera
 
 @pytest.mark.parametrize("step_ms, fastest", [([1.0] * 4, 8), ([1.0, 5, 5, 5], 1), ([1.0, 1.001, 9, 9], 2)])
 def test_the_chosen_size_gives_most_tokens_a_second(
-    base: Base, monkeypatch: pytest.MonkeyPatch, step_ms: list[float], fastest: int
+    base: Base,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    step_ms: list[float],
+    fastest: int,
 ) -> None:
     heads = random_heads(DESIGNS["hydra"], base)
     given = dict(zip("1248", step_ms, strict=True))
@@ -219,6 +223,9 @@ def test_the_chosen_size_gives_most_tokens_a_second(
         speeds = {n: entry["tau"][n] / given[n] for n in given}
         assert entry["step_ms"] == given and (entry["num_nodes"], entry["max_depth"]) == (fastest, None)
         assert speeds[str(fastest)] == max(speeds.values())
+    told = [record.getMessage() for record in caplog.records if "no tree pays" in record.getMessage()]
+    assert len(told) == (len(SMALL.temperatures) if fastest == 1 else 0)
+    assert all("5.00 ms, and a plain step takes 1.00 ms" in message for message in told)
 
 
 def test_a_shallower_tree_is_chosen_where_levels_cost_more_than_they_bring(

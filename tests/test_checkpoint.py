@@ -201,7 +201,10 @@ DAMAGES = {
     "mistyped key": (edit_json(heads__num_heads="2"), "num_heads"),
     "unknown kind": (edit_json(heads__kind="os.system"), r"heads\.json.*kind=os\.system"),
     "too many heads": (edit_json(heads__num_heads=10**9), "num_heads"),
-    "other size": (edit_json(heads__num_heads=3), "missing"),
+    "other size": (edit_json(heads__num_heads=3), "num_heads is 2, and these heads have 3"),
+    "other offset": (edit_json(label_offset=1), "label_offset is 1, and these heads have 2"),
+    "other width": (edit_json(hidden_size=7), "hidden_size is 7, and these heads have"),
+    "mistyped vocabulary": (edit_json(vocab_size="abc"), "vocab_size is 'abc', and these heads have"),
     "other base": (edit_json(base__vocab_size=32000, base__path="far/llama"), r"far/llama.*32000.*vocab_size"),
     "other weights": (edit_json(base__fingerprint="0123"), r"0123.*differ in fingerprint"),
 }

@@ -328,6 +328,14 @@ def test_a_place_that_cannot_be_written_to_is_said_before_anything_is_done(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("name", ["../../beside", "/tmp/elsewhere", "runs/../../beside"])
+def test_a_name_that_leaves_the_output_folder_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "runs").mkdir()
+    result = run_script("train/run.py", f"output={tmp_path}/runs", f"name={name}", "base=hf", "base.path=no/such/base")
+    assert_refused(result, f"name={name} lies outside of output={tmp_path}/runs", "output=DIR")
+    assert [path.name for path in tmp_path.rglob("*")] == ["runs"]
+
+
 def test_a_warm_up_that_outlasts_its_stage_is_told(tmp_path: Path) -> None:
     short = ("base=hf", "base.path=no/such/base", f"output={tmp_path}", "optim.num_steps=100", "optim.warmup_steps=50")
     assert "never comes to its peak" not in run_script("train/run.py", *short).err

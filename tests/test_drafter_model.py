@@ -8,7 +8,7 @@ from random_models import FAMILIES, five_tokens, letter_tokenizer, random_base, 
 from torch import Tensor
 
 from euryale.decoding.draft import Draft, Known
-from euryale.decoding.drafter_model import ModelDrafter, check_same_tokens
+from euryale.decoding.drafter_model import ModelDrafter, check_same_tokens, load_draft_base
 from euryale.decoding.drafters import DrafterConfig
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree import Tree, chain
@@ -108,6 +108,8 @@ def test_a_model_that_does_not_fit_is_refused() -> None:
     cut.tokenizer = letter_tokenizer(V)
     with pytest.raises(UserError, match="output matrix of 9 rows for a tokenizer of 11 tokens"):
         Engine(base, drafter="model", draft_base=cut)
+    with pytest.raises(UserError, match=r"drafter\.path=/no/such/model: there is no such folder"):
+        load_draft_base("/no/such/model", random_base())
     with pytest.raises(UserError, match="Give drafter.path=FOLDER_OR_HUB_ID"):
         Engine(base, drafter="model")
     with pytest.raises(UserError, match="drafter=lookup uses none. Use drafter=model"):

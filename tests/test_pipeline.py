@@ -313,11 +313,15 @@ def test_a_checkpoint_without_a_calibrated_tree_still_has_a_chain(copied: Path) 
         (["data.files={place}/empty.jsonl"], ["empty.jsonl is empty"]),
         (["data.files={place}/blank.txt"], ["blank.txt gives no row for the split train"]),
         (["data.files={place}/bad.jsonl"], ["bad.jsonl:31: not valid JSON", "data.on_error=skip"]),
-        (["data.files={place}/textless.jsonl"], ["textless.jsonl:31", "no text in this row", "title"]),
+        (
+            ["data.files={place}/textless.jsonl"],
+            ["textless.jsonl:31", "no text in this row", "title", "data.on_error=skip"],
+        ),
         (["data.files={place}/one.jsonl"], ["no row for the split"]),
         (["base.path={place}/nowhere"], ["there is no such folder"]),
         (["base.path={place}"], ["has no config.json", "texts.jsonl"]),
         (["data.block_size=512"], ["data.block_size=512", "ends at 256"]),
+        (["data.block_size=10000000"], ["data.block_size=10000000", "ends at 256"]),  # before memory is spoken of
         (["regenerate.new_tokens=250"], ["regenerate.prompt_tokens + new_tokens = 258"]),
         (["evaluate.max_new_tokens=250"], ["none of the prompts", "max_new_tokens=250"]),
         (["base.dtype=int4"], ["base.dtype=int4 is not known"]),

@@ -162,6 +162,11 @@ def settle_run(config: TrainConfig) -> tuple[TrainConfig, Path]:
             )
         folder = find_run(config.resume, output_root(config.output))
         return _read_settings(folder), folder
+    if config.name and (Path(config.name).is_absolute() or ".." in Path(config.name).parts):
+        raise UserError(
+            f"name={config.name} lies outside of output={config.output}. Give a name below it, and output=DIR for "
+            "another place."
+        )
     folder = _new_folder(config)
     check_writable(folder, f"output={config.output} name={config.name}" if config.name else f"output={config.output}")
     if folder.exists() and not _was_killed_at_once(folder):

@@ -11,7 +11,7 @@ from euryale.data.sources import check as check_data
 from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError
 from euryale.model.adapter import chosen_targets
-from euryale.model.base import Base, read_config
+from euryale.model.base import Base, context_length, read_config
 from euryale.model.files import check_writable
 from euryale.model.locate import output_root
 from euryale.model.memory import free_bytes
@@ -166,6 +166,7 @@ def check_memory(config: TrainConfig, of_base: PreTrainedConfig | None = None) -
     )
     if type(of_base) not in MODEL_FOR_CAUSAL_LM_MAPPING:  # load_base says what is wrong with it
         return {}
+    check_block(config.data, context_length(of_base), config.base.path)  # before advice on blocks that cannot be either
     # Processes on one machine share its main memory; a GPU belongs to one of them.
     free = free_bytes(device) // (1 if device.type == "cuda" else processes.count_here())
     need = check_fits(plan, free, str(device)) if config.check_memory else estimate(plan)

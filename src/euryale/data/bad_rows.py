@@ -21,7 +21,12 @@ class BadRows:
     def meet(self, problem: UserError) -> None:
         """Raises the problem, or counts it."""
         if self._on_error == "stop":
-            raise problem
+            hint = (
+                ""
+                if "data.on_error" in str(problem)
+                else " Correct the row, or leave such rows out: data.on_error=skip."
+            )
+            raise UserError(str(problem).rstrip(".") + "." + hint) from problem
         self.count += 1
         self._first = self._first or problem
 

@@ -34,7 +34,10 @@ def load_draft_base(path: str | None, base: Base) -> Base:
             "drafter=model needs a smaller model with the same tokenizer. Give drafter.path=FOLDER_OR_HUB_ID."
         )
     dtype = str(base.dtype).removeprefix("torch.")
-    draft_base = load_base(BaseConfig(path=path, dtype=dtype, device=str(base.device)))
+    try:
+        draft_base = load_base(BaseConfig(path=path, dtype=dtype, device=str(base.device)))
+    except UserError as error:
+        raise UserError(str(error).replace("base.path=", "drafter.path=")) from error
     check_same_tokens(draft_base, base)
     return draft_base
 

@@ -94,6 +94,16 @@ def load_heads(folder: Path, base: Base) -> Heads:
     _check_base(folder, description, base)
     _settle_adapter(folder, description, base)
     config = _heads_config(folder, description)
+    expected = {
+        "hidden_size": base.hidden_size, "vocab_size": base.vocab_size, "num_heads": config.num_heads,
+        "label_offset": LABEL_OFFSET,
+    }  # fmt: skip
+    for key, value in expected.items():
+        if description.get(key) != value:
+            raise UserError(
+                f"{folder / DESCRIPTION}: {key} is {description.get(key)!r}, and these heads have {value}. Restore the "
+                "file, or use another checkpoint."
+            )
     with torch.device("meta"):  # shapes first, memory after they were found right
         heads = Heads(config, base.hidden_size, base.vocab_size)
     shapes = {name: tuple(tensor.shape) for name, tensor in heads.state_dict().items()}

@@ -99,6 +99,14 @@ def calibrate(base: Base, heads: Heads, openings: list[Opening], config: Calibra
             "calibration at T = %s: %d nodes, %d deep, tau %.2f",
             *(temperature, chosen.num_nodes, chosen.max_depth, tau[best]),
         )
+        if chosen.num_nodes == 1 and len(sizes) > 1:
+            size = max(sizes[1:], key=lambda size: tau[size] / step_ms[size])
+            log.warning(
+                "no tree pays at T = %s: the best, of %d nodes, gains %.2f tokens in %.2f ms, and a plain step takes "
+                "%.2f ms. Decoding will not draft there. If others used the machine, fit the tree again with "
+                "infer/calibrate.py; else heads that guess better are needed",
+                *(temperature, size[0], tau[size], step_ms[size], step_ms[sizes[0]]),
+            )
     return {
         "format_version": TREE_FORMAT,
         "device": hardware()["gpu"] or hardware()["cpu"],
