@@ -8,7 +8,7 @@ from torch import Tensor
 
 from euryale.decoding.draft import Known
 from euryale.decoding.drafter_heads import HeadMatrices, HeadsDrafter
-from euryale.decoding.recall import Recall, extend_ends
+from euryale.decoding.recall import HostRecall, Recall, extend_ends
 from euryale.decoding.tree import chain
 from euryale.errors import UserError
 from euryale.model.design import HeadsConfig
@@ -47,10 +47,12 @@ def test_places_are_those_of_a_search_through_every_document(longest: int) -> No
     assert 0 < num_found < num_asked  # both answers were asked for
 
 
+@pytest.mark.parametrize("is_host", [False, True])
 @pytest.mark.parametrize("longest", [1, 2, 3])
-def test_drafting_finds_the_tokens_that_training_read(longest: int) -> None:
+def test_drafting_finds_the_tokens_that_training_read(longest: int, is_host: bool) -> None:
     """Rows that grow, come and go; paths of every length behind the root."""
-    recall = Recall(longest, 3, 8, torch.device("cpu"))  # 8 slots: it has to grow
+    # 8 slots: it has to grow
+    recall = HostRecall(longest) if is_host else Recall(longest, 3, 8, torch.device("cpu"))
     generator = torch.Generator().manual_seed(longest)
     texts: list[list[int]] = []
 

@@ -6,7 +6,7 @@ medusa). Candidates are ranked with the noise that the verifier will draw with.
 Letters: B batch, K heads, D width, F inner width, V vocabulary, P parents of a level, C numbers of a path.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from torch.nn.functional import silu
 from euryale.decoding.calibrated import Calibration
 from euryale.decoding.draft import Draft, Known, TextReader, log_q, with_noise
 from euryale.decoding.growth import build_growth
-from euryale.decoding.recall import Recall, extend_ends, of_slots
+from euryale.decoding.recall import HostRecall, Recall, extend_ends, of_slots, recall
 from euryale.decoding.tree import Budget, Tree
 from euryale.model.base import Base
 from euryale.model.correction import corrected
@@ -81,11 +81,13 @@ class HeadMatrices:
         self._num_heads = K
         self._enter_with(K)
         firsts = [heads.blocks(k)[0] for k in range(K)]
+        behind_root = [None if f.tokens_in is None else f.tokens_in.weight[:, D:] for f in firsts]
+        self._found_KVF = self._tables_of_found(behind_root) if self.induction else None
+        if self._found_KVF is not None:
+            behind_root = [None if weight_FC is None else weight_FC[:, :-D] for weight_FC in behind_root]
         self._paths = [
-            self._product(f.tokens_in.weight[:, D:])
-            if f.tokens_in is not None and f.tokens_in.in_features > D
-            else None
-            for f in firsts
+            None if weight_FC is None or not weight_FC.shape[1] else self._product(weight_FC)
+            for weight_FC in behind_root
         ]
         self._bodies = [[_Finish(body, self._product) for body in heads.blocks(k)] for k in range(K)]
         if heads.config.output == "shared":
@@ -105,6 +107,15 @@ class HeadMatrices:
 
     def _product(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> Product:
         return packed(weight_OI.to(self.dtype).contiguous(), None if bias_O is None else bias_O.to(self.dtype))
+
+    def _tables_of_found(self, behind_root: Sequence[Tensor | None]) -> list[Tensor] | None:
+        """For each head what every token brings that followed earlier, [V + 1, F], -1 zeros; None: too much to keep."""
+        D, V = self._source.hidden_size, self.base.vocab_size
+        weights = [weight_FC[:, -D:].to(self.dtype) for weight_FC in behind_root if weight_FC is not None]
+        if self._embed is None or sum(map(Tensor.numel, weights)) // D * V > _TABLE_ENTRIES:
+            return None
+        tokens_V = torch.cat([torch.arange(V), torch.tensor([-1])]).to(self.base.device)
+        return [torch.nn.functional.linear(self._embed(tokens_V), weight_FD) for weight_FD in weights]
 
     def _corrected_outputs(self, lm_head_weight_VD: Tensor, num_heads: int) -> list[Callable[[Tensor], Tensor]]:
         """Each head's output. Small matrices take the correction in: one product instead of three."""
@@ -152,7 +163,9 @@ class HeadMatrices:
         """
         inner_BPF = entry.inner_BKF[:, k : k + 1]
         path = self._paths[k]
-        if found_BP is not None and self._embed is not None:
+        if found_BP is not None and self._found_KVF is not None:
+            inner_BPF = inner_BPF + self._found_KVF[k][found_BP]
+        elif found_BP is not None and self._embed is not None:
             found_BPD = self._embed(found_BP)
             path_BPC = found_BPD if path_BPC is None else torch.cat([path_BPC, found_BPD], -1)
         if path_BPC is not None and path is not None:
@@ -191,13 +204,15 @@ class HeadsDrafter:
         self.num_nodes, self.max_depth = self._growth.num_nodes, self._growth.max_depth
         self._heads = HeadMatrices(base, heads, self.max_depth) if matrices is None else matrices.first(self.max_depth)
         self.layers = heads.layers_read(base.num_layers) if self.max_depth else ()
-        self._recall: Recall | None = None  # of the rows of a batch, where heads read what followed earlier
+        self._recall: Recall | HostRecall | None = (
+            None  # of the rows of a batch, where heads read what followed earlier
+        )
 
     def begin(self, num_rows: int, num_slots: int) -> "HeadsDrafter":
         if not self._heads.induction or not self.max_depth:
             return self  # nothing is remembered of a row
         begun = copy(self)
-        begun._recall = Recall(self._heads.induction, num_rows, num_slots, self._heads.base.device)
+        begun._recall = recall(self._heads.induction, num_rows, num_slots, self._heads.base.device)
         return begun
 
     def admit(self, row: int) -> None:

@@ -2,6 +2,7 @@
 
 The fast twin of model/induction.py. The last three tokens of a place are one number, so that a level compares the ends
 of its paths with all places of the text, for all lengths of a suffix, in one operation. Nothing waits for the device.
+Where the device is the processor itself there is nothing to wait for, and a dictionary is a third of the time.
 
 Letters: B batch, P parents of a level, L suffix lengths, S columns: one that stands for nothing, then a text's places.
 """
@@ -17,6 +18,54 @@ _BITS = 21  # of a token in the number: vocabularies have up to 2 million; the t
 _TOKEN = (1 << _BITS) - 1
 _BEFORE_A_TEXT, _BEFORE_A_PATH = _TOKEN, _TOKEN - 1  # not alike: what is not there equals nothing
 _WHOLE = (1 << _BITS * MOST_INDUCTION) - 1
+
+
+def recall(longest: int, num_rows: int, num_slots: int, device: torch.device) -> "Recall | HostRecall":
+    """The one for this device. longest: tokens of a suffix at most; num_rows texts of num_slots tokens to begin with."""
+    return HostRecall(longest) if device.type == "cpu" else Recall(longest, num_rows, num_slots, device)
+
+
+class HostRecall:
+    """For each row and length of a suffix a dictionary from suffixes to what followed them last."""
+
+    def __init__(self, longest: int) -> None:
+        self._masks = [(1 << _BITS * length) - 1 for length in range(longest, 0, -1)]
+        self._rows: list[list[dict[int, int]]] = []
+        self._lengths: list[int] = []  # of each row's text so far
+
+    def admit(self, row: int) -> None:
+        """As in Recall."""
+        self._rows[row : row + 1] = [[{} for _ in self._masks]]
+        self._lengths[row : row + 1] = [0]
+
+    def retire(self, row: int) -> None:
+        """As in Recall."""
+        self._rows[row], self._lengths[row] = self._rows[-1], self._lengths[-1]
+        self._rows.pop()
+        self._lengths.pop()
+
+    def read(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """As in Recall."""
+        for row, text in enumerate(texts):
+            first = max(self._lengths[row] - 1, 0)
+            for suffix, behind in zip(_suffixes(text, first, len(text) - 1), text[first + 1 :], strict=True):
+                for mask, follower in zip(self._masks, self._rows[row], strict=True):
+                    follower[suffix & mask] = behind
+            self._lengths[row] = len(text)
+        return torch.tensor([[_end(text)] for text in texts])
+
+    def followers(self, ends_BP: Tensor) -> Tensor:
+        """As in Recall."""
+        return torch.tensor(
+            [[self._find(row, end) for end in ends] for row, ends in zip(self._rows, ends_BP.tolist(), strict=True)]
+        )
+
+    def _find(self, row: list[dict[int, int]], end: int) -> int:
+        for mask, follower in zip(self._masks, row, strict=True):
+            found = follower.get(end & mask)
+            if found is not None:
+                return found
+        return -1
 
 
 class Recall:
