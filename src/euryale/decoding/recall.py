@@ -21,7 +21,7 @@ _WHOLE = (1 << _BITS * MOST_INDUCTION) - 1
 
 
 def recall(longest: int, num_rows: int, num_slots: int, device: torch.device) -> "Recall | HostRecall":
-    """The one for this device. longest: tokens of a suffix at most; num_rows texts of num_slots tokens to begin with."""
+    """The one for this device. longest: tokens of a suffix at most; num_rows texts of num_slots tokens at first."""
     return HostRecall(longest) if device.type == "cpu" else Recall(longest, num_rows, num_slots, device)
 
 
