@@ -21,12 +21,10 @@ class BadRows:
     def meet(self, problem: UserError) -> None:
         """Raises the problem, or counts it."""
         if self._on_error == "stop":
-            hint = (
-                ""
-                if "data.on_error" in str(problem)
-                else " Correct the row, or leave such rows out: data.on_error=skip."
-            )
-            raise UserError(str(problem).rstrip(".") + "." + hint) from problem
+            if "data.on_error" in str(problem):
+                raise problem
+            told = str(problem).rstrip(".")
+            raise UserError(f"{told}. Correct the row, or leave such rows out: data.on_error=skip.") from problem
         self.count += 1
         self._first = self._first or problem
 

@@ -204,9 +204,8 @@ class HeadsDrafter:
         self.num_nodes, self.max_depth = self._growth.num_nodes, self._growth.max_depth
         self._heads = HeadMatrices(base, heads, self.max_depth) if matrices is None else matrices.first(self.max_depth)
         self.layers = heads.layers_read(base.num_layers) if self.max_depth else ()
-        self._recall: Recall | HostRecall | None = (
-            None  # of the rows of a batch, where heads read what followed earlier
-        )
+        # Of the rows of a batch, where heads read what followed earlier.
+        self._recall: Recall | HostRecall | None = None
 
     def begin(self, num_rows: int, num_slots: int) -> "HeadsDrafter":
         if not self._heads.induction or not self.max_depth:
