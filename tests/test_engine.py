@@ -7,6 +7,7 @@ import torch
 from plain_decoding import slow_ids
 from random_models import FULL, engine_of, five_tokens, letter_tokenizer, random_base, random_heads, random_prompts
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.utils import logging as transformers_log
 
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree import ROOT_ONLY, Tree, chain, medusa63
@@ -23,6 +24,19 @@ def test_a_prompt_that_fills_the_context_is_refused(length: int) -> None:
     engine = engine_of(five_tokens(max_length=24))
     with pytest.raises(UserError, match=f"the prompt has {length} tokens and the context .* ends at 24. Shorten"):
         engine.generate([[1], [0] * length])
+
+
+def test_a_text_that_is_too_long_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Not by the tokenizer as well, which speaks of errors that will not come."""
+    base = random_base(max_length=24)
+    base.tokenizer.model_max_length = 24
+    transformers_log.enable_propagation()
+    try:
+        with pytest.raises(UserError, match=r"the prompt has 30 tokens and the context .* ends at 24"):
+            Engine(base, drafter="none").generate(["a" * 30])
+    finally:
+        transformers_log.disable_propagation()
+    assert not caplog.records
 
 
 def test_nodes_beyond_the_context_do_not_change_a_rope_that_depends_on_length() -> None:

@@ -15,7 +15,7 @@ Prompt = str | Sequence[int]
 
 def encode(base: Base, prompt: Prompt) -> list[int]:
     """Prompt -> token ids, begin-of-text added as the tokenizer does. Raises UserError for what is no prompt."""
-    ids = base.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else [int(i) for i in prompt]
+    ids = base.tokenizer(prompt, verbose=False)["input_ids"] if isinstance(prompt, str) else [int(i) for i in prompt]
     if not ids and base.bos_id is not None:
         ids = [base.bos_id]
     if not ids:
