@@ -27,6 +27,7 @@ from euryale.model.checkpoint import (
     write_json,
 )
 from euryale.model.design import HeadsConfig
+from euryale.model.files import check_writable
 from euryale.model.heads import Heads, build_heads
 
 
@@ -115,6 +116,13 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(saved: Path, tiny_base: Bas
 def test_a_full_disk_leaves_no_half_of_a_new_checkpoint(tiny_base: Base, tmp_path: Path) -> None:
     with largest_file(3000), pytest.raises(UserError):
         save_heads(tmp_path / "new", random_heads(tiny_base), tiny_base, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_one_is_in_can_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (".", "new", "new/deeper"):
+        check_writable(Path(folder), f"output={folder}")
     assert list(tmp_path.iterdir()) == []
 
 

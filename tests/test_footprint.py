@@ -11,6 +11,7 @@ from profiled import peak_of_tensors
 from scripts import run_script
 from transformers import LlamaConfig
 
+from euryale.data.sources import DataConfig
 from euryale.errors import UserError
 from euryale.model import memory
 from euryale.model.adapter import LoraConfig, adapter_parameters, add_adapter, learning
@@ -113,7 +114,9 @@ def test_targets_that_match_nothing_are_found_without_loading_a_base() -> None:
 def test_a_run_that_does_not_fit_ends_before_its_base_is_loaded(
     tiny_llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = TrainConfig(base=BaseConfig(path=str(tiny_llama_folder), device="cpu"))
+    config = TrainConfig(base=BaseConfig(path=str(tiny_llama_folder), device="cpu"), data=DataConfig(block_size=128))
+    with pytest.raises(UserError, match="data.block_size=512 is longer than the context"):
+        check_memory(replace(config, data=DataConfig(block_size=512)))
     assert set(check_memory(config)) == set(Need._fields)
     monkeypatch.setattr("euryale.preflight.free_bytes", lambda device: 1000)
     assert check_memory(replace(config, check_memory=False))

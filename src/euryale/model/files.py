@@ -54,6 +54,7 @@ def check_writable(folder: Path, asked: str) -> None:
 
     `asked` begins the message, as "output=runs". Minutes of work must not end at it.
     """
+    folder = folder.absolute()  # "." has no parts, and a relative folder may have no parent that exists
     try:
         there = next(place for place in (folder, *folder.parents) if place.exists())
         if max(len(os.fsencode(part)) for part in folder.parts) > os.pathconf(there, "PC_NAME_MAX"):
