@@ -7,10 +7,9 @@ from pathlib import Path
 
 from euryale.config import script, use_threads
 from euryale.model.checkpoint import provenance
-from euryale.model.files import check_writable
 from euryale.schemas import BenchConfig
 from euryale.serving.batching import batch_table, bench_batches
-from euryale.serving.benchmark import BenchSettings, bench, write_result
+from euryale.serving.benchmark import BenchSettings, bench, check_result, write_result
 from euryale.serving.ceiling import measure_ceiling
 from euryale.serving.hardware import hardware
 from euryale.serving.open import open_checkpoint, open_engine
@@ -24,8 +23,7 @@ from euryale.sweeping import swept
 def main(config: BenchConfig) -> dict[str, object]:
     use_threads(config.threads, config.deterministic, config.seed)
     settings = BenchSettings.of(config, config.contenders, config.repeats)
-    if config.output is not None:
-        check_writable(Path(config.output).parent, f"output={config.output}")
+    check_result(config.output)
     folder, description = open_checkpoint(config)
     engine = open_engine(config)
     prompts = load_prompts(engine.base, config.prompts, config.limit, config.max_new_tokens, description)

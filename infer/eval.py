@@ -8,9 +8,8 @@ from typing import Any
 
 from euryale.config import script, use_threads
 from euryale.model.checkpoint import provenance
-from euryale.model.files import check_writable
 from euryale.schemas import EvalConfig
-from euryale.serving.benchmark import BenchSettings, write_result
+from euryale.serving.benchmark import BenchSettings, check_result, write_result
 from euryale.serving.evaluate import evaluate_text, held_out_accuracy
 from euryale.serving.hardware import hardware
 from euryale.serving.open import open_checkpoint, open_engine
@@ -25,8 +24,7 @@ SUITE_CONTENDERS = ("euryale", "ar", "hf_generate")
 @script("eval")
 def main(config: EvalConfig) -> dict[str, object]:
     use_threads(config.threads, config.deterministic, config.seed)
-    if config.output is not None:
-        check_writable(Path(config.output).parent, f"output={config.output}")
+    check_result(config.output)
     folder, description = open_checkpoint(config)
     origin: dict[str, object] = {"checkpoint": None if folder is None else str(folder), "prompts": config.prompts}
     result = on_suite(config) if config.suite is not None else on_prompts(config, description)

@@ -23,7 +23,6 @@ from euryale.data.sources import check as check_data
 from euryale.errors import UserError
 from euryale.model.adapter import add_adapter, remove_adapter
 from euryale.model.base import Base, context_length
-from euryale.model.files import check_writable
 from euryale.model.heads import build_heads
 from euryale.model.memory import begin_peak, let_go, peak, reserved_peak, resident, used_bytes
 from euryale.model.numbers import pick_device, pick_dtype, quantization_config
@@ -32,6 +31,7 @@ from euryale.model.shape import config_of_shape
 from euryale.preflight import MAX_SEED, check_block, check_memory
 from euryale.progress import Progress
 from euryale.schemas import MeasureConfig, TrainConfig
+from euryale.serving.benchmark import check_result
 from euryale.serving.hardware import hardware
 from euryale.serving.tables import align
 from euryale.serving.wording import duration
@@ -69,8 +69,7 @@ def check(config: MeasureConfig) -> PreTrainedConfig:
             f"{processes.count()} processes were started, and one measures: every process of a run takes as much "
             "memory as it does. Leave torchrun out."
         )
-    if config.output is not None:
-        check_writable(Path(config.output).parent, f"output={config.output}")
+    check_result(config.output)
     of_base = config_of_shape(config.shape, config.base)
     if type(of_base) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(

@@ -13,7 +13,8 @@ chose) and, for kind `hydra`, the k tokens of the path below the root. It predic
 
 The first matrix reads h as the output matrix does (features `last`), or beside it the outputs of two middle layers of
 the base, scaled to unit root-mean-square (features `several`; Li et al. 2025, EAGLE-3): the last state is made to tell
-the next token, earlier ones still know more of the text. x is the last state in any case.
+the next token, earlier ones still know more of the text. x is the last state in any case. With `induction` it also
+reads the token that followed the last known ones where they stood before in the text (induction.py).
 
 The last matrix of every body starts at zero, so an untrained head is the base; without `residual` it holds all tokens
 for equally likely (head_body.py). Token embeddings are the base's own, frozen, scaled to unit root-mean-square because

@@ -18,7 +18,7 @@ import torch
 from euryale.decoding.engine import Engine
 from euryale.decoding.sampling import MoreSampling, Sampling
 from euryale.errors import UserError
-from euryale.model.files import write_json
+from euryale.model.files import check_writable, write_json
 from euryale.model.memory import begin_peak, peak
 from euryale.progress import Progress
 from euryale.serving.contenders import CONTENDERS
@@ -124,6 +124,12 @@ def what_was_asked(engine: Engine, settings: BenchSettings) -> dict[str, Any]:
         "device": str(engine.base.device),
         "threads": torch.get_num_threads(),
     }
+
+
+def check_result(output: str | None) -> None:
+    """Raises UserError when a result could not be written to `output=` (None: it is not), before it is measured."""
+    if output is not None:
+        check_writable(Path(output).parent, f"output={output}")
 
 
 def write_result(file: Path, result: dict[str, Any]) -> None:
