@@ -15,7 +15,7 @@ demo: $(STAMP)
 	$(PY) infer/run.py checkpoint=last prompt="import os" max_new_tokens=64
 
 test: $(STAMP)
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto
 
 # Random decodes over families, drafters, trees, batches and settings against plain decoding; SOAK says how many.
 SOAK ?= 100000

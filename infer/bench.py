@@ -1,22 +1,23 @@
 """Times euryale and its rivals on the same weights and prompts: python infer/bench.py checkpoint=DIR prompts=FILE
 
-A sweep: python infer/bench.py -m tree.num_nodes=1,4,16 temperature=0,0.8 output=FILE.jsonl, then infer/plot.py.
+A sweep: python infer/bench.py -m tree.num_nodes=1,4,16 temperature=0,0.8 output=FILE.jsonl, then infer/plot_sweep.py.
 """
 
 from pathlib import Path
 
-from euryale.config import script, use_threads
-from euryale.model.checkpoint import provenance
-from euryale.schemas import BenchConfig
-from euryale.serving.batching import batch_table, bench_batches
-from euryale.serving.benchmark import BenchSettings, bench, check_result, write_result
-from euryale.serving.ceiling import measure_ceiling
-from euryale.serving.hardware import hardware
-from euryale.serving.open import open_checkpoint, open_engine
-from euryale.serving.prompts import load_prompts
-from euryale.serving.steplog import log_steps
-from euryale.serving.tables import bench_table
-from euryale.sweeping import swept
+from euryale.cli.open_engine import open_checkpoint, open_engine
+from euryale.cli.schemas import BenchConfig
+from euryale.cli.script import script, use_threads
+from euryale.cli.sweeps import swept
+from euryale.evaluation.bench import BenchSettings, bench
+from euryale.evaluation.bench_batches import bench_batches
+from euryale.evaluation.prompts import load_prompts
+from euryale.evaluation.roofline import measure_ceiling
+from euryale.evaluation.step_log import log_steps
+from euryale.report.result_file import check_result, write_result
+from euryale.report.tables import batch_table, bench_table
+from euryale.system.hardware import hardware
+from euryale.system.provenance import provenance
 
 
 @script("bench")

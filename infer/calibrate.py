@@ -1,9 +1,9 @@
 """Finds the fastest tree for a checkpoint on this machine: python infer/calibrate.py checkpoint=DIR"""
 
-from euryale.config import script, use_threads
-from euryale.pipeline import recalibrate
-from euryale.schemas import CalibrateScriptConfig
-from euryale.serving.tables import calibration_table
+from euryale.cli.pipeline import recalibrate
+from euryale.cli.schemas import CalibrateScriptConfig
+from euryale.cli.script import script, use_threads
+from euryale.report.tables import calibration_table
 
 
 @script("calibrate")

@@ -6,17 +6,18 @@ With suite=NAME prompts=FILE: tau and speed on a published set of prompts, task 
 from pathlib import Path
 from typing import Any
 
-from euryale.config import script, use_threads
-from euryale.model.checkpoint import provenance
-from euryale.schemas import EvalConfig
-from euryale.serving.benchmark import BenchSettings, check_result, write_result
-from euryale.serving.evaluate import evaluate_text, held_out_accuracy
-from euryale.serving.hardware import hardware
-from euryale.serving.open import open_checkpoint, open_engine
-from euryale.serving.prompts import choose_data, load_prompts
-from euryale.serving.suite_bench import bench_suite
-from euryale.serving.suites import read_suite
-from euryale.serving.tables import accuracy_table, evaluation_table, suite_table
+from euryale.cli.open_engine import open_checkpoint, open_engine
+from euryale.cli.schemas import EvalConfig
+from euryale.cli.script import script, use_threads
+from euryale.data.suites import read_suite
+from euryale.evaluation.bench import BenchSettings
+from euryale.evaluation.bench_suite import bench_suite
+from euryale.evaluation.evaluate import evaluate_text, held_out_accuracy
+from euryale.evaluation.prompts import choose_data, load_prompts
+from euryale.report.result_file import check_result, write_result
+from euryale.report.tables import accuracy_table, evaluation_table, suite_table
+from euryale.system.hardware import hardware
+from euryale.system.provenance import provenance
 
 SUITE_CONTENDERS = ("euryale", "ar", "hf_generate")
 

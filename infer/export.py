@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from euryale.config import script
-from euryale.model.checkpoint import find_checkpoint, read_description
-from euryale.model.locate import PROJECT
-from euryale.schemas import ExportConfig
-from euryale.serving.export import export
-from euryale.serving.open import open_base
+from euryale.cli.open_engine import open_base
+from euryale.cli.schemas import ExportConfig
+from euryale.cli.script import script
+from euryale.export import export
+from euryale.heads.checkpoint import find_checkpoint, read_description
+from euryale.system.paths import PROJECT
 
 
 @script("export")

@@ -7,11 +7,11 @@ import logging
 import sys
 import time
 
-from euryale.config import script, use_threads
-from euryale.schemas import InferConfig
-from euryale.serving.chat import chat, read_all, stream_answer
-from euryale.serving.open import open_engine
-from euryale.serving.steplog import log_steps
+from euryale.cli.chat import chat, read_all, stream_answer
+from euryale.cli.open_engine import open_engine
+from euryale.cli.schemas import InferConfig
+from euryale.cli.script import script, use_threads
+from euryale.evaluation.step_log import log_steps
 
 log = logging.getLogger(__name__)
 

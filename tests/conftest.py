@@ -11,7 +11,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from euryale.model.base import Base, BaseConfig, load_base
+from euryale.base.base import Base, load_base
+from euryale.base.config import BaseConfig
 
 # Tests are small and machines are shared: threads that wait for each other cost more than they bring.
 torch.set_num_threads(1)

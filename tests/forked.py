@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from euryale import processes
+from euryale.system import processes
 
 
 def in_processes(count: int, work: Callable[[], Any], place: Path) -> list[Any]:

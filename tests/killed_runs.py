@@ -13,11 +13,12 @@ from types import SimpleNamespace
 
 import torch
 
-from euryale.model.base import Base, BaseConfig, load_base
-from euryale.model.design import HeadsConfig
-from euryale.model.heads import build_heads
+from euryale.base.base import Base, load_base
+from euryale.base.config import BaseConfig
+from euryale.heads.config import HeadsConfig
+from euryale.heads.heads import build_heads
 from euryale.training.objective import ObjectiveConfig
-from euryale.training.optim import OptimConfig
+from euryale.training.optimizer import OptimConfig
 from euryale.training.trainer import Trainer
 
 OPTIM = {

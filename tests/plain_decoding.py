@@ -14,10 +14,10 @@ import torch
 from random_models import twin
 from transformers import PreTrainedModel
 
+from euryale.base.base import Base
 from euryale.decoding.noise import gumbel
-from euryale.decoding.rows import Ends
+from euryale.decoding.request import Ends
 from euryale.decoding.sampling import Sampling
-from euryale.model.base import Base
 
 
 class Request(NamedTuple):

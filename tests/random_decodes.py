@@ -36,17 +36,17 @@ from random_models import (
 )
 from transformers import PreTrainedModel
 
+from euryale.base.base import Base
 from euryale.decoding.accept import AcceptConfig
-from euryale.decoding.calibrated import Calibration
-from euryale.decoding.drafters import DRAFTERS, DrafterConfig
+from euryale.decoding.drafters.build import DRAFTERS, DrafterConfig
 from euryale.decoding.engine import Engine
-from euryale.decoding.rows import Ends, Generation
+from euryale.decoding.request import Ends, Generation
 from euryale.decoding.sampling import Sampling
-from euryale.decoding.tree import ROOT_ONLY, Tree, chain, medusa63
-from euryale.decoding.trees import TreeConfig
-from euryale.model.base import Base
-from euryale.model.heads import Heads
-from euryale.progress import Progress
+from euryale.decoding.tree.calibration import Calibration
+from euryale.decoding.tree.choose import TreeConfig
+from euryale.decoding.tree.tree import ROOT_ONLY, Tree, chain, medusa63
+from euryale.heads.heads import Heads
+from euryale.system.progress import Progress
 
 NEAR_TIE = 1e-5
 DECODES_PER_MODEL = 25

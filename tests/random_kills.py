@@ -23,14 +23,18 @@ from conftest import save_tiny_llama
 from killed_runs import fork, in_child
 from scripts import SMALL, run_script, write_texts
 
-from euryale.decoding.calibrated import TREE_FILE, read_calibrations
-from euryale.model.base import BaseConfig, load_base
-from euryale.model.checkpoint import load_heads
-from euryale.model.files import read_json
-from euryale.serving import plots, treeplot  # imported before the first fork
+from euryale.base.base import load_base
+from euryale.base.config import BaseConfig
+from euryale.decoding.tree.calibration import TREE_FILE, read_calibrations
+from euryale.heads.checkpoint import load_heads
+from euryale.report import (
+    plot_tree,
+    plots,
+)
+from euryale.system.files import read_json
 from euryale.training.resume import find_run, load_resume
 
-assert plots and treeplot
+assert plots and plot_tree
 STEPS, BORDER = 24, 12
 STAGES = ("start", "text", "heads", "second half of training", "calibration", "evaluation", "report")
 OBJECTIVES = ("medusa1", "medusa2")

@@ -25,12 +25,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from euryale.base.base import Base
+from euryale.base.tree_attention import use_tree_attention
 from euryale.decoding.engine import Engine
-from euryale.decoding.tree import Tree
-from euryale.model.attention import use_tree_attention
-from euryale.model.base import Base
-from euryale.model.design import HeadsConfig
-from euryale.model.heads import Heads, build_heads
+from euryale.decoding.tree.tree import Tree
+from euryale.heads.config import HeadsConfig
+from euryale.heads.heads import Heads, build_heads
 
 # Models this small gain nothing from a second thread, and lose tenfold when the cores are shared.
 torch.set_num_threads(1)

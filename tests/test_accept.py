@@ -7,8 +7,7 @@ import torch
 from random_models import random_tree
 
 from euryale.decoding.accept import accept_exact
-from euryale.decoding.draft import Shape
-from euryale.decoding.tree import ROOT_ONLY, Tree, chain
+from euryale.decoding.tree.tree import ROOT_ONLY, Shape, Tree, chain
 
 
 def walk(tree: Tree, tokens: list[int], targets: list[int]) -> list[int]:

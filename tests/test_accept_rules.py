@@ -12,16 +12,16 @@ from chi_square import chi_square
 from random_models import HEAD_DESIGNS, engine_of, five_tokens, random_base, random_heads, random_tree, twin
 from torch import Tensor
 
+from euryale.base.base import Base
 from euryale.decoding.accept import AcceptConfig, accept_typical
 from euryale.decoding.accept_rejection import Walk, walk_by_rejection
-from euryale.decoding.draft import Draft, Shape
-from euryale.decoding.drafters import DrafterConfig
+from euryale.decoding.drafters.build import DrafterConfig
+from euryale.decoding.drafters.interface import Draft
 from euryale.decoding.engine import Engine
-from euryale.decoding.tree import Tree, chain
-from euryale.decoding.trees import TreeConfig
+from euryale.decoding.tree.choose import TreeConfig
+from euryale.decoding.tree.tree import Shape, Tree, chain
 from euryale.errors import UserError
-from euryale.model.base import Base
-from euryale.model.design import HeadsConfig
+from euryale.heads.config import HeadsConfig
 
 V = 5
 PROMPT = [0, 3, 1]

@@ -23,8 +23,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+from euryale.base.base import Base, load_base, pick_device
+from euryale.base.config import BaseConfig
 from euryale.errors import UserError
-from euryale.model.base import Base, BaseConfig, load_base, pick_device
 
 
 def load(folder: Path, dtype: str = "float32", **settings: str) -> Base:

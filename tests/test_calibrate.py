@@ -9,24 +9,25 @@ import pytest
 import torch
 from random_models import random_base, random_heads, twin
 
-from euryale.data.openings import Opening
-from euryale.decoding.calibrated import TREE_FILE, Calibration, read_calibrations
-from euryale.decoding.drafters import build_drafter
+from euryale.base.base import Base
+from euryale.base.hidden_states import join_states
+from euryale.data.row_prompts import Opening
+from euryale.decoding.decoder import Decoder
+from euryale.decoding.drafters.build import build_drafter
 from euryale.decoding.engine import Engine
 from euryale.decoding.noise import gumbel
 from euryale.decoding.sampling import Sampling
-from euryale.decoding.step import Decoder
-from euryale.decoding.tree import Tree, chain
+from euryale.decoding.tree.calibration import TREE_FILE, Calibration, read_calibrations
+from euryale.decoding.tree.tree import Tree, chain
 from euryale.errors import UserError
-from euryale.model.base import Base
-from euryale.model.design import HeadsConfig
-from euryale.model.files import read_json, write_json
-from euryale.model.heads import Heads, join_states
-from euryale.model.norms import normalise
-from euryale.serving import calibrate as module
-from euryale.serving.calibrate import Text, calibrate, check, frequent_paths, rank_vectors, time_steps
-from euryale.serving.replay import replay
-from euryale.serving.settings import CalibrateConfig
+from euryale.evaluation import calibrate as module
+from euryale.evaluation.calibrate import Text, calibrate, check, frequent_paths, rank_vectors, time_steps
+from euryale.evaluation.config import CalibrateConfig
+from euryale.evaluation.simulate_tau import replay
+from euryale.heads.config import HeadsConfig
+from euryale.heads.heads import Heads
+from euryale.kernels.rms_norm import normalise
+from euryale.system.files import read_json, write_json
 
 MAX_RANK = 6
 DESIGNS = {

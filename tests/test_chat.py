@@ -6,14 +6,14 @@ import pytest
 from conftest import character_tokenizer
 from random_models import random_heads
 
+from euryale.base.base import Base
+from euryale.cli.chat import HELP, chat, read_all, stream_answer
+from euryale.cli.schemas import InferConfig
 from euryale.data.rows import Message
 from euryale.data.tokens import prompt_ids
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
-from euryale.model.base import Base
-from euryale.model.design import HeadsConfig
-from euryale.schemas import InferConfig
-from euryale.serving.chat import HELP, chat, read_all, stream_answer
+from euryale.heads.config import HeadsConfig
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}\n{% endfor %}"

@@ -13,22 +13,20 @@ import torch
 from conftest import save_tiny_llama
 from safetensors.torch import load_file, save_file
 
+from euryale.base.base import Base, load_base
+from euryale.base.config import BaseConfig
 from euryale.errors import UserError
-from euryale.model.base import Base, BaseConfig, load_base
-from euryale.model.checkpoint import (
+from euryale.heads.checkpoint import (
     find_checkpoint,
     load_heads,
-    provenance,
     read_description,
-    read_json,
-    save_base,
     save_heads,
-    write_atomically,
-    write_json,
 )
-from euryale.model.design import HeadsConfig
-from euryale.model.files import check_writable
-from euryale.model.heads import Heads, build_heads
+from euryale.heads.config import HeadsConfig
+from euryale.heads.heads import Heads, build_heads
+from euryale.system.files import check_writable, read_json, write_atomically, write_json
+from euryale.system.provenance import provenance
+from euryale.training.publish import save_base
 
 
 def random_heads(base: Base, config: HeadsConfig | None = None, seed: int = 0) -> Heads:

@@ -15,19 +15,23 @@ from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 from scripts import ROOT, Result, run_main, run_script
 
-from euryale.config import CONF, output_root, save_settings, script, settings_of, use_threads, whole_or_nothing
+from euryale.base.config import BaseConfig
+from euryale.base.lora import LoraConfig
+from euryale.base.shape import ShapeConfig
+from euryale.cli.preflight import check_settings
+from euryale.cli.run_folder import save_settings, settings_of, whole_or_nothing
+from euryale.cli.schemas import SCHEMAS, TrainConfig
+from euryale.cli.script import CONF, script, use_threads
 from euryale.data.sources import DataConfig
+from euryale.decoding.config import AcceptConfig, DrafterConfig, TreeConfig
 from euryale.errors import UserError
-from euryale.model.adapter import LoraConfig
-from euryale.model.base import BaseConfig
-from euryale.model.design import HeadsConfig
-from euryale.model.shape import ShapeConfig
-from euryale.preflight import check_settings
-from euryale.schemas import SCHEMAS, TrainConfig
-from euryale.serving.settings import AcceptConfig, CalibrateConfig, DrafterConfig, RegenerateConfig, TreeConfig
-from euryale.training.interrupt import Interrupted
+from euryale.evaluation.config import CalibrateConfig
+from euryale.heads.config import HeadsConfig
+from euryale.regenerate.config import RegenerateConfig
+from euryale.system.paths import output_root
 from euryale.training.objective import ObjectiveConfig
-from euryale.training.optim import OptimConfig
+from euryale.training.optimizer import OptimConfig
+from euryale.training.signals import Interrupted
 
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
 

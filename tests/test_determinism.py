@@ -9,9 +9,9 @@ import pytest
 import torch
 from scripts import run_main, run_script
 
-from euryale import determinism
-from euryale.config import script
-from euryale.determinism import be_deterministic, refusal
+from euryale.cli.script import script
+from euryale.system import determinism
+from euryale.system.determinism import be_deterministic, refusal
 
 SMALL = [
     "data.block_size=64", "data.batch_size=2", "data.held_out_one_in=4", "regenerate.num_prompts=12",
@@ -74,7 +74,7 @@ def test_threads_that_were_asked_for_stay() -> None:
 def test_an_operation_that_cannot_be_deterministic_is_a_user_s_error(monkeypatch: pytest.MonkeyPatch) -> None:
     found = "cumsum_cuda_kernel does not have a deterministic implementation, but you set it."
 
-    @script("plot")
+    @script("plot_sweep")
     def main(config: object) -> dict[str, object]:
         raise RuntimeError(found + "\nmore of it")
 

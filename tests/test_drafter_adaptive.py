@@ -6,14 +6,14 @@ import pytest
 import torch
 from random_models import five_tokens, random_base, random_heads
 
-from euryale.decoding.calibrated import Calibration
-from euryale.decoding.draft import Draft, Known, Shape
-from euryale.decoding.drafter_adaptive import AdaptiveDrafter
+from euryale.decoding.drafters.adaptive import AdaptiveDrafter
+from euryale.decoding.drafters.interface import Draft, Known
 from euryale.decoding.engine import Engine
-from euryale.decoding.tree import chain
-from euryale.decoding.trees import TreeConfig
+from euryale.decoding.tree.calibration import Calibration
+from euryale.decoding.tree.choose import TreeConfig
+from euryale.decoding.tree.tree import Shape, chain
 from euryale.errors import UserError
-from euryale.model.design import HeadsConfig
+from euryale.heads.config import HeadsConfig
 
 TAU = {1: 1.0, 2: 1.5, 4: 1.9, 8: 2.2, 16: 2.4}
 STEP_MS = {1: 1.0, 2: 1.1, 4: 1.3, 8: 1.55, 16: 2.6, 32: 4.2}

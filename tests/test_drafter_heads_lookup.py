@@ -5,12 +5,12 @@ import random
 import torch
 from random_models import five_tokens, random_base, random_heads, random_tree
 
-from euryale.decoding.draft import Draft, Shape
-from euryale.decoding.drafter_heads_lookup import graft
-from euryale.decoding.drafters import DrafterConfig
+from euryale.decoding.drafters.build import DrafterConfig
+from euryale.decoding.drafters.heads_lookup import graft
+from euryale.decoding.drafters.interface import Draft
 from euryale.decoding.engine import Engine
-from euryale.decoding.tree import Tree, chain
-from euryale.model.design import HeadsConfig
+from euryale.decoding.tree.tree import Shape, Tree, chain
+from euryale.heads.config import HeadsConfig
 
 
 def paths_of(draft: Draft, row: int) -> list[tuple[int, ...]]:

@@ -5,14 +5,14 @@ import torch
 from plain_decoding import slow_ids
 from random_models import random_base
 
-from euryale.decoding.draft import Known
-from euryale.decoding.drafter_lookahead import Iteration, LookaheadDrafter, Pool, Trie, most_nodes
-from euryale.decoding.drafters import DrafterConfig
+from euryale.base.base import Base
+from euryale.decoding.drafters.build import DrafterConfig
+from euryale.decoding.drafters.interface import Known
+from euryale.decoding.drafters.lookahead import Iteration, LookaheadDrafter, Pool, Trie, most_nodes
 from euryale.decoding.engine import Engine
-from euryale.decoding.tree import chain
-from euryale.decoding.trees import TreeConfig
+from euryale.decoding.tree.choose import TreeConfig
+from euryale.decoding.tree.tree import chain
 from euryale.errors import UserError
-from euryale.model.base import Base
 
 
 def paths_of(tokens: list[int], parents: list[int]) -> set[tuple[int, ...]]:

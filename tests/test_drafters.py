@@ -8,17 +8,18 @@ from random_models import HEAD_DESIGNS, random_base, random_heads, random_tree
 from slow_induction import follower_slowly
 from torch import Tensor
 
-from euryale.decoding import drafter_heads
-from euryale.decoding.draft import Drafter, Known, Shape
-from euryale.decoding.drafter_heads import HeadMatrices, HeadsDrafter
-from euryale.decoding.drafter_none import NoDrafter
-from euryale.decoding.drafters import build_drafter
-from euryale.decoding.tree import ROOT_ONLY, Tree, chain, medusa63
+from euryale.base.base import Base
+from euryale.decoding.drafters import head_matrices
+from euryale.decoding.drafters.build import build_drafter
+from euryale.decoding.drafters.head_matrices import HeadMatrices
+from euryale.decoding.drafters.heads import HeadsDrafter
+from euryale.decoding.drafters.interface import Drafter, Known
+from euryale.decoding.drafters.none import NoDrafter
+from euryale.decoding.tree.tree import ROOT_ONLY, Shape, Tree, chain, medusa63
 from euryale.errors import UserError
-from euryale.model.base import Base
-from euryale.model.design import HeadsConfig
-from euryale.model.heads import Heads, build_heads
-from euryale.model.norms import normalise
+from euryale.heads.config import HeadsConfig
+from euryale.heads.heads import Heads, build_heads
+from euryale.kernels.rms_norm import normalise
 
 V = 23
 
@@ -103,7 +104,7 @@ def test_a_large_vocabulary_keeps_the_correction_apart(monkeypatch: pytest.Monke
     heads = random_heads(HeadsConfig(output="lowrank", output_rank=3, vocab_share=0.6), base)
     tree, known = Tree.from_paths([(0,), (1,), (0, 0), (0, 1), (0, 0, 0)]), random_known(base, 3, 3, 0.8, seed=1)
     whole = HeadsDrafter(base, heads, tree).propose(known).tokens_BN.tolist()
-    monkeypatch.setattr("euryale.decoding.drafter_heads._TAKES_CORRECTION_IN", 0)
+    monkeypatch.setattr("euryale.decoding.drafters.head_matrices._TAKES_CORRECTION_IN", 0)
     apart = HeadsDrafter(base, heads, tree).propose(known).tokens_BN.tolist()
     assert apart == whole == propose_slowly(base, heads, tree, known)
 
@@ -193,8 +194,8 @@ def test_half_precision_and_kept_embeddings_change_scores_by_rounding_alone(
     known = Known(hidden_BD, torch.tensor([3, 5]), None, 0.0, [[3], [5]])
     found = {}
     for dtype, entries in ((torch.float32, 0), (torch.float32, 1 << 25), (torch.bfloat16, 1 << 25)):
-        monkeypatch.setattr(drafter_heads, "draft_dtype", lambda base, dtype=dtype: dtype)
-        monkeypatch.setattr(drafter_heads, "_TABLE_ENTRIES", entries)
+        monkeypatch.setattr(head_matrices, "draft_dtype", lambda base, dtype=dtype: dtype)
+        monkeypatch.setattr(head_matrices, "_TABLE_ENTRIES", entries)
         matrices = HeadMatrices(base, heads, 2)
         entry = matrices.enter(known)
         path_BPC = matrices.extend(None, torch.zeros(1, dtype=torch.long), torch.tensor([[1, 2], [4, 0]]))

@@ -10,24 +10,24 @@ import torch
 from random_models import random_base, random_heads
 from torch import Tensor
 
+from euryale.base.base import Base
 from euryale.data.batches import Batch
-from euryale.decoding.cache import Arena
-from euryale.decoding.calibrated import Calibration
-from euryale.decoding.draft import Draft, Known
-from euryale.decoding.drafter_eagle import EagleBatch
+from euryale.decoding.drafters.eagle import EagleBatch
+from euryale.decoding.drafters.interface import Draft, Known
 from euryale.decoding.engine import Engine
-from euryale.decoding.tree import Tree, chain
-from euryale.decoding.trees import TreeConfig
+from euryale.decoding.kv_cache import Arena
+from euryale.decoding.tree.calibration import Calibration
+from euryale.decoding.tree.choose import TreeConfig
+from euryale.decoding.tree.tree import Tree, chain
 from euryale.errors import UserError
-from euryale.model.base import Base
-from euryale.model.checkpoint import load_heads, save_heads
-from euryale.model.design import HeadsConfig
-from euryale.model.eagle import EagleLayer
-from euryale.model.heads import Heads, PackedText, build_heads
-from euryale.model.norms import normalise
-from euryale.serving.export import export
+from euryale.export import export
+from euryale.heads.checkpoint import load_heads, save_heads
+from euryale.heads.config import HeadsConfig
+from euryale.heads.eagle import EagleLayer
+from euryale.heads.heads import Heads, PackedText, build_heads
+from euryale.kernels.rms_norm import normalise
 from euryale.training.objective import ObjectiveConfig, medusa1_loss
-from euryale.training.optim import OptimConfig, build_optimizer
+from euryale.training.optimizer import OptimConfig, build_optimizer
 
 EAGLE = HeadsConfig("eagle", num_heads=3, features="several")
 DESIGNS = [EAGLE, HeadsConfig("eagle", num_heads=3, width=1.0, vocab_share=0.6)]
@@ -113,7 +113,7 @@ def test_long_prompts_are_read_in_pieces(max_rows: int, monkeypatch: pytest.Monk
     heads = random_heads(EAGLE, base)
     prompts = [list(range(length % V)) * 3 + [length % 7] for length in (9, 1, 4, 12, 7)]
     whole = Engine(base, heads, "heads", chain(3), max_rows=max_rows).generate(prompts, 12)
-    monkeypatch.setattr("euryale.decoding.step._PREFILL_CHUNK", 5)
+    monkeypatch.setattr("euryale.decoding.decoder._PREFILL_CHUNK", 5)
     parts = Engine(base, heads, "heads", chain(3), max_rows=max_rows).generate(prompts, 12)
     assert [(a.ids, a.accepted) for a in parts] == [(a.ids, a.accepted) for a in whole]
 

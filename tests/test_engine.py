@@ -9,12 +9,12 @@ from random_models import FULL, engine_of, five_tokens, letter_tokenizer, random
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging as transformers_log
 
+from euryale.base.base import Base
+from euryale.base.tree_attention import use_tree_attention
 from euryale.decoding.engine import Engine
-from euryale.decoding.tree import ROOT_ONLY, Tree, chain, medusa63
+from euryale.decoding.tree.tree import ROOT_ONLY, Tree, chain, medusa63
 from euryale.errors import UserError
-from euryale.model.attention import use_tree_attention
-from euryale.model.base import Base
-from euryale.model.design import HeadsConfig
+from euryale.heads.config import HeadsConfig
 
 PROMPT = [0, 3, 1]
 

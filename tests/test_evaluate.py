@@ -9,26 +9,26 @@ import pytest
 import torch
 from random_models import random_base, random_heads, twin
 
+from euryale.base.base import Base
 from euryale.data.sources import DataConfig
 from euryale.decoding.engine import Engine
 from euryale.decoding.noise import gumbel
-from euryale.decoding.rows import Generation
+from euryale.decoding.request import Generation
 from euryale.decoding.sampling import Sampling
-from euryale.decoding.tree import Tree
+from euryale.decoding.tree.tree import Tree
 from euryale.errors import UserError
-from euryale.model.base import Base
-from euryale.model.design import HeadsConfig
-from euryale.model.norms import normalise
-from euryale.serving.evaluate import (
+from euryale.evaluation.evaluate import (
     evaluate_text,
     head_accuracy,
     held_out_accuracy,
     tau_by_depth,
     written_batches,
 )
-from euryale.serving.losslessness import ULPS, Places, first_divergence, judge, summarise
-from euryale.serving.prompts import choose_data, fit_prompts, load_prompts
-from euryale.serving.tables import evaluation_table
+from euryale.evaluation.losslessness import ULPS, Places, first_divergence, judge, summarise
+from euryale.evaluation.prompts import choose_data, fit_prompts, load_prompts
+from euryale.heads.config import HeadsConfig
+from euryale.kernels.rms_norm import normalise
+from euryale.report.tables import evaluation_table
 
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6], [5, 3, 5, 8, 9, 7], [2, 7]]
 TREE = Tree.from_paths([(0,), (0, 0), (1,), (0, 1), (2,)])

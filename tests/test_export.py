@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
+from euryale import export as export_module
+from euryale.base.base import Base
 from euryale.errors import UserError
-from euryale.model.base import Base
-from euryale.model.checkpoint import load_heads, save_heads
-from euryale.model.design import HeadsConfig
-from euryale.model.heads import Heads
-from euryale.serving import export as export_module
-from euryale.serving.export import EXPORTABLE, export
+from euryale.export import EXPORTABLE, export
+from euryale.heads.checkpoint import load_heads, save_heads
+from euryale.heads.config import HeadsConfig
+from euryale.heads.heads import Heads
 
 D, V, K = 16, 13, 3  # width and vocabulary of the random base, heads
 PEERS = ("vllm", "medusa", "tgi")

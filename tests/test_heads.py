@@ -8,10 +8,10 @@ from random_models import HEAD_DESIGNS, random_base, random_heads
 from torch import Tensor
 
 from euryale.errors import UserError
-from euryale.model.correction import corrected
-from euryale.model.design import HeadsConfig
-from euryale.model.heads import Heads, build_heads
-from euryale.model.norms import normalise
+from euryale.heads.blocks import corrected
+from euryale.heads.config import HeadsConfig
+from euryale.heads.heads import Heads, build_heads
+from euryale.kernels.rms_norm import normalise
 
 D, V = 16, 13
 

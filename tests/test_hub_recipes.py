@@ -17,7 +17,7 @@ import pytest
 from loopback_hub import LoopbackHub
 from scripts import ROOT, SMALL, Result
 
-from euryale.model.files import read_json
+from euryale.system.files import read_json
 
 WIKITEXT, REDPAJAMA = "Salesforce/wikitext", "sade-adrien/redpajama_v2_sample_1M"
 BASES = ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "meta-llama/Llama-2-7b-chat-hf")

@@ -6,15 +6,16 @@ from random_models import random_base, random_heads
 from slow_induction import follower_slowly
 from torch import Tensor
 
-from euryale.decoding.draft import Known
-from euryale.decoding.drafter_heads import HeadMatrices, HeadsDrafter
-from euryale.decoding.recall import HostRecall, Recall, extend_ends
-from euryale.decoding.tree import chain
+from euryale.decoding.drafters.head_matrices import HeadMatrices
+from euryale.decoding.drafters.heads import HeadsDrafter
+from euryale.decoding.drafters.interface import Known
+from euryale.decoding.drafters.ngram_index import HostRecall, Recall, extend_ends
+from euryale.decoding.tree.tree import chain
 from euryale.errors import UserError
-from euryale.model.design import HeadsConfig
-from euryale.model.heads import PackedText
-from euryale.model.induction import followers, previous_places
-from euryale.model.norms import normalise
+from euryale.heads.config import HeadsConfig
+from euryale.heads.heads import PackedText
+from euryale.heads.induction import followers, previous_places
+from euryale.kernels.rms_norm import normalise
 
 
 def packed_documents(seed: int, num_rows: int = 3, length: int = 40) -> tuple[Tensor, Tensor]:

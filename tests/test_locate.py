@@ -11,10 +11,12 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from euryale.base import locate as locate_module
+from euryale.base.base import load_base
+from euryale.base.config import BaseConfig
+from euryale.base.locate import check_folder, find_model, hub_answers
 from euryale.errors import UserError
-from euryale.model import base as base_module
-from euryale.model.base import BaseConfig, load_base
-from euryale.model.locate import PROJECT, check_folder, find_model, hub_answers
+from euryale.system.paths import PROJECT
 
 HUB_ID = "meta-llama/Llama-3.1-8B"
 
@@ -189,7 +191,7 @@ def test_only_a_hub_that_answers_is_asked_for_files(
             raise OSError("no further")
 
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(folder / "config.json"))
-    monkeypatch.setattr(base_module, "AutoConfig", Config)
+    monkeypatch.setattr(locate_module, "AutoConfig", Config)
     hub.error = None if is_online else hub.error
     with pytest.raises(UserError, match=f"base.path={HUB_ID} could not be loaded .*no further"):
         load_base(BaseConfig(path=HUB_ID, revision="v1"))

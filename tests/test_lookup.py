@@ -5,11 +5,10 @@ import random
 import torch
 from random_models import random_base
 
-from euryale.decoding.draft import Known
-from euryale.decoding.drafter_lookup import LookupDrafter, arrange
+from euryale.decoding.drafters.interface import Known
+from euryale.decoding.drafters.lookup import Guess, LookupDrafter, Memory, arrange
 from euryale.decoding.engine import Engine
-from euryale.decoding.lookup import Guess, Memory
-from euryale.decoding.tree import Budget, chain, medusa63
+from euryale.decoding.tree.tree import Budget, chain, medusa63
 
 
 def memory_of(text: str) -> Memory:

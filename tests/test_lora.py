@@ -11,9 +11,9 @@ from conftest import save_tiny_llama
 from killed_runs import make_batch, make_trainer
 from safetensors.torch import load_file, save_file
 
-from euryale.decoding.engine import Engine
-from euryale.errors import UserError
-from euryale.model.adapter import (
+from euryale.base.base import Base, load_base
+from euryale.base.config import BaseConfig
+from euryale.base.lora import (
     LoraConfig,
     adapter_disabled,
     adapter_parameters,
@@ -24,12 +24,14 @@ from euryale.model.adapter import (
     remove_adapter,
     save_adapter,
 )
-from euryale.model.base import Base, BaseConfig, load_base
-from euryale.model.checkpoint import load_heads, provenance, read_description, save_heads
-from euryale.model.design import HeadsConfig
-from euryale.model.heads import build_heads
+from euryale.decoding.engine import Engine
+from euryale.errors import UserError
+from euryale.heads.checkpoint import load_heads, read_description, save_heads
+from euryale.heads.config import HeadsConfig
+from euryale.heads.heads import build_heads
+from euryale.system.provenance import provenance
 from euryale.training.objective import ObjectiveConfig, evaluate_joint, medusa2_loss
-from euryale.training.optim import OptimConfig, build_optimizer, check_optimizer
+from euryale.training.optimizer import OptimConfig, build_optimizer, check_optimizer
 from euryale.training.stages import Stage
 
 LINEARS = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]

@@ -13,18 +13,19 @@ from conftest import save_tiny_llama
 from killed_runs import MemoryStream, make_batch
 from scripts import Result, run_script
 
+from euryale.base.base import Base, load_base
+from euryale.base.config import BaseConfig
+from euryale.base.lora import LoraConfig, adapter_disabled, adapter_parameters, add_adapter
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
-from euryale.model.adapter import LoraConfig, adapter_disabled, adapter_parameters, add_adapter
-from euryale.model.base import Base, BaseConfig, load_base
-from euryale.model.checkpoint import read_description
-from euryale.model.design import HeadsConfig
-from euryale.model.files import read_json
-from euryale.model.heads import Heads, build_heads
-from euryale.model.norms import normalise
-from euryale.training.interrupt import Interrupted
+from euryale.heads.checkpoint import read_description
+from euryale.heads.config import HeadsConfig
+from euryale.heads.heads import Heads, build_heads
+from euryale.kernels.rms_norm import normalise
+from euryale.system.files import read_json
 from euryale.training.objective import ObjectiveConfig, evaluate_joint, medusa1_loss, medusa2_loss
-from euryale.training.optim import OptimConfig
+from euryale.training.optimizer import OptimConfig
+from euryale.training.signals import Interrupted
 from euryale.training.stages import Stage, heads_weight, stage_at
 from euryale.training.trainer import Trainer
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from euryale.model import memory
-from euryale.model.memory import begin_peak, peak
+from euryale.system import memory
+from euryale.system.memory import begin_peak, peak
 
 CPU = torch.device("cpu")
 SIZE = 200_000_000  # bytes

@@ -9,13 +9,13 @@ from random_models import FULL, HEAD_DESIGNS, five_tokens, random_base, random_h
 from test_scheduler import engine_with, known
 
 from euryale.decoding.accept import AcceptConfig
-from euryale.decoding.draft import Draft
+from euryale.decoding.drafters.interface import Draft
 from euryale.decoding.engine import Engine
 from euryale.decoding.mixture import Mixture
-from euryale.decoding.rows import Generation
+from euryale.decoding.request import Generation
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.scheduler import Scheduler
-from euryale.decoding.trees import TreeConfig
+from euryale.decoding.tree.choose import TreeConfig
 from euryale.errors import UserError
 
 WISHES: list[dict] = [

@@ -12,12 +12,13 @@ from slow_induction import follower_slowly
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from euryale.base.base import Base, load_base
+from euryale.base.config import BaseConfig
 from euryale.data.batches import Batch
 from euryale.errors import UserError
-from euryale.model.base import Base, BaseConfig, load_base
-from euryale.model.design import HeadsConfig
-from euryale.model.heads import Heads, build_heads
-from euryale.model.norms import normalise
+from euryale.heads.config import HeadsConfig
+from euryale.heads.heads import Heads, build_heads
+from euryale.kernels.rms_norm import normalise
 from euryale.training.labels import select_labels
 from euryale.training.objective import (
     ObjectiveConfig,

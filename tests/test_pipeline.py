@@ -17,18 +17,19 @@ import pytest
 from conftest import save_tiny_llama
 from scripts import ROOT, SMALL, Result, assert_refused, run_script, write_texts
 
+from euryale.base.base import Base, load_base
+from euryale.base.config import BaseConfig
+from euryale.cli.pipeline import accuracy_rows, draw_prompts, headline, headline_temperature
+from euryale.cli.schemas import EvaluateConfig, TrainConfig
 from euryale.data.sources import DataConfig, build_source
-from euryale.decoding.calibrated import read_calibrations
 from euryale.decoding.engine import Engine
+from euryale.decoding.tree.calibration import read_calibrations
 from euryale.errors import UserError
-from euryale.model.base import Base, BaseConfig, load_base
-from euryale.model.checkpoint import read_description
-from euryale.model.files import read_json
-from euryale.pipeline import accuracy_rows, draw_prompts, headline, headline_temperature
-from euryale.schemas import EvaluateConfig, TrainConfig
-from euryale.serving import regenerate as regenerate_module
-from euryale.serving.prompts import held_out_openings
-from euryale.serving.settings import CalibrateConfig
+from euryale.evaluation.config import CalibrateConfig
+from euryale.evaluation.prompts import held_out_openings
+from euryale.heads.checkpoint import read_description
+from euryale.regenerate import regenerate as regenerate_module
+from euryale.system.files import read_json
 
 
 @pytest.fixture(scope="module")

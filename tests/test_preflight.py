@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 
+from euryale.base.base import Base
+from euryale.cli.preflight import check_base, check_rows, check_settings
+from euryale.cli.schemas import EvaluateConfig, TrainConfig
 from euryale.data.sources import DataConfig
 from euryale.errors import UserError
-from euryale.model.base import Base
-from euryale.model.design import HeadsConfig
-from euryale.preflight import check_base, check_rows, check_settings
-from euryale.schemas import EvaluateConfig, TrainConfig
-from euryale.serving.scratch import ScratchConfig
-from euryale.serving.settings import CalibrateConfig, RegenerateConfig
+from euryale.evaluation.config import CalibrateConfig
+from euryale.heads.config import HeadsConfig
+from euryale.regenerate.config import RegenerateConfig
+from euryale.training.new_base import ScratchConfig
 from euryale.training.objective import ObjectiveConfig
-from euryale.training.optim import OptimConfig
+from euryale.training.optimizer import OptimConfig
 
 
 def test_the_default_run_is_fine() -> None:

@@ -16,19 +16,20 @@ from conftest import save_tiny_llama
 from forked import in_processes
 from scripts import ROOT, SMALL, Result, run_script, write_texts
 
-from euryale import processes
+from euryale.base.base import Base, load_base
+from euryale.base.config import BaseConfig
+from euryale.base.fsdp import shard_base
+from euryale.cli.preflight import check_parallel
+from euryale.cli.schemas import TrainConfig
 from euryale.data.batches import BatchStream, build_batches
-from euryale.data.dealing import Dealt
+from euryale.data.distributed import Dealt
 from euryale.data.sources import DataConfig
 from euryale.errors import UserError
-from euryale.model.base import Base, BaseConfig, load_base
-from euryale.model.checkpoint import load_heads
-from euryale.model.files import read_json, write_json
-from euryale.model.sharding import shard_base
-from euryale.preflight import check_parallel
-from euryale.schemas import TrainConfig
-from euryale.serving.settings import RegenerateConfig
-from euryale.training.optim import OptimConfig
+from euryale.heads.checkpoint import load_heads
+from euryale.regenerate.config import RegenerateConfig
+from euryale.system import processes
+from euryale.system.files import read_json, write_json
+from euryale.training.optimizer import OptimConfig
 from euryale.training.resume import share_batches
 
 

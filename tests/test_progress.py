@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from euryale import progress
-from euryale.progress import LINE_EVERY_S, Progress
+from euryale.system import progress
+from euryale.system.progress import LINE_EVERY_S, Progress
 
 
 class Clock:
@@ -34,7 +34,7 @@ Said = Callable[[], list[str]]
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture) -> Said:
     """The lines so far."""
-    caplog.set_level(logging.INFO, logger="euryale.progress")
+    caplog.set_level(logging.INFO, logger="euryale.system.progress")
     return lambda: [record.getMessage() for record in caplog.records]
 
 

@@ -9,11 +9,13 @@ from conftest import save_tiny_llama
 from profiled import peak_of_tensors
 from torch import nn
 
+from euryale.base.base import Base, load_base
+from euryale.base.config import BaseConfig
+from euryale.base.locate import read_config
+from euryale.base.lora import LoraConfig, adapter_parameters, add_adapter
+from euryale.base.random_base import random_base
+from euryale.base.shape import ShapeConfig, config_of_shape
 from euryale.errors import UserError
-from euryale.model.adapter import LoraConfig, adapter_parameters, add_adapter
-from euryale.model.base import Base, BaseConfig, load_base, read_config
-from euryale.model.random_base import random_base
-from euryale.model.shape import ShapeConfig, config_of_shape
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -94,7 +96,7 @@ def test_building_in_4_bits_never_holds_more_than_one_whole_matrix(monkeypatch: 
     pytest.importorskip("bitsandbytes")
     config = config_of_shape(ShapeConfig("llama", 64, 256, 1024, 6, 4, 4, None, 64, True), BaseConfig())
     asked = BaseConfig(device="cpu", dtype="float32", quantization="nf4")
-    monkeypatch.setattr("euryale.model.random_base.prepare_model", lambda model, path: None)  # it runs the model
+    monkeypatch.setattr("euryale.base.random_base.prepare_model", lambda model, path: None)  # it runs the model
     kept: list[Base] = []
     build: Callable[[], None] = lambda: kept.append(random_base(config, asked))  # noqa: E731
     build()

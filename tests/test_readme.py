@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-import euryale.pipeline  # noqa: F401  (imports every module that the scripts use, before PROJECT is moved)
+import euryale.cli.pipeline  # noqa: F401  (imports every module that the scripts use, before PROJECT is moved)
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -49,7 +49,7 @@ def reader(tmp_path: Path, tiny_llama_folder: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "my-prompts.txt").write_text("the quick\nthe lazy dog\n")
     monkeypatch.chdir(tmp_path)
     for module in list(sys.modules.values()):
-        is_ours = module.__name__.startswith("euryale") and module.__name__ != "euryale.config"  # conf/ stays
+        is_ours = module.__name__.startswith("euryale") and module.__name__ != "euryale.cli.script"  # conf/ stays
         if is_ours and getattr(module, "PROJECT", None) == ROOT:
             monkeypatch.setattr(module, "PROJECT", tmp_path)
     return tmp_path

@@ -18,23 +18,25 @@ import pytest
 from forked import in_processes
 from scripts import run_script
 
-from euryale import processes
-from euryale.data.openings import draw_openings
+from euryale.base.base import Base, load_base
+from euryale.base.base_info import describe_base
+from euryale.base.config import BaseConfig
+from euryale.cli.pipeline import prepare_text, write_text
+from euryale.cli.schemas import TrainConfig
+from euryale.data.row_prompts import draw_openings
 from euryale.data.rows import Message, Row, row_from_record
 from euryale.data.sources import DataConfig, build_source
 from euryale.data.tokens import tokenize_row
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
-from euryale.model.base import Base, BaseConfig, load_base
-from euryale.model.files import read_json, write_json
-from euryale.model.unloaded import describe_base
-from euryale.pipeline import prepare_text, write_text
-from euryale.schemas import TrainConfig
-from euryale.serving import regenerate as module
-from euryale.serving.conversations import converse
-from euryale.serving.regenerate import regenerate
-from euryale.serving.settings import RegenerateConfig
-from euryale.serving.writers import Answer
+from euryale.regenerate import manifest
+from euryale.regenerate import regenerate as module
+from euryale.regenerate.completions import Answer
+from euryale.regenerate.config import RegenerateConfig
+from euryale.regenerate.conversations import converse
+from euryale.regenerate.regenerate import regenerate
+from euryale.system import processes
+from euryale.system.files import read_json, write_json
 
 # 11 rows in shards of 4: two full ones and a rest; 5 greedy rows, so that one shard holds both kinds.
 CONFIG = RegenerateConfig(
@@ -139,7 +141,7 @@ def test_other_settings_are_another_set(
         folders.append(folder)
         return {"is_complete": True, "num_rows": 0, "num_tokens": 0}
 
-    monkeypatch.setattr(module, "_read_manifest", whole)
+    monkeypatch.setattr(module, "read_manifest", whole)
     write(tiny_base, written.parent)
     assert folders == [written]
     write(tiny_base, written.parent, **changes)
@@ -148,8 +150,9 @@ def test_other_settings_are_another_set(
 
 
 def kill_after(count: int, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Kills this process before the count-th call of a function of the module."""
-    plain: Callable = getattr(module, name)
+    """Kills this process before the count-th call of a function of regenerate.py or manifest.py."""
+    home = module if hasattr(module, name) else manifest
+    plain: Callable = getattr(home, name)
     calls = []
 
     def counted(*arguments: object, **keywords: object) -> object:
@@ -158,7 +161,7 @@ def kill_after(count: int, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return plain(*arguments, **keywords)
 
-    monkeypatch.setattr(module, name, counted)
+    monkeypatch.setattr(home, name, counted)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +204,7 @@ def test_a_damaged_part_is_written_again(
     written: Path, tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(module, "make_shards", Mock(side_effect=UserError("no room")))
+        patch.setattr(manifest, "make_shards", Mock(side_effect=UserError("no room")))
         with pytest.raises(UserError):
             write(tiny_base, tmp_path)
     parts = sorted(tmp_path.rglob("part-*.parquet"))
@@ -506,7 +509,7 @@ def test_a_server_of_the_base_writes_the_same_rows(
     server: SimpleNamespace, written: Path, tiny_base: Base, tmp_path: Path
 ) -> None:
     server.failures = 1
-    with patch("euryale.serving.writers.WAITS_S", (0.0, 0.0)):
+    with patch("euryale.regenerate.completions.WAITS_S", (0.0, 0.0)):
         folder = write(tiny_base, tmp_path, url=server.url)
     assert folder.name != written.name and records(folder) == records(written)
     assert read_json(folder / "manifest.json")["writer"] == "server"

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from euryale.errors import UserError
-from euryale.serving import plots, tables, wording
-from euryale.serving.card import model_card
-from euryale.serving.hardware import hardware
-from euryale.serving.report import report_files, save_report
-from euryale.serving.textstats import repeated_ngram_share
-from euryale.serving.treeplot import tree_plot
+from euryale.evaluation.repetition import repeated_ngram_share
+from euryale.report import format, plots, tables
+from euryale.report.model_card import model_card
+from euryale.report.plot_tree import tree_plot
+from euryale.report.report import report_files, save_report
+from euryale.system.hardware import hardware
 
 PATHS = [[0], [0, 0], [1], [0, 1], [0, 0, 0], [1, 0], [2]]
 PROBABILITIES = [0.62, 0.37, 0.11, 0.05, 0.19, 0.04, 0.03]
@@ -140,8 +140,8 @@ def test_a_looping_text_is_warned_about_wherever_it_was_measured() -> None:
         report[section]["repeated_8grams"] = 0.34
         assert "WARNING: 34.0% of the 8-grams" in tables.training_summary(report)
         assert f"Warning ({'benchmark' if section == 'bench' else section})" in model_card(report)
-    assert wording.looping_warning(0.2) is None
-    assert wording.looping_warning(None) is None
+    assert format.looping_warning(0.2) is None
+    assert format.looping_warning(None) is None
 
 
 def test_outputs_that_differ_are_counted() -> None:
@@ -175,21 +175,21 @@ def test_the_calibration_table_marks_the_chosen_size() -> None:
 
 def test_speedups_follow_from_tokens_per_second_when_not_given() -> None:
     bench = report_without("bench", "speedup_vs_ar")["bench"]
-    assert wording.speedups(bench) == (pytest.approx(612.4 / 437.4), 1.53)
-    assert wording.speedups({}) == (None, None)
+    assert format.speedups(bench) == (pytest.approx(612.4 / 437.4), 1.53)
+    assert format.speedups({}) == (None, None)
 
 
 def test_the_calibration_nearest_in_temperature_is_shown() -> None:
-    chosen = [(wording.nearest_calibration(CALIBRATION, t) or {})["num_nodes"] for t in (None, 0.0, 0.3, 0.7, 2.0)]
+    chosen = [(format.nearest_calibration(CALIBRATION, t) or {})["num_nodes"] for t in (None, 0.0, 0.3, 0.7, 2.0)]
     assert chosen == [4, 4, 4, 8, 8]
-    assert wording.nearest_calibration({}, 0.0) is None
+    assert format.nearest_calibration({}, 0.0) is None
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.04, "0.0 s"), (59.9, "59.9 s"), (119.7, "2 min 00 s"), (7260, "2 h 01 min")]
 )
 def test_durations_are_rounded_without_sixty_seconds(seconds: float, text: str) -> None:
-    assert wording.duration(seconds) == text
+    assert format.duration(seconds) == text
 
 
 # the model card
@@ -304,4 +304,4 @@ def test_the_hardware_of_this_machine_has_a_name() -> None:
     assert found["cpu"]
     assert isinstance(found["cores"], int) and found["cores"] >= 1
     assert isinstance(found["threads"], int) and found["threads"] >= 1
-    assert str(found["torch"]) in wording.describe_hardware(found)
+    assert str(found["torch"]) in format.describe_hardware(found)

@@ -11,14 +11,14 @@ from random_models import EAGLE_DESIGNS, FULL, HEAD_DESIGNS, five_tokens, random
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from euryale.decoding.drafters import DRAFTERS, DrafterConfig
+from euryale.base.base import Base
+from euryale.decoding.drafters.build import DRAFTERS, DrafterConfig
 from euryale.decoding.engine import Engine
-from euryale.decoding.rows import Generation
+from euryale.decoding.request import Generation
 from euryale.decoding.scheduler import Handle, Scheduler
-from euryale.decoding.tree import Budget, Tree, chain
-from euryale.decoding.trees import TreeConfig
+from euryale.decoding.tree.choose import TreeConfig
+from euryale.decoding.tree.tree import Budget, Tree, chain
 from euryale.errors import UserError
-from euryale.model.base import Base
 
 BASE = five_tokens(max_length=80, eos=[3])
 TREES: dict[str, Tree | Budget | str] = {"full": FULL, "chain": chain(3), "dynamic": "dynamic"}

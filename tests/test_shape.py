@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 from scripts import ROOT
 from transformers import AutoModelForCausalLM
 
-from euryale.config import CONF
+from euryale.base.config import BaseConfig
+from euryale.base.shape import ShapeConfig, config_of_shape
+from euryale.cli.script import CONF
 from euryale.errors import UserError
-from euryale.model.base import BaseConfig
-from euryale.model.shape import ShapeConfig, config_of_shape
 
 SHAPES = sorted(path.stem for path in (CONF / "shape").glob("*.yaml"))
 

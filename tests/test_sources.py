@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from euryale.data.documents import PARAGRAPHS_CHARS, split_documents
 from euryale.data.rows import Message, Row, Source
 from euryale.data.sources import DataConfig, build_source
-from euryale.data.wrappers import Joined
+from euryale.data.transforms import Joined
 from euryale.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from scripts import run_script
 
+from euryale.base.base import Base
+from euryale.data.suites import SUITES, Question, read_suite
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
-from euryale.model.base import Base
-from euryale.serving import benchmark
-from euryale.serving.benchmark import BenchSettings
-from euryale.serving.contenders import Turn
-from euryale.serving.suite_bench import ask, bench_suite
-from euryale.serving.suites import SUITES, Question, read_suite
-from euryale.serving.tables import suite_table
+from euryale.evaluation import bench as bench_module
+from euryale.evaluation.bench import BenchSettings
+from euryale.evaluation.bench_suite import ask, bench_suite
+from euryale.evaluation.contenders import Turn
+from euryale.report.tables import suite_table
 
 CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 OTHERS = ("translation", "summarization", "qa", "math_reasoning", "rag")
@@ -142,7 +142,7 @@ def test_tasks_are_added_up_each_alone_and_together(tiny_base: Base, monkeypatch
     PARTS = ("draft", "verify", "accept", "commit")
     ours = [(4, 1.0, [3, 1]), (8, 1.0, [4, 4]), (6, 1.0, [1] * 6)]
     plain = [(4, 2.0, [1] * 4), (8, 2.0, [1] * 8), (6, 1.5, [1] * 6)]
-    monkeypatch.setattr(benchmark, "CONTENDERS", {"euryale": stub(ours), "ar": stub(plain)})
+    monkeypatch.setattr(bench_module, "CONTENDERS", {"euryale": stub(ours), "ar": stub(plain)})
     questions = [Question("a", "0", None, ("one", "two")), Question("b", "1", "three", ())]
     found = bench_suite(
         Engine(tiny_base, drafter="lookup"), questions, 9, BenchSettings(("euryale", "ar"), 1, max_new_tokens=4)

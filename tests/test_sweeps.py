@@ -14,11 +14,11 @@ from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 from scripts import SMALL, Result, assert_refused, run_script, write_texts
 
+from euryale.cli.sweeps import settle_arguments, sweep_folder
 from euryale.errors import UserError
-from euryale.model.files import read_json, write_json
-from euryale.serving.paretoplot import frontier, pareto_plot
-from euryale.serving.ranking import better, differing_settings, numbers_of, rank_jobs, ranking_table, save_ranking
-from euryale.sweeping import settle_arguments, sweep_folder
+from euryale.report.plot_pareto import frontier, pareto_plot
+from euryale.report.ranking import better, differing_settings, numbers_of, rank_jobs, ranking_table, save_ranking
+from euryale.system.files import read_json, write_json
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_a_bug_in_one_job_is_a_failure_of_that_job(
     def broken(*_: object) -> None:
         raise RuntimeError("no such luck")
 
-    monkeypatch.setattr("euryale.pipeline.make_heads", broken)
+    monkeypatch.setattr("euryale.cli.pipeline.make_heads", broken)
     result = run_script("train/run.py", "-m", *arguments, "name=bug", "seed=0,1")
     assert result.status == 2 and result.last_line["failed"] == 2 and result.last_line["best"] is None
     assert "Traceback" in result.err and "no such luck" in result.out
@@ -150,7 +150,7 @@ def test_a_person_who_will_not_wait_for_a_launcher_is_told_what_goes_on(
     monkeypatch.setattr(basic, "launch", wait)
     result = run_script("train/run.py", "-m", *arguments, "name=waiting", "seed=0,1")
     assert result.status == 130 and "Traceback" not in result.err
-    assert f"interrupted. Jobs of a cluster go on; python infer/report.py runs={place / 'waiting'}" in result.err
+    assert f"interrupted. Jobs of a cluster go on; python infer/rank.py runs={place / 'waiting'}" in result.err
 
 
 def test_a_cluster_that_cannot_be_asked_is_one_message(
@@ -167,7 +167,7 @@ def test_a_setting_that_one_job_cannot_read_is_refused_before_any(arguments: lis
     assert not (place / "unread" / "0").exists()
 
 
-# infer/report.py
+# infer/rank.py
 
 
 def test_unfinished_and_damaged_runs_are_listed_and_not_fatal(copied: Path) -> None:
@@ -177,7 +177,7 @@ def test_unfinished_and_damaged_runs_are_listed_and_not_fatal(copied: Path) -> N
     damaged = Path(shutil.copytree(copied / "1", copied / "3"))
     (damaged / "report.json").write_text("{")
     Path(shutil.copytree(copied / "1", copied / "4"), "config.yaml").write_text("a: [")
-    result = run_script("infer/report.py", f"runs={copied}")
+    result = run_script("infer/rank.py", f"runs={copied}")
     assert result.status == 0, result.err
     assert f"unfinished: 0: saved after step 2; python train/run.py resume={copied / '0'} goes on" in result.out
     assert "unfinished: 2: nothing saved yet" in result.out
@@ -193,16 +193,16 @@ def test_runs_are_ranked_by_the_metric_that_is_asked_for(copied: Path, tmp_path:
         write_json(copied / name / "report.json", report)
     out = tmp_path / "out"
     for metric, best in (("tau", "0"), ("held_out_loss_nats", "1")):
-        result = run_script("infer/report.py", f"runs={copied}", f"metric={metric}", f"output={out}")
+        result = run_script("infer/rank.py", f"runs={copied}", f"metric={metric}", f"output={out}")
         assert result.last_line["best"] == str(copied / best), metric
     assert sorted(path.name for path in out.iterdir()) == ["pareto.png", "ranking.csv"]
     assert (better("tau"), better("held_out_loss_nats")) == ("maximize", "minimize")
 
 
 def test_nothing_to_rank_is_refused(tmp_path: Path) -> None:
-    assert_refused(run_script("infer/report.py", f"runs={tmp_path}"), "no run below this folder")
-    assert_refused(run_script("infer/report.py", f"runs={tmp_path}/none"), "there is no such folder")
-    assert_refused(run_script("infer/report.py", f"runs={tmp_path}", "metric=beauty"), "metric=beauty", "tau")
+    assert_refused(run_script("infer/rank.py", f"runs={tmp_path}"), "no run below this folder")
+    assert_refused(run_script("infer/rank.py", f"runs={tmp_path}/none"), "there is no such folder")
+    assert_refused(run_script("infer/rank.py", f"runs={tmp_path}", "metric=beauty"), "metric=beauty", "tau")
 
 
 def test_only_what_differs_is_shown(copied: Path) -> None:
@@ -227,7 +227,7 @@ def test_the_plot_shows_the_tau_that_was_ranked_by(copied: Path, monkeypatch: py
             calibration["tau"]["16"] = 3.0 + int(name)
         write_json(copied / name / "report.json", report)
     drawn: dict[str, list] = {}
-    monkeypatch.setattr("euryale.serving.ranking.pareto_plot", lambda points, tau: drawn.update({tau: points}) or b"")
+    monkeypatch.setattr("euryale.report.ranking.pareto_plot", lambda points, tau: drawn.update({tau: points}) or b"")
     for metric in ("tau", "tau_16", "held_out_loss_nats"):
         jobs = rank_jobs(copied, metric)
         save_ranking(copied, jobs, metric)
@@ -243,14 +243,14 @@ def test_runs_without_a_tree_of_sixteen_nodes_are_ranked_too(copied: Path) -> No
         for calibration in report["calibration"]["calibrations"]:
             calibration["tau"].pop("16", None)
         write_json(copied / name / "report.json", report)
-    result = run_script("infer/report.py", f"runs={copied}", "metric=tau_16")
+    result = run_script("infer/rank.py", f"runs={copied}", "metric=tau_16")
     assert result.status == 0, result.err
     assert (result.last_line["best"], result.last_line["finished"]) == (None, 2)
 
 
 def test_runs_that_differ_in_much_are_named_in_the_plot(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[dict] = []
-    monkeypatch.setattr("euryale.serving.ranking.pareto_plot", lambda points, tau: drawn.extend(points) or b"")
+    monkeypatch.setattr("euryale.report.ranking.pareto_plot", lambda points, tau: drawn.extend(points) or b"")
     jobs = rank_jobs(copied, "tau")
     jobs[0].settings |= {f"heads.setting_{i}": i for i in range(9)}
     save_ranking(copied, jobs, "tau")
@@ -269,7 +269,7 @@ def test_a_sweep_under_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_launcher_that_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("euryale.sweeping.find_spec", lambda module: None)
+    monkeypatch.setattr("euryale.cli.sweeps.find_spec", lambda module: None)
     with pytest.raises(UserError, match=r"sweep=optuna needs a plugin .* pip install 'euryale\[sweep\]'"):
         settle_arguments(["sweep=optuna"])
     with pytest.raises(UserError, match="pip install ray && pip install --no-deps hydra-ray-launcher"):

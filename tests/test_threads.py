@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from euryale.base.base import Base
 from euryale.decoding.engine import Engine
-from euryale.model.base import Base
-from euryale.model.files import write_json
-from euryale.serving import threads as module
-from euryale.serving.threads import use_calibrated_threads, use_fastest_threads
+from euryale.evaluation import threads as module
+from euryale.evaluation.threads import use_calibrated_threads, use_fastest_threads
+from euryale.system.files import write_json
 
 
 @pytest.fixture(autouse=True)

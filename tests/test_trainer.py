@@ -22,16 +22,17 @@ from conftest import save_tiny_llama
 from killed_runs import MemoryStream, make_batch, make_trainer
 from test_checkpoint import largest_file
 
+from euryale.base.base import Base, load_base
+from euryale.base.config import BaseConfig
 from euryale.errors import UserError
-from euryale.model.base import Base, BaseConfig, load_base
-from euryale.model.checkpoint import find_checkpoint, load_heads, read_description
-from euryale.model.design import HeadsConfig
-from euryale.model.heads import build_heads
-from euryale.training.interrupt import SIGNALS, Interrupted, SignalGuard
-from euryale.training.metrics import MetricsLog, truncate_metrics, wandb_mode
+from euryale.heads.checkpoint import find_checkpoint, load_heads, read_description
+from euryale.heads.config import HeadsConfig
+from euryale.heads.heads import build_heads
+from euryale.training.metrics_log import MetricsLog, truncate_metrics, wandb_mode
 from euryale.training.objective import OBJECTIVES, ObjectiveConfig, medusa1_loss
-from euryale.training.optim import OptimConfig, build_optimizer, learning_rate
+from euryale.training.optimizer import OptimConfig, build_optimizer, learning_rate
 from euryale.training.resume import find_run, random_state, restore_random_state
+from euryale.training.signals import SIGNALS, Interrupted, SignalGuard
 from euryale.training.trainer import Trainer
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from random_models import random_tree
 
-from euryale.decoding.tree import ROOT_ONLY, Tree, chain, check_depth, medusa63
+from euryale.decoding.tree.tree import ROOT_ONLY, Tree, chain, check_depth, medusa63
 from euryale.errors import UserError
 
 

@@ -7,12 +7,12 @@ The last line on stdout is JSON.
 
 from pathlib import Path
 
-from euryale.config import script, use_threads
-from euryale.measuring import measure, table
-from euryale.model.checkpoint import provenance
-from euryale.schemas import MeasureConfig
-from euryale.serving.benchmark import write_result
-from euryale.sweeping import swept
+from euryale.cli.measure_training import measure, table
+from euryale.cli.schemas import MeasureConfig
+from euryale.cli.script import script, use_threads
+from euryale.cli.sweeps import swept
+from euryale.report.result_file import write_result
+from euryale.system.provenance import provenance
 
 
 @script("measure")

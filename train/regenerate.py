@@ -5,13 +5,13 @@ processes share the work: torchrun --nproc_per_node=N train/regenerate.py [...]
 With regenerate.url=http://HOST:8000/v1 a server of the base writes, and its weights are not loaded here.
 """
 
-from euryale import processes
-from euryale.config import script, use_threads
-from euryale.model.files import read_json
-from euryale.pipeline import write_text, writing_base
-from euryale.preflight import check_rows
-from euryale.schemas import RegenerateScriptConfig
-from euryale.serving.regenerate import MANIFEST
+from euryale.cli.pipeline import write_text, writing_base
+from euryale.cli.preflight import check_rows
+from euryale.cli.schemas import RegenerateScriptConfig
+from euryale.cli.script import script, use_threads
+from euryale.regenerate.manifest import MANIFEST
+from euryale.system import processes
+from euryale.system.files import read_json
 
 
 @script("regenerate")

@@ -6,10 +6,12 @@ Several GPUs: torchrun --nproc_per_node=N train/run.py [...]
 
 import logging
 
-from euryale import pipeline, preflight, processes
-from euryale.config import device_of, script, settle_run, use_threads, whole_or_nothing
-from euryale.schemas import TrainConfig
-from euryale.serving.tables import training_summary
+from euryale.cli import pipeline, preflight
+from euryale.cli.run_folder import settle_run, whole_or_nothing
+from euryale.cli.schemas import TrainConfig
+from euryale.cli.script import device_of, script, use_threads
+from euryale.report.tables import training_summary
+from euryale.system import processes
 
 log = logging.getLogger(__name__)
 

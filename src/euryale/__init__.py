@@ -11,7 +11,7 @@ def __getattr__(name: str) -> object:
 
         return Engine
     if name == "Generation":
-        from euryale.decoding.rows import Generation
+        from euryale.decoding.request import Generation
 
         return Generation
     raise AttributeError(f"module 'euryale' has no attribute {name!r}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from euryale.data.bad_rows import BadRows
-from euryale.data.files import Record, read_records
+from euryale.data.records import Record, read_records
 from euryale.data.rows import Row, row_from_record, row_from_text
 from euryale.errors import UserError
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from euryale.data.documents import PIECES
 from euryale.data.file_source import FileSource, file_row, library_files, library_row, shard_files, shard_row
-from euryale.data.files import find_files
-from euryale.data.hub import HubSource
+from euryale.data.hub_source import HubSource
+from euryale.data.records import find_files
 from euryale.data.rows import Message, Row, Source
-from euryale.data.wrappers import Joined, Mix, Shuffled, Split
+from euryale.data.transforms import Joined, Mix, Shuffled, Split
 from euryale.errors import UserError
 
 __all__ = ["SOURCES", "SPLITS", "DataConfig", "Message", "Row", "Source", "build_source"]

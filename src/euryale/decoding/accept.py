@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from euryale.decoding.accept_rejection import walk_by_rejection
-from euryale.decoding.draft import Draft, Shape
+from euryale.decoding.drafters.interface import Draft
 from euryale.decoding.sampling import Drawn, Sampling, warp
+from euryale.decoding.tree.tree import Shape
 from euryale.errors import UserError
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from euryale.decoding.draft import Draft
+from euryale.decoding.drafters.interface import Draft
 
 
 class Walk(NamedTuple):

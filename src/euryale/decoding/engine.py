@@ -9,21 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
+from euryale.base.base import Base, load_base
+from euryale.base.config import BaseConfig
 from euryale.decoding.accept import AcceptConfig
-from euryale.decoding.calibrated import TREE_FILE, Calibration, read_calibrations
-from euryale.decoding.drafters import DrafterConfig
+from euryale.decoding.drafter_pool import Plan
+from euryale.decoding.drafters.build import DrafterConfig
 from euryale.decoding.noise import seeds_of
-from euryale.decoding.plan import Plan
-from euryale.decoding.requests import Prompt, encode, row_of
-from euryale.decoding.rows import Ends, Generation, Row
+from euryale.decoding.request import Ends, Generation, Prompt, Row, encode, row_of
 from euryale.decoding.sampling import MoreSampling, Sampling
 from euryale.decoding.scheduler import Handle, Scheduler, StepSeen
-from euryale.decoding.tree import Budget, Tree
-from euryale.decoding.trees import TreeConfig
+from euryale.decoding.tree.calibration import TREE_FILE, Calibration, read_calibrations
+from euryale.decoding.tree.choose import TreeConfig
+from euryale.decoding.tree.tree import Budget, Tree
 from euryale.errors import UserError
-from euryale.model.base import Base, BaseConfig, load_base
-from euryale.model.checkpoint import load_heads, read_description
-from euryale.model.heads import Heads
+from euryale.heads.checkpoint import load_heads, read_description
+from euryale.heads.heads import Heads
 
 
 class Engine:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from euryale.decoding.accept import AcceptConfig, Verified, accept
-from euryale.decoding.draft import Draft
-from euryale.decoding.processors import PathProcessors
+from euryale.decoding.drafters.interface import Draft
+from euryale.decoding.logits_processors import PathProcessors
 from euryale.decoding.sampling import Sampling, draw
 
 

@@ -13,16 +13,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Unpack
 
+from euryale.base.base import Base
 from euryale.decoding.accept import LOSSY, AcceptConfig
-from euryale.decoding.draft import Drafter
+from euryale.decoding.decoder import Decoder
+from euryale.decoding.detokenizer import Detokenizer
+from euryale.decoding.drafters.interface import Drafter
 from euryale.decoding.noise import check_seeds
-from euryale.decoding.requests import Prompt, row_of
-from euryale.decoding.rows import Ends, Generation, Row
+from euryale.decoding.request import Ends, Generation, Prompt, Row, row_of
 from euryale.decoding.sampling import AnySampling, Sampling
-from euryale.decoding.step import Decoder
-from euryale.decoding.text import Detokenizer
 from euryale.errors import UserError
-from euryale.model.base import Base
 
 
 class Handle:

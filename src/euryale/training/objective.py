@@ -19,12 +19,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from euryale.base.base import Base
+from euryale.base.lora import adapter_disabled
 from euryale.errors import UserError
-from euryale.model.adapter import adapter_disabled
-from euryale.model.base import Base
-from euryale.model.heads import Heads, PackedText
-from euryale.model.norms import normalise
-from euryale.training.chunked import Labels, chunked_loss
+from euryale.heads.heads import Heads, PackedText
+from euryale.kernels.rms_norm import normalise
+from euryale.training.chunked_loss import Labels, chunked_loss
 from euryale.training.labels import FIRST_GAP, PackedBatch, Selection, select_labels
 from euryale.training.losses import LOSSES
 from euryale.training.scoring import RANKS, Problem, score

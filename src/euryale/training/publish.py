@@ -8,9 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from euryale.model.base import Base
-from euryale.model.checkpoint import DESCRIPTION, provenance, read_description, save_base, save_heads
-from euryale.model.heads import Heads
+import torch
+
+from euryale.base.base import Base
+from euryale.heads.checkpoint import DESCRIPTION, read_description, save_heads
+from euryale.heads.heads import Heads
+from euryale.system.files import json_text, read_json, write_atomically
+from euryale.system.provenance import provenance
 from euryale.training.objective import ObjectiveConfig
 
 BASE = "base"
@@ -39,3 +43,13 @@ def is_published(folder: Path, heads: Heads | None, step: int, is_last: bool) ->
     if not (folder / DESCRIPTION).is_file():
         return False
     return read_description(folder).get("provenance", {}).get("step") == step
+
+
+def save_base(folder: Path, base: Base, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Writes a base that was trained here as a Hugging Face folder, all or nothing."""
+    weights = {name: tensor.detach().to("cpu", dtype) for name, tensor in base.model.state_dict().items()}
+    with write_atomically(folder, last="model.safetensors") as staged:
+        base.model.save_pretrained(staged, state_dict=weights)
+        base.tokenizer.save_pretrained(staged)
+        config = read_json(staged / "config.json")
+        (staged / "config.json").write_text(json_text(config | {"dtype": str(dtype).removeprefix("torch.")}))

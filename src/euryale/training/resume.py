@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from euryale.base.base import Base
 from euryale.errors import UserError
-from euryale.model.base import Base
-from euryale.model.checkpoint import read_tensors
-from euryale.model.files import json_text, read_json, write_atomically
-from euryale.model.heads import Heads
+from euryale.heads.heads import Heads
+from euryale.system.files import json_text, read_json, write_atomically
+from euryale.system.tensor_files import read_tensors
 from euryale.training.objective import ObjectiveConfig
-from euryale.training.optim import OptimConfig, moments, restore_moments
+from euryale.training.optimizer import OptimConfig, moments, restore_moments
 
 FORMAT_VERSION = 3  # 3: one cursor for all processes
 CONFIG_FILE = "config.yaml"  # the settings of a run, in its folder: whoever has it can go on with the run

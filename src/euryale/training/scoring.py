@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from euryale.errors import UserError
-from euryale.training.chunked import Labels, chunks, label_loss
+from euryale.training.chunked_loss import Labels, chunks, label_loss
 from euryale.training.labels import PackedBatch, select_labels
 
 RANKS = (1, 5, 10)

@@ -14,17 +14,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from euryale.base.base import Base
+from euryale.base.lora import check_recompute, learning
 from euryale.errors import UserError
-from euryale.model.adapter import check_recompute, learning
-from euryale.model.base import Base
-from euryale.model.heads import Heads
-from euryale.model.memory import begin_peak, peak
-from euryale.progress import Progress
-from euryale.training.interrupt import Interrupted, SignalGuard
+from euryale.heads.heads import Heads
+from euryale.system.memory import begin_peak, peak
+from euryale.system.progress import Progress
 from euryale.training.labels import BatchStream, PackedBatch
-from euryale.training.metrics import MetricsLog, forget_metrics, truncate_metrics
+from euryale.training.metrics_log import MetricsLog, forget_metrics, truncate_metrics
 from euryale.training.objective import OBJECTIVES, LossSums, ObjectiveConfig
-from euryale.training.optim import OptimConfig, autocast, build_optimizer, learning_rate, trained_parameters
+from euryale.training.optimizer import OptimConfig, autocast, build_optimizer, learning_rate, trained_parameters
 from euryale.training.publish import is_published, publish
 from euryale.training.resume import (
     drop_older_saves,
@@ -39,8 +38,9 @@ from euryale.training.resume import (
     share_batches,
 )
 from euryale.training.scoring import check_labels
+from euryale.training.signals import Interrupted, SignalGuard
 from euryale.training.stages import stage_at
-from euryale.training.step import StepResult, Window, add_up, average_gradients
+from euryale.training.train_step import StepResult, Window, add_up, average_gradients
 
 MAX_BARREN_STEPS = 10  # steps in a row without a label before a run says that it learns nothing
 MAX_NAMED_ROWS = 8

@@ -1,0 +1,28 @@
+"""Plots a sweep of infer/bench.py: python infer/plot_sweep.py results=FILE.jsonl [by=temperature]"""
+
+from pathlib import Path
+
+from euryale.cli.schemas import PlotSweepConfig
+from euryale.cli.script import script
+from euryale.errors import UserError
+from euryale.report.plot_sweep import sweep_plot
+from euryale.report.sweep_results import read_sweep, sweep_table
+from euryale.system.files import write_atomically
+
+
+@script("plot_sweep")
+def main(config: PlotSweepConfig) -> dict[str, object]:
+    if config.results is None:
+        raise UserError("results=FILE.jsonl is missing: the file that infer/bench.py output=FILE.jsonl adds to.")
+    results = Path(config.results).expanduser()
+    sweep = read_sweep(results, config.by)
+    print(sweep_table(sweep))
+    picture = Path(config.output).expanduser() if config.output else results.with_suffix(".png")
+    with write_atomically(picture) as staged:
+        staged.write_bytes(sweep_plot(sweep))
+    print(f"\n{picture}")
+    return {"plot": str(picture), "by": sweep.by, "num_results": len(sweep.points)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""How is somebody's language model loaded and asked, without changing it?
+
+The base is an unmodified `AutoModelForCausalLM`, from a folder or the hub, in the dtype and quantisation asked
+for. Everything a user can get wrong about it is found here, before its weights take memory.
+
+Letters: B batch, T tokens, D width, V vocabulary.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from euryale.base.config import BaseConfig
+from euryale.base.fast_llama import LeanForward, lean_forward
+from euryale.base.forward import Forward, PlainForward
+from euryale.base.hidden_states import join_states, outputs_of_layers
+from euryale.base.locate import _read_config, context_length, eos_ids, find_source, fingerprint, known_as, load_message
+from euryale.base.precision import keep_4bit_weights_trainable, pick_device, pick_dtype, quantization_config
+from euryale.base.tree_attention import adopt_tree_attention
+from euryale.errors import UserError
+
+FORWARDS = ("auto", "plain")
+log = logging.getLogger(__name__)
+
+
+class Base:
+    """A loaded base: the model, its tokenizer and the few facts the rest of the product asks for."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        path: str,
+        fingerprint: str,
+        quantization: str = "none",
+        forward: str = "auto",
+    ) -> None:
+        self.quantization = quantization
+        self._forward: Forward | None = PlainForward(model) if forward == "plain" else None
+        self.adapter: Any = None  # peft's PeftModel around `model`, while adapters stand beside its layers
+        self.adapter_of: str | None = None  # the checkpoint folder that the adapter, merged or not, came from
+        self.merge_adapter = False  # an adapter that is loaded becomes part of the weights
+        self.model = model
+        self.tokenizer = tokenizer
+        self.path = path
+        self.fingerprint = fingerprint
+        self.revision: str | None = getattr(model.config, "_commit_hash", None)
+        config = model.config.get_text_config()
+        self.hidden_size: int = config.hidden_size
+        self.vocab_size: int = self.lm_head_weight.shape[0]
+        self.max_length = context_length(model.config)
+        self.eos_ids = eos_ids(model.generation_config, model.config)
+        self.bos_id: int | None = tokenizer.bos_token_id
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm_head_weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of hidden states."""
+        return self.lm_head_weight.dtype
+
+    @property
+    def lm_head_weight(self) -> Tensor:
+        """The output matrix [V, D]."""
+        return self.model.get_output_embeddings().weight
+
+    def forward(self) -> Forward:
+        """The forward pass that decoding takes: the lean one where the family has one, else the model itself."""
+        if isinstance(self._forward, LeanForward) and not self._forward.is_current():
+            self._forward = None
+        if self._forward is None:
+            self._forward = lean_forward(self.model) or PlainForward(self.model)
+        return self._forward
+
+    def logits(self, hidden_xD: Tensor) -> Tensor:
+        """Final hidden states [..., D] -> logits [..., V]."""
+        return self.model.get_output_embeddings()(hidden_xD)
+
+    def embed(self, ids_x: Tensor) -> Tensor:
+        """Token ids [...] -> embeddings [..., D]."""
+        return self.model.get_input_embeddings()(ids_x)
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
+    def forward_packed(
+        self, ids_BT: Tensor, positions_BT: Tensor, documents_BT: Tensor, layers: Sequence[int] = ()
+    ) -> Tensor:
+        """One causal pass over packed documents; nobody sees another document. Returns hidden [B, T, D].
+
+        documents_BT numbers the documents of a row; -1 is padding, which sees (and is seen by) padding alone.
+        The states are those after the final norm, which heads and the output matrix read; the outputs of `layers`
+        (numbered from 1) lie behind them, [B, T, (1 + len(layers)) D], as heads of several features read them.
+        """
+        same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
+        mask_B1TT = (same_BTT & torch.ones_like(same_BTT[0]).tril())[:, None]
+        with outputs_of_layers(self.model, layers) as between:
+            out = self.model.base_model(
+                input_ids=ids_BT, position_ids=positions_BT, attention_mask=mask_B1TT, use_cache=False
+            )
+        return join_states(out.last_hidden_state, [between[layer] for layer in layers])
+
+    def identity(self) -> dict[str, str | int | None]:
+        """What a heads checkpoint remembers of its base."""
+        return {
+            "path": self.path,
+            "revision": self.revision,
+            "architecture": type(self.model).__name__,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "fingerprint": self.fingerprint,
+            "quantization": self.quantization,
+        }
+
+
+def load_base(config: BaseConfig) -> Base:
+    """Loads the base, in eval mode, with tree attention in place.
+
+    Raises UserError: no path, no such folder or hub id; a folder without config, weights or tokenizer; an unreadable
+    or cut-off file, or one that lacks tensors; a family that computes more than trees and heads can follow; a missing
+    GPU.
+    """
+    transformers.utils.logging.disable_progress_bar()
+    path, source = find_source(config)
+    assert config.path is not None
+    if config.forward not in FORWARDS:
+        raise UserError(f"base.forward={config.forward} is not known. Choose one of: {', '.join(FORWARDS)}.")
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device, _read_config(config, path, source))
+    quantization = quantization_config(config.quantization, dtype)
+    name = "nf4" if quantization else "none"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **source)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path,
+            **source,
+            output_loading_info=True,
+            dtype=dtype,
+            quantization_config=quantization,
+            device_map={"": device} if quantization else None,
+        )
+    # transformers reports a user's mistakes (a wrong id, a damaged file, an unknown family) with any of these.
+    except Exception as error:
+        raise UserError(load_message(config.path, error)) from error
+    if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
+        raise UserError(
+            f"base.path={config.path}: the weights lack {len(missing)} tensors ({', '.join(missing[:3])} ...) that "
+            "config.json calls for. Copy the model again."
+        )
+    if not quantization:
+        model = model.to(device)
+    prepare_model(model, config.path)
+    base = Base(model, tokenizer, known_as(config.path, path), fingerprint(path, model.config), name, config.forward)
+    base.merge_adapter = config.merge_adapter
+    log.info("base %s: %s on %s in %s", config.path, type(model).__name__, base.device, base.dtype)
+    return base
+
+
+def prepare_model(model: PreTrainedModel, path: str) -> None:
+    """What trees and training need of a model whose weights are in place. Raises UserError as adopt_tree_attention."""
+    keep_4bit_weights_trainable(model)
+    model.eval().requires_grad_(False)
+    adopt_tree_attention(model, path)

@@ -1,0 +1,67 @@
+"""What is known of a base whose weights stay where they are?
+
+Where a server of the base writes the training text, only its tokenizer, its limits and its name are asked for: they
+come from small files, so that no memory for the model is needed beside the server.
+"""
+
+import logging
+from typing import NamedTuple
+
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from euryale.base.config import BaseConfig
+from euryale.base.locate import context_length, eos_ids, find_source, fingerprint, known_as, load_message, read_config
+from euryale.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class UnloadedBase(NamedTuple):
+    """The facts of a Base, under the same names."""
+
+    tokenizer: PreTrainedTokenizerBase
+    path: str
+    fingerprint: str
+    quantization: str
+    revision: str | None
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    max_length: int
+    eos_ids: tuple[int, ...]
+
+    def identity(self) -> dict[str, str | int | None]:
+        """That of the base when it is loaded."""
+        names = ("path", "revision", "architecture", "vocab_size", "hidden_size", "fingerprint", "quantization")
+        return {name: getattr(self, name) for name in names}
+
+
+def describe_base(config: BaseConfig) -> UnloadedBase:
+    """Raises UserError: no path, no such folder or hub id, one without tokenizer, no causal language model."""
+    path, source = find_source(config)
+    of_base = read_config(config)
+    asked = str(config.path)
+    if type(of_base) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"base.path={asked}: {type(of_base).__name__} describes no causal language model. Give one.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **source)
+    except Exception as error:  # transformers reports a user's mistakes with any of these
+        raise UserError(load_message(asked, error)) from error
+    try:
+        generation = GenerationConfig.from_pretrained(path, **source)
+    except OSError:  # the file is optional
+        generation = None
+    text = of_base.get_text_config()
+    log.info("base %s: tokenizer and sizes alone; its weights are not loaded", asked)
+    return UnloadedBase(
+        tokenizer,
+        known_as(asked, path),
+        fingerprint(path, of_base),
+        "nf4" if config.quantization == "nf4" else "none",
+        getattr(of_base, "_commit_hash", None),
+        MODEL_FOR_CAUSAL_LM_MAPPING[type(of_base)].__name__,
+        text.vocab_size,
+        text.hidden_size,
+        context_length(of_base),
+        eos_ids(generation, of_base),
+    )

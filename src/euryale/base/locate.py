@@ -1,0 +1,150 @@
+"""Where is the model that a user means, and is it whole? Asked before its weights take memory or time."""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import constants
+from transformers import AutoConfig, PreTrainedConfig
+
+from euryale.base.config import BaseConfig
+from euryale.errors import UserError
+from euryale.system.paths import PROJECT
+
+log = logging.getLogger(__name__)
+
+
+def find_model(path: str) -> str:
+    """A folder (from here, or from the project) or a hub id."""
+    for candidate in (Path(path).expanduser(), PROJECT / path):
+        if candidate.is_dir():
+            return str(candidate)
+    looks_like_id = path.count("/") <= 1 and not path.startswith((".", "/", "~")) and bool(path)
+    if not looks_like_id or path.startswith("checkpoints/"):
+        looked = " and ".join(dict.fromkeys([str(Path.cwd()), str(PROJECT)]))
+        raise UserError(
+            f"base.path={path}: there is no such folder (looked in {looked}). "
+            "Give a folder that holds a Hugging Face model, or a hub id like meta-llama/Llama-3.1-8B."
+        )
+    return path
+
+
+def hub_answers(repo: str, revision: str | None) -> bool:
+    """Asks the hub once, briefly: its own client would retry for half a minute. A cached model needs no answer."""
+    try:
+        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=5.0)
+    except Exception as error:  # the HTTP library's errors differ between hub versions; the outcome is one
+        if isinstance(huggingface_hub.try_to_load_from_cache(repo, "config.json", revision=revision), str):
+            log.warning("the hub (%s) does not answer: using the copy of %s in the cache", constants.ENDPOINT, repo)
+            return False
+        raise UserError(
+            f"base.path={repo}: no such folder here, and the hub at {constants.ENDPOINT} cannot be reached "
+            f"({type(error).__name__}). Give a folder that holds the model, or base=tiny, which needs no download."
+        ) from error
+    return True
+
+
+def check_folder(folder: Path, asked: str, is_whole: bool = True) -> None:
+    """A model folder has a config, weights and a tokenizer, and all of them can be read; not `is_whole`: a config."""
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"base.path={asked}: {folder} has no config.json, so it is no model folder. Found: {_listing(folder)}."
+        )
+    try:
+        json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise UserError(
+            f"base.path={asked}: {folder}/config.json is not JSON ({error}). Copy the model again."
+        ) from error
+    if not is_whole:
+        return
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise UserError(
+            f"base.path={asked}: {folder} has no weights (*.safetensors or *.bin). Found: {_listing(folder)}."
+        )
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+    if not any((folder / name).is_file() for name in names):
+        raise UserError(
+            f"base.path={asked}: {folder} has no tokenizer ({', '.join(names)}). Copy it from the model it came from."
+        )
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(p.name for p in folder.iterdir())
+    return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "") if names else "nothing"
+
+
+def read_config(config: BaseConfig, is_whole: bool = True) -> PreTrainedConfig:
+    """The base's own config.json; its weights are not touched, and unless `is_whole` they need not be there. Raises
+    UserError as load_base does."""
+    path, source = find_source(config, is_whole)
+    return _read_config(config, path, source)
+
+
+def find_source(config: BaseConfig, is_whole: bool = True) -> tuple[str, dict[str, Any]]:
+    """A folder or hub id, and how transformers is to look for it."""
+    if not config.path:
+        raise UserError(
+            "base.path is not set. Give base=hf base.path=FOLDER_OR_HUB_ID, or a ready-made base such as base=tiny."
+        )
+    path = find_model(config.path)
+    is_local = Path(path).is_dir()
+    if is_local:
+        check_folder(Path(path), config.path, is_whole)
+    return path, {"revision": config.revision, "local_files_only": is_local or not hub_answers(path, config.revision)}
+
+
+def _read_config(config: BaseConfig, path: str, source: dict[str, Any]) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(path, **source)
+    except Exception as error:  # as in load_base
+        raise UserError(load_message(str(config.path), error)) from error
+
+
+def load_message(asked: str, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if len(text) > 400:
+        text = text[:400] + " ..."
+    return (
+        f"base.path={asked} could not be loaded ({type(error).__name__}): {text} "
+        "If it is a hub id and this machine is offline, give a folder that holds the model instead."
+    )
+
+
+def known_as(asked: str, path: str) -> str:
+    """The name that a checkpoint remembers: it is opened from other working folders."""
+    return asked if not Path(path).is_dir() or (PROJECT / asked).is_dir() else str(Path(path).resolve())
+
+
+def context_length(config: PreTrainedConfig) -> int:
+    """Tokens of context. Beyond a sliding window keys would have to be forgotten: the context simply ends there."""
+    text = config.get_text_config()
+    return min(text.max_position_embeddings, getattr(text, "sliding_window", None) or text.max_position_embeddings)
+
+
+def eos_ids(*configs: object) -> tuple[int, ...]:
+    """End-of-text ids of the first config (of generation, of the model) that has any; one or a list."""
+    for config in configs:
+        eos = getattr(config, "eos_token_id", None)
+        if eos is not None:
+            return tuple(eos) if isinstance(eos, (list, tuple)) else (int(eos),)
+    return ()
+
+
+def fingerprint(path: str, config: PreTrainedConfig) -> str:
+    """Names the weights: sizes and samples of the weight files, the same whatever dtype they are loaded in."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return f"hub:{getattr(config, '_commit_hash', None)}"
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size};".encode())
+        with file.open("rb") as stream:
+            for part in range(8):
+                stream.seek(size * part // 8)
+                digest.update(stream.read(4096))
+    return digest.hexdigest()[:32]

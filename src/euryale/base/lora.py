@@ -1,0 +1,228 @@
+"""How does a frozen base, 4-bit ones included, learn a little without being changed?
+
+LoRA (Hu et al. 2021) beside its linear layers, by peft: y = W x + alpha / rank * B A x, where W stays as it is and B
+starts at zero. The layers are put into the loaded model itself, so everything that runs the model runs them too;
+switched off, the model is the base as it was: teacher and student are one model in memory.
+
+`adapter/` in a checkpoint is peft's own format, and base.json beside it says which base it belongs to.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from euryale.base.base import Base
+from euryale.base.identity import check_same_base
+from euryale.errors import UserError
+from euryale.system.files import json_text, read_json, write_atomically
+from euryale.system.tensor_files import check_finite, read_tensors
+
+FOLDER = "adapter"
+_WEIGHTS = "adapter_model.safetensors"
+_SETTINGS = "adapter_config.json"
+_BASE = "base.json"
+ALL = "all"
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class LoraConfig:
+    """The adapters; the values in conf/lora are the documented defaults."""
+
+    rank: int = 32
+    alpha: float = 16.0
+    dropout: float = 0.05
+    targets: list[str] = field(default_factory=lambda: [ALL])
+
+    def check(self) -> None:
+        """Raises UserError for a value that cannot be."""
+        if self.rank < 1:
+            raise UserError(f"lora.rank={self.rank}: a whole number of at least 1 is needed (8 to 64 are usual).")
+        if not self.alpha > 0:
+            raise UserError(f"lora.alpha={self.alpha}: a positive number is needed (half of the rank is usual).")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"lora.dropout={self.dropout}: a share from 0 to below 1 is needed.")
+        if not self.targets:
+            raise UserError(f"lora.targets=[] adapts nothing. Name linear layers, or use lora.targets=[{ALL}].")
+
+
+def linear_layers(model: PreTrainedModel) -> dict[str, list[nn.Linear]]:
+    """The linear layers that an adapter can stand beside, by the last part of their names; not the output matrix,
+    which heads and engine read as one matrix."""
+    layers: dict[str, list[nn.Linear]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module is not model.get_output_embeddings():
+            layers.setdefault(name.rpartition(".")[2], []).append(module)
+    return layers
+
+
+def chosen_targets(model: PreTrainedModel, config: LoraConfig) -> list[str]:
+    """The names in linear_layers that `lora.targets` means. Raises UserError for one that matches nothing."""
+    known = sorted(linear_layers(model))
+    targets = known if list(config.targets) == [ALL] else sorted(set(config.targets))
+    unknown = [name for name in targets if name not in known]
+    if unknown:
+        raise UserError(
+            f"lora.targets names {', '.join(unknown)}, and {type(model).__name__} has no such linear layer to adapt. "
+            f"Choose among: {', '.join(known)} (or [{ALL}] for all of them)."
+        )
+    return targets
+
+
+def add_adapter(base: Base, config: LoraConfig, seed: int = 0) -> None:
+    """Puts fresh adapters, in float32, beside the layers of `base`: it says the same as before.
+
+    Raises UserError for targets that match nothing, and without peft.
+    """
+    peft = _peft()
+    settings = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=chosen_targets(base.model, config),
+        bias="none",
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base.path,
+        revision=base.revision,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        base.adapter = _wrap(base, settings)
+    base.adapter_of = "this run"
+    base.adapter.eval()
+    for parameter in adapter_parameters(base).values():
+        parameter.data = parameter.data.float().requires_grad_(True)
+
+
+def remove_adapter(base: Base) -> None:
+    """Leaves the base as it was before it had adapters."""
+    if base.adapter is not None:
+        base.adapter.base_model.unload()
+        base.adapter = base.adapter_of = None
+
+
+def adapter_parameters(base: Base) -> dict[str, nn.Parameter]:
+    """The adapters' matrices by name, in the order of the layers. Raises UserError for a base without adapters."""
+    if base.adapter is None:
+        raise UserError(
+            "this objective trains adapters beside the base, and it has none. Use train/run.py lora=default."
+        )
+    return {name: parameter for name, parameter in base.model.named_parameters() if ".lora_" in name}
+
+
+@contextmanager
+def adapter_disabled(base: Base) -> Iterator[None]:
+    """Within it the base is what it was before it had adapters."""
+    assert base.adapter is not None
+    with base.adapter.disable_adapter():
+        yield
+
+
+@contextmanager
+def learning(base: Base, recompute: bool = False) -> Iterator[None]:
+    """Within it a step may go through the base: adapters drop some of their inputs, and with `recompute` each layer
+    keeps its input alone and is run again by the backward pass, which therefore belongs inside.
+
+    Nothing else changes: dropout of the base itself stays off, since its teacher has none.
+    """
+    dropouts = [module for name, module in base.model.named_modules() if ".lora_dropout." in name]
+    layers = [module for module in base.model.modules() if isinstance(module, GradientCheckpointingLayer) and recompute]
+    for module in [*dropouts, *layers]:
+        module.training = True
+    for layer in layers:
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for module in [*dropouts, *layers]:
+            module.training = False
+        for layer in layers:
+            layer.gradient_checkpointing = False
+
+
+def check_recompute(base: Base) -> None:
+    """Raises UserError for a family whose layers cannot be run again by the backward pass."""
+    if not any(isinstance(module, GradientCheckpointingLayer) for module in base.model.modules()):
+        raise UserError(
+            f"optim.gradient_checkpointing=true: {type(base.model).__name__} does not support it. Use false, and a "
+            "smaller data.batch_size or data.block_size."
+        )
+
+
+def save_adapter(folder: Path, base: Base) -> None:
+    """Writes `folder`/adapter in the base's dtype, file by file: a kill leaves files of one save or the other, all of
+    which can be read."""
+    peft = _peft()
+    assert base.adapter is not None
+    state = peft.get_peft_model_state_dict(base.adapter)
+    tensors = {name: tensor.detach().to("cpu", base.dtype).contiguous() for name, tensor in state.items()}
+    with write_atomically(folder / FOLDER, last=_SETTINGS) as staged:
+        base.adapter.save_pretrained(str(staged), state_dict=tensors, save_embedding_layers=False)
+        (staged / "README.md").unlink(missing_ok=True)  # the checkpoint has a card of its own
+        (staged / _BASE).write_text(json_text(base.identity()))
+
+
+def load_adapter(folder: Path, base: Base) -> None:
+    """Puts the adapter of the checkpoint `folder` on `base`, to be used: in the base's dtype, not to be trained.
+
+    With base.merge_adapter it is added to the weights and gone: quicker, but a 4-bit base rounds the sum to 4 bits
+    again. Raises UserError for an adapter of another base, a damaged one, and without peft.
+    """
+    peft = _peft()
+    source = folder / FOLDER
+    check_same_base(f"The adapters in {source}", read_json(source / _BASE), base.identity())
+    read_json(source / _SETTINGS)
+    try:
+        settings = peft.LoraConfig.from_pretrained(str(source))
+        settings.inference_mode = True
+        adapter = _wrap(base, settings)
+    except (TypeError, ValueError, KeyError) as error:  # what peft raises for settings that are not its own
+        raise UserError(
+            f"{source / _SETTINGS} cannot be used: {error}. Copy it again or use another checkpoint."
+        ) from error
+    base.adapter = adapter
+    try:
+        state = peft.get_peft_model_state_dict(adapter)
+        tensors = read_tensors(source / _WEIGHTS, {name: tuple(tensor.shape) for name, tensor in state.items()})
+        check_finite(source / _WEIGHTS, tensors)
+    except UserError:
+        remove_adapter(base)
+        raise
+    peft.set_peft_model_state_dict(adapter, tensors)
+    for parameter in adapter_parameters(base).values():
+        parameter.data = parameter.data.to(base.dtype, copy=True)
+    adapter.eval().requires_grad_(False)
+    if base.merge_adapter:
+        adapter.base_model.merge_and_unload()
+        base.adapter = None
+        if base.quantization != "none":
+            log.warning(
+                "the adapter was merged into %s weights: the sum was rounded to 4 bits again", base.quantization
+            )
+
+
+def _wrap(base: Base, settings: Any) -> Any:
+    """peft's PeftModel around the model; its layers now stand in the model itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks the model under a name that transformers gave up
+        return _peft().PeftModel(base.model, settings)
+
+
+def _peft() -> Any:
+    try:
+        import peft  # optional, and slow to import: only bases with adapters need it
+    except ImportError as error:
+        raise UserError("adapters (LoRA) need peft: pip install 'euryale[train]'.") from error
+    return peft

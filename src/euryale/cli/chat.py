@@ -1,0 +1,87 @@
+"""How does a person talk to the engine in a terminal?"""
+
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from euryale.data.rows import Message
+from euryale.data.tokens import prompt_ids
+from euryale.decoding.config import DecodeConfig
+from euryale.decoding.engine import Engine, Prompt
+from euryale.errors import UserError
+
+HELP = "Type a message and press Enter. An empty line or Ctrl-D ends the chat; /new forgets what was said."
+
+
+def read_all(source: TextIO) -> str:
+    """The prompt on stdin. Raises UserError when it is no text."""
+    return _as_text(source.read)
+
+
+def _as_text(read: Callable[[], str]) -> str:
+    try:
+        text = read()
+        text.encode()  # a terminal in the C locale gives half characters
+    except UnicodeError as error:
+        raise UserError(f"what came on stdin is not UTF-8 text ({error}). Convert it first.") from error
+    return text
+
+
+def stream_answer(engine: Engine, prompt: Prompt, config: Any, out: TextIO) -> dict[str, Any]:
+    """Writes the answer piece by piece; returns its text, tokens, steps and tau."""
+    answer = engine.stream(
+        prompt,
+        config.max_new_tokens,
+        seed=config.seed,
+        stop=config.stops(),
+        stop_ids=config.stop_ids,
+        ignore_eos=config.ignore_eos,
+        **config.sampling().keywords(),
+    )
+    for piece in answer:
+        out.write(piece)
+        out.flush()
+    last = engine.last
+    assert last is not None
+    return {
+        "text": last.text,
+        "num_tokens": len(last.ids),
+        "num_steps": last.num_steps,
+        "tau": round(last.tau, 3),
+        "undrafted_share": round(last.undrafted_share, 3),
+        "finish_reason": last.finish_reason,
+        "is_lossless": last.is_lossless,
+    }
+
+
+def chat(engine: Engine, config: DecodeConfig, source: TextIO, out: TextIO) -> dict[str, object]:
+    """Reads messages until an empty line. Bases without a chat template see each message as a text to go on with."""
+    template = bool(engine.base.tokenizer.chat_template)
+    out.write(
+        f"{engine.base.path}, {'chat' if template else 'text continuation: this base has no chat template'}\n{HELP}\n"
+    )
+    turns: list[Message] = []
+    num_answers = num_tokens = num_steps = 0
+    while True:
+        out.write("> ")
+        out.flush()
+        line = _as_text(source.readline)
+        if not line.strip():
+            out.write("\n")  # what follows begins a line of its own
+            break
+        if line.strip() == "/new":
+            turns = []
+            continue
+        turns.append(Message("user", line.rstrip("\n")))
+        prompt: Prompt = prompt_ids(None, tuple(turns), engine.base.tokenizer) if template else line.rstrip("\n")
+        try:
+            answer = stream_answer(engine, prompt, config, out)
+        except UserError as error:  # a chat that outgrew the context goes on anew, it does not end
+            out.write(f"error: {error} (/new starts over)\n")
+            turns.pop()
+            continue
+        turns.append(Message("assistant", str(answer["text"])))
+        out.write(f"\n[{answer['num_tokens']} tokens, tau {answer['tau']}]\n")
+        num_answers += 1
+        num_tokens += answer["num_tokens"]
+        num_steps += answer["num_steps"]
+    return {"num_answers": num_answers, "num_tokens": num_tokens, "tau": num_tokens / num_steps if num_steps else None}

@@ -1,0 +1,103 @@
+"""Folders of runs: made whole or not at all, resumed with the settings that they were started with."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]  # comes with omegaconf
+
+from euryale.cli.schemas import TrainConfig
+from euryale.errors import UserError
+from euryale.system import processes
+from euryale.system.files import check_writable, write_atomically
+from euryale.system.paths import output_root
+from euryale.training.resume import CONFIG_FILE, find_run
+
+_BEFORE_SETTINGS = {"initial", "wandb"}  # what a run makes before its settings are saved
+
+
+def settle_run(config: TrainConfig) -> tuple[TrainConfig, Path]:
+    """The settings of this run and its folder: one that is not there yet, or with `resume` an old one and what it has.
+
+    Nothing is written: a command that is refused later leaves nothing behind. Raises UserError: nothing to go on
+    with, other settings beside resume=, a folder that is in use.
+    """
+    if config.resume is not None:
+        # output= only says where to look
+        extra = [o for o in HydraConfig.get().overrides.task if not o.startswith(("resume=", "output="))]
+        if extra:
+            raise UserError(
+                f"resume={config.resume} goes on with the settings of that run. Leave out: {' '.join(extra)}."
+            )
+        folder = find_run(config.resume, output_root(config.output))
+        return _read_settings(folder), folder
+    if config.name and (Path(config.name).is_absolute() or ".." in Path(config.name).parts):
+        raise UserError(
+            f"name={config.name} lies outside of output={config.output}. Give a name below it, and output=DIR for "
+            "another place."
+        )
+    folder = _new_folder(config)
+    check_writable(folder, f"output={config.output} name={config.name}" if config.name else f"output={config.output}")
+    if folder.exists() and not _was_killed_at_once(folder):
+        go_on = f"Go on with resume={folder}, or give" if (folder / CONFIG_FILE).is_file() else "It is no run: give"
+        raise UserError(f"{folder} is there already. {go_on} another name=.")
+    return config, folder
+
+
+def _was_killed_at_once(folder: Path) -> bool:
+    """Whether there is nothing in a folder but what a run leaves that is killed before it has saved its settings."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {CONFIG_FILE}
+    return all(name in _BEFORE_SETTINGS or name.endswith(".tmp") for name in names)
+
+
+@contextmanager
+def whole_or_nothing(folder: Path) -> Iterator[None]:
+    """Removes a new run folder again when the run ends, refused or interrupted, before its settings were saved."""
+    try:
+        yield
+    except BaseException:
+        if processes.is_first() and not (folder / CONFIG_FILE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def save_settings(config: TrainConfig, folder: Path) -> None:
+    """Writes what `resume` will read: from here on there is a run."""
+    if config.resume is None:
+        with write_atomically(folder / CONFIG_FILE) as staged:
+            staged.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def _read_settings(folder: Path) -> TrainConfig:
+    try:
+        saved = OmegaConf.load(folder / CONFIG_FILE)
+        merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), saved, {"resume": str(folder)})
+        settled = OmegaConf.to_object(merged)
+    except (OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(
+            f"resume={folder}: its {CONFIG_FILE} cannot be read ({error}). Restore the file, or start anew."
+        ) from error
+    assert isinstance(settled, TrainConfig)
+    return settled
+
+
+def _new_folder(config: TrainConfig) -> Path:
+    """Below `output` by name or by time; in a sweep, the folder of this job."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN:
+        return Path(hydra_config.runtime.output_dir)
+    return output_root(config.output) / (config.name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+
+
+def settings_of(config: object) -> dict[str, Any]:
+    """A config dataclass as plain data, for checkpoints and manifests."""
+    plain = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}

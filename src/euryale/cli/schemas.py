@@ -1,0 +1,210 @@
+"""Which settings does each script take, and of which types?
+
+Every component keeps its settings in a dataclass of its own; here they nest into one schema a script. The values
+stand in conf/*.yaml, a comment with each.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from euryale.base.config import BaseConfig
+from euryale.base.lora import LoraConfig
+from euryale.base.shape import ShapeConfig
+from euryale.data.sources import DataConfig
+from euryale.decoding.config import AnswerConfig, DecodeConfig, at_least_one
+from euryale.decoding.detokenizer import check_stop
+from euryale.evaluation.config import CalibrateConfig
+from euryale.heads.config import HeadsConfig
+from euryale.regenerate.config import RegenerateConfig
+from euryale.training.new_base import ScratchConfig
+from euryale.training.objective import ObjectiveConfig
+from euryale.training.optimizer import OptimConfig
+
+
+@dataclass
+class EvaluateConfig:
+    """How much the run's own evaluation looks at."""
+
+    num_prompts: int = 12
+    max_new_tokens: int = 128
+    temperature: float | None = None
+    repeats: int = 2
+
+
+@dataclass
+class TrainConfig:
+    """train/run.py"""
+
+    base: BaseConfig = field(default_factory=BaseConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    regenerate: RegenerateConfig = field(default_factory=RegenerateConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    scratch: ScratchConfig = field(default_factory=ScratchConfig)
+    output: str = "checkpoints"
+    name: str | None = None
+    resume: str | None = None
+    parallel: str = "ddp"
+    metric: str = "tau"
+    seed: int = 0
+    threads: int = 0
+    check_memory: bool = True
+    wandb: str = "off"
+    deterministic: bool = False
+
+
+@dataclass
+class RegenerateScriptConfig:
+    """train/regenerate.py"""
+
+    base: BaseConfig = field(default_factory=BaseConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    regenerate: RegenerateConfig = field(default_factory=RegenerateConfig)
+    threads: int = 0
+
+
+@dataclass
+class MeasureConfig:
+    """train/measure.py: what a run is made of, so that recipes fit; without what only a run's result depends on."""
+
+    base: BaseConfig = field(default_factory=BaseConfig)
+    shape: ShapeConfig = field(default_factory=ShapeConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    regenerate: RegenerateConfig = field(default_factory=RegenerateConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    objectives: list[str] = field(default_factory=lambda: ["medusa1", "medusa2"])
+    warm_up: int = 2
+    steps: int = 5
+    seed: int = 0
+    threads: int = 0
+    check_memory: bool = True
+    deterministic: bool = False
+    output: str | None = None
+
+    def run_of(self, kind: str) -> TrainConfig:
+        """The run of this objective that is measured: of medusa2 its second stage, which takes the most."""
+        return TrainConfig(
+            base=self.base,
+            data=self.data,
+            heads=self.heads,
+            objective=replace(self.objective, kind=kind, stage_one_share=0.0),
+            lora=self.lora,
+            optim=self.optim,
+            seed=self.seed,
+            check_memory=self.check_memory,
+        )
+
+
+@dataclass
+class InferConfig(AnswerConfig):
+    """infer/run.py"""
+
+    prompt: str | None = None
+    stop: Any = field(default_factory=list)  # one string or several
+    stop_ids: list[int] = field(default_factory=list)
+    ignore_eos: bool = False
+    steps: str | None = None
+
+    def check(self) -> None:
+        super().check()
+        self.stops()
+
+    def stops(self) -> tuple[str, ...]:
+        """Raises UserError for an empty string."""
+        asked = self.stop if isinstance(self.stop, list) else [self.stop]
+        return check_stop([str(text) for text in asked])  # on a command line 5 is a number
+
+
+@dataclass
+class BenchConfig(AnswerConfig):
+    """infer/bench.py"""
+
+    prompts: str | None = None
+    limit: int = 20
+    repeats: int = 3
+    batch: int = 1
+    row_budget: int | None = None
+    contenders: list[str] = field(default_factory=lambda: ["euryale", "ar", "hf_generate", "hf_prompt_lookup"])
+    output: str | None = None
+    steps: str | None = None
+
+    def check(self) -> None:
+        super().check()
+        at_least_one(limit=self.limit, repeats=self.repeats, batch=self.batch, row_budget=self.row_budget)
+
+
+@dataclass
+class EvalConfig(AnswerConfig):
+    """infer/eval.py"""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    prompts: str | None = None
+    limit: int = 32
+    batch_size: int = 8
+    suite: str | None = None
+    repeats: int = 3
+    output: str | None = None
+
+    def check(self) -> None:
+        super().check()
+        at_least_one(limit=self.limit, repeats=self.repeats, batch_size=self.batch_size)
+
+
+@dataclass
+class CalibrateScriptConfig(DecodeConfig):
+    """infer/calibrate.py"""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
+    prompts: str | None = None
+
+
+@dataclass
+class ExportConfig:
+    """infer/export.py"""
+
+    checkpoint: str = "last"
+    base: BaseConfig = field(default_factory=BaseConfig)
+    format: str = "euryale"
+    output: str | None = None
+
+
+@dataclass
+class RankConfig:
+    """infer/rank.py"""
+
+    runs: str = "checkpoints"
+    metric: str = "tau"
+    output: str | None = None
+
+
+@dataclass
+class PlotSweepConfig:
+    """infer/plot_sweep.py"""
+
+    results: str | None = None
+    by: str | None = None
+    output: str | None = None
+
+
+SCHEMAS: dict[str, type] = {
+    "train": TrainConfig,
+    "regenerate": RegenerateScriptConfig,
+    "measure": MeasureConfig,
+    "infer": InferConfig,
+    "bench": BenchConfig,
+    "eval": EvalConfig,
+    "calibrate": CalibrateScriptConfig,
+    "export": ExportConfig,
+    "rank": RankConfig,
+    "plot_sweep": PlotSweepConfig,
+}

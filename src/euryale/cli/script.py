@@ -1,0 +1,169 @@
+"""How does a command line become the settings of a run, and what happens when something is wrong with it?
+
+Hydra composes the schema (schemas.py), the values in conf/*.yaml and the command line, so an unknown key, a wrong
+type or an unknown option is refused before anything runs, and what exists is named.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from euryale.cli import sweeps
+from euryale.cli.overrides import check_keys, is_setting, quote_text
+from euryale.cli.run_folder import settle_run
+from euryale.cli.schemas import SCHEMAS, TrainConfig
+from euryale.errors import UserError
+from euryale.system import processes
+from euryale.system.determinism import be_deterministic, refusal
+from euryale.system.paths import PROJECT
+from euryale.training.signals import Interrupted
+
+USER_ERROR_STATUS = 2
+CONF = PROJECT / "conf"
+log = logging.getLogger(__name__)
+FREE_TEXT = {"prompt"}  # settings whose value is taken letter by letter
+
+
+def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable[[], None]]:
+    """Makes a script's main: composes conf/NAME.yaml with the command line and calls it with the schema's dataclass.
+
+    The dictionary that main returns becomes the last line on stdout, as JSON, and its `metric` entry is what a
+    sweeper sees. A UserError, or a setting that Hydra refuses, ends with its message and status 2.
+    """
+
+    def decorate(main: Callable[[Any], dict[str, object]]) -> Callable[[], None]:
+        ConfigStore.instance().store(name=f"{name}_schema", node=SCHEMAS[name])
+        is_composed = False
+
+        def task(composed: DictConfig) -> object:
+            nonlocal is_composed
+            is_composed = True
+            logging.captureWarnings(True)
+            if not processes.is_first():
+                logging.getLogger().setLevel(logging.ERROR)  # the first one says it
+            try:
+                result = _told(main, _to_dataclass(composed))
+            except UserError as error:
+                if HydraConfig.get().mode == RunMode.MULTIRUN:
+                    sweeps.give_up_job(str(error))
+                    return None
+                sys.exit(_refuse(str(error)))
+            except Interrupted as interruption:
+                _say(str(interruption))
+                sys.exit(interruption.exit_status)
+            except KeyboardInterrupt:
+                _say("interrupted; what was saved before is kept")
+                sys.exit(sweeps.CTRL_C_STATUS)
+            except Exception as error:  # a bug, which must not cost the other jobs of a sweep
+                if HydraConfig.get().mode == RunMode.MULTIRUN:
+                    log.exception("this job of the sweep failed")
+                    sweeps.give_up_job(f"{type(error).__name__}: {error}")
+                    return None
+                raise
+            if processes.is_first():
+                print(json.dumps(result), flush=True)
+            is_composed = False  # a sweep composes the next job
+            return result.get("metric")
+
+        def run() -> None:
+            try:
+                check_keys(sys.argv[1:], SCHEMAS[name], _groups())
+                sys.argv[1:] = sweeps.settle_arguments(sys.argv[1:])
+                sys.argv[1:] = quote_text(sys.argv[1:], FREE_TEXT)
+                _check_grammar(sys.argv[1:])
+            except UserError as error:
+                sys.exit(_refuse(str(error)))
+            try:
+                with sweeps.launching():
+                    hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+            except SystemExit as ending:
+                # Hydra has printed what is wrong with the command line and ends with 1; for us that is a user's error.
+                if ending.code == 1 and not is_composed:
+                    sys.exit(USER_ERROR_STATUS)
+                raise
+
+        return run
+
+    return decorate
+
+
+def _told(main: Callable[[Any], dict[str, object]], settings: object) -> dict[str, object]:
+    """What main returns. UserError for what a GPU cannot do deterministically."""
+    try:
+        return main(settings)
+    except RuntimeError as error:
+        if (message := refusal(error)) is None:
+            raise
+        raise UserError(message) from error
+
+
+def _groups() -> dict[str, list[str]]:
+    """The folders of conf/ and the options in each."""
+    return {folder.name: sorted(p.stem for p in folder.glob("*.yaml")) for folder in CONF.iterdir() if folder.is_dir()}
+
+
+def _check_grammar(arguments: list[str]) -> None:
+    """Hydra says what it stumbles on, but not in which argument."""
+    parser = OverridesParser.create()
+    for argument in filter(is_setting, arguments):
+        try:
+            parser.parse_override(argument)
+        except HydraException as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{argument} cannot be read ({reason}). Put a value with special characters into two kinds of quotes: "
+                """key='"value"'."""
+            ) from error
+
+
+def _to_dataclass(composed: DictConfig) -> object:
+    """The schema's own classes. UserError for what only shows when values are read, as an interpolation does."""
+    try:
+        return OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the settings cannot be read: {error}") from error
+
+
+def device_of(config: TrainConfig) -> str:
+    """base.device of this run, or of the one that it goes on with."""
+    return (settle_run(config)[0] if config.resume is not None else config).base.device
+
+
+def use_threads(threads: int, deterministic: bool = False, seed: int = 0) -> None:
+    """Sets the number of CPU threads; 0 keeps torch's choice (one a core; one at all when it has to be deterministic).
+
+    Raises UserError below 0.
+    """
+    import torch  # here: composing a config must not wait for torch
+
+    if threads < 0:
+        raise UserError(f"threads={threads} cannot be. Give a number of CPU threads, or 0 for one a core.")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if threads:
+        torch.set_num_threads(threads)
+    if deterministic:
+        be_deterministic(seed, threads)
+
+
+def _refuse(message: str) -> int:
+    processes.hold_back()
+    who = "" if processes.is_first() else f" (process {processes.number()} of {processes.count()})"
+    print(f"error{who}: {message}", file=sys.stderr, flush=True)
+    return USER_ERROR_STATUS
+
+
+def _say(message: str) -> None:
+    if processes.is_first():
+        print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,109 @@
+"""Which published prompts does a result compare on, and is this file really theirs?
+
+    spec_bench   480 questions of six tasks (Xia et al. 2024); its 80 of MT-Bench have two turns
+    mt_bench     80 two-turn questions of eight categories (Zheng et al. 2023)
+    humaneval    164 Python functions to complete (Chen et al. 2021)
+    gsm8k        1,319 school problems, the test half (Cobbe et al. 2021)
+
+The files are their authors'; they are read as they are published, and none is downloaded.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from euryale.data.prompt_files import read_prompts
+from euryale.data.records import read_records
+from euryale.errors import UserError
+
+_MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+
+
+class Suite(NamedTuple):
+    """How its file is known, and how its questions are divided into tasks."""
+
+    fields: tuple[str, ...]  # every record has these
+    origin: str  # where a user finds the file
+    tasks: Mapping[str, str] | None = None  # category of a record -> task; None: the suite is one task
+
+
+SUITES: dict[str, Suite] = {
+    "spec_bench": Suite(
+        ("question_id", "category", "turns"),
+        "data/spec_bench/question.jsonl of github.com/hemingkx/Spec-Bench",
+        dict.fromkeys(_MT_BENCH, "mt_bench")
+        | {task: task for task in ("translation", "summarization", "qa", "math_reasoning", "rag")},
+    ),
+    "mt_bench": Suite(
+        ("question_id", "category", "turns"),
+        "fastchat/llm_judge/data/mt_bench/question.jsonl of github.com/lm-sys/FastChat",
+        {category: category for category in _MT_BENCH},
+    ),
+    "humaneval": Suite(
+        ("task_id", "prompt", "entry_point", "test"), "data/HumanEval.jsonl.gz of github.com/openai/human-eval"
+    ),
+    "gsm8k": Suite(("question", "answer"), "grade_school_math/data/test.jsonl of github.com/openai/grade-school-math"),
+}
+
+
+class Question(NamedTuple):
+    """One record: a text to go on with, or what a user says turn by turn, to be answered each time."""
+
+    task: str
+    key: str
+    text: str | None
+    turns: tuple[str, ...]
+
+
+def read_suite(name: str, file: str | None) -> list[Question]:
+    """All questions, task by task in the suite's order.
+
+    Raises UserError: an unknown suite, no file, a file that is not the suite's.
+    """
+    if name not in SUITES:
+        raise UserError(f"suite={name} is not known. Choose one of: {', '.join(SUITES)}.")
+    suite = SUITES[name]
+    if file is None:
+        raise UserError(f"suite={name} needs prompts=FILE, and nothing is downloaded: it is {suite.origin}.")
+    tasks = list(dict.fromkeys(suite.tasks.values())) if suite.tasks else [name]
+    found: dict[str, list[Question]] = {task: [] for task in tasks}
+    for question in _questions(name, suite, file):
+        found[question.task].append(question)
+    missing = [task for task in tasks if not found[task]]
+    if missing:
+        raise _foreign(name, file, f"it has no question of {', '.join(missing)}")
+    return [question for task in tasks for question in found[task]]
+
+
+def _questions(name: str, suite: Suite, file: str) -> list[Question]:
+    prompts = read_prompts(file)
+    questions = []
+    for record, prompt in zip(read_records(Path(file).expanduser()), prompts, strict=True):
+        value = record.value
+        if not isinstance(value, Mapping):
+            raise _foreign(name, file, f"{record.origin} is no record")
+        lacks = [field for field in suite.fields if field not in value]
+        if lacks:
+            raise _foreign(name, file, f"{record.origin} has no {', '.join(lacks)}, only {', '.join(map(str, value))}")
+        if suite.tasks is not None and prompt.category not in suite.tasks:
+            raise _foreign(name, file, f"{record.origin} is of the category {prompt.category!r}")
+        turns = tuple(message.content for message in prompt.messages or ())
+        if "turns" in suite.fields:
+            turns = _read_turns(value["turns"], record.origin)
+        task = suite.tasks[prompt.category] if suite.tasks else name
+        questions.append(Question(task, prompt.key, prompt.text, turns))
+    return questions
+
+
+def _read_turns(value: object, origin: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(turn, str) and turn for turn in value):
+        raise UserError(f"{origin}: turns must be a list of questions, and is {value!r}. Copy the file again.")
+    return tuple(value)
+
+
+def _foreign(name: str, file: str, reason: str) -> UserError:
+    suite = SUITES[name]
+    return UserError(
+        f"suite={name}: prompts={file} is not its file: {reason}. It is {suite.origin}; for other prompts leave "
+        "suite out."
+    )

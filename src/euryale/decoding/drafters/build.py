@@ -1,0 +1,172 @@
+"""Who proposes the tokens of a tree? The closed list of drafters, by the name they have everywhere.
+
+none           nobody: autoregressive decoding
+heads          the trained heads, of whatever kind
+eagle          the trained heads, which have to be of kind eagle
+lookup         what followed the same tokens earlier in prompt and answer
+lookahead      the base itself: Jacobi iteration beside the step, and the n-grams it finds
+heads+lookup   the heads, and a copied chain in nodes of its own
+model          a smaller model with the same tokenizer
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from euryale.base.base import Base
+from euryale.decoding.drafters.adaptive import AdaptiveDrafter
+from euryale.decoding.drafters.eagle import EagleDrafter
+from euryale.decoding.drafters.head_matrices import HeadMatrices
+from euryale.decoding.drafters.heads import HeadsDrafter
+from euryale.decoding.drafters.heads_lookup import HeadsLookupDrafter
+from euryale.decoding.drafters.interface import Drafter
+from euryale.decoding.drafters.lookahead import LookaheadDrafter, most_nodes
+from euryale.decoding.drafters.lookup import LookupDrafter
+from euryale.decoding.drafters.model import ModelDrafter, check_same_tokens, load_draft_base
+from euryale.decoding.drafters.none import NoDrafter
+from euryale.decoding.tree.calibration import Calibration
+from euryale.decoding.tree.choose import MOST_NODES
+from euryale.decoding.tree.tree import Budget, Tree
+from euryale.errors import UserError
+from euryale.heads.heads import Heads
+
+
+@dataclass
+class DrafterConfig:
+    """Who proposes."""
+
+    name: str = "heads"
+    depth: int = 8
+    spare: int = 4
+    path: str | None = None
+    window: int = 5
+    ngram: int = 3
+    candidates: int = 5
+
+    def check(self) -> None:
+        """Raises UserError for a name or number that cannot be."""
+        if self.name not in DRAFTERS:
+            raise UserError(f"drafter={self.name} is not known. Choose one of: {', '.join(DRAFTERS)}.")
+        if not 1 <= self.depth <= 64:
+            raise UserError(f"drafter.depth={self.depth} cannot be. Give a number of tokens from 1 to 64 (8 is usual).")
+        if not 1 <= self.spare <= 64:
+            raise UserError(f"drafter.spare={self.spare} cannot be. Give a number of nodes from 1 to 64 (4 is usual).")
+        for name, value, least in (
+            ("window", self.window, 1),
+            ("ngram", self.ngram, 2),
+            ("candidates", self.candidates, 1),
+        ):
+            if not least <= value <= 64:
+                raise UserError(f"drafter.{name}={value} cannot be. Give a number from {least} to 64 (4 is usual).")
+        if self.name == "lookahead" and self.num_nodes > MOST_NODES:
+            raise UserError(
+                f"drafter.window={self.window}, ngram={self.ngram} and candidates={self.candidates} need steps of "
+                f"{self.num_nodes} nodes, and {MOST_NODES} is the most. Make one of them smaller."
+            )
+        if self.path is not None and self.name != "model":
+            raise UserError(
+                f"drafter.path={self.path} names a model, and drafter={self.name} uses none. Use drafter=model with it."
+            )
+
+    @property
+    def needs_heads(self) -> bool:
+        return self.name in ("heads", "heads+lookup", "eagle")
+
+    @property
+    def num_nodes(self) -> int:
+        """Of a step of drafter=lookahead, at most."""
+        return most_nodes(self.window, self.ngram, self.candidates)
+
+
+class Parts(NamedTuple):
+    """What drafters are made of; each takes what it needs."""
+
+    base: Base
+    heads: Heads | None
+    tree: Tree | Budget
+    calibration: Calibration | None  # tells a tree that grows best first how often the heads are right
+    draft_base: Base | None
+
+
+def _heads(config: DrafterConfig, parts: Parts) -> Drafter:
+    assert parts.heads is not None, "check_heads has seen them"
+    if parts.heads.config.kind == "eagle":
+        return EagleDrafter(parts.base, parts.heads, parts.tree, parts.calibration)
+    return HeadsDrafter(parts.base, parts.heads, parts.tree, parts.calibration)
+
+
+def _model(config: DrafterConfig, parts: Parts) -> ModelDrafter:
+    assert parts.draft_base is not None, "settle_draft_base has loaded it"
+    return ModelDrafter(parts.base, parts.draft_base, parts.tree)
+
+
+def _lookahead(config: DrafterConfig, parts: Parts) -> LookaheadDrafter:
+    return LookaheadDrafter(parts.base, config.window, config.ngram, config.candidates, parts.tree.num_nodes)
+
+
+_BUILDERS: dict[str, Callable[[DrafterConfig, Parts], Drafter]] = {
+    "none": lambda config, parts: NoDrafter(parts.base),
+    "heads": _heads,
+    "lookup": lambda config, parts: LookupDrafter(parts.base, parts.tree),
+    "lookahead": _lookahead,
+    "heads+lookup": lambda config, parts: HeadsLookupDrafter(parts.base, _heads(config, parts), config.spare),
+    "eagle": _heads,
+    "model": _model,
+}
+DRAFTERS = tuple(_BUILDERS)
+
+
+def build_drafter(
+    config: DrafterConfig | str,
+    base: Base,
+    heads: Heads | None,
+    tree: Tree | Budget,
+    calibration: Calibration | None = None,
+    draft_base: Base | None = None,
+) -> Drafter:
+    """Raises UserError for an unknown name, or for a drafter that needs heads or a model where there are none."""
+    if isinstance(config, str):
+        config = DrafterConfig(config)
+    config.check()
+    check_heads(config, heads)
+    draft_base = settle_draft_base(config, base, draft_base)
+    return _BUILDERS[config.name](config, Parts(base, heads, tree, calibration, draft_base))
+
+
+def build_adaptive(
+    base: Base, heads: Heads | None, sizes: Mapping[int, Tree | Budget], calibration: Calibration
+) -> AdaptiveDrafter:
+    """The heads on trees of several sizes, by number of nodes, over the same matrices."""
+    assert heads is not None, "check_heads has seen them"
+    matrices = HeadMatrices(base, heads, max(tree.max_depth for tree in sizes.values()))
+    drafters: dict[int, Drafter] = {
+        n: HeadsDrafter(base, heads, tree, calibration, matrices) if n > 1 else NoDrafter(base)
+        for n, tree in sizes.items()
+    }
+    promised = {n: calibration.promise(n, tree.max_depth) for n, tree in sizes.items()}
+    return AdaptiveDrafter(
+        drafters, {n: tau for n, (tau, _) in promised.items()}, {n: ms for n, (_, ms) in promised.items()}
+    )
+
+
+def check_heads(config: DrafterConfig, heads: Heads | None) -> None:
+    """Raises UserError when this drafter needs heads and there are none, or heads of another kind."""
+    if config.needs_heads and heads is None:
+        raise UserError(
+            f"drafter={config.name} needs a heads checkpoint, and only a base was given. Give one, or drafter=none."
+        )
+    if config.name == "eagle" and heads is not None and heads.config.kind != "eagle":
+        raise UserError(
+            f"drafter=eagle asks a layer of kind eagle, and these heads are of kind {heads.config.kind}. Use "
+            "drafter=heads, which takes what the checkpoint holds, or train one with train/run.py heads=eagle."
+        )
+
+
+def settle_draft_base(config: DrafterConfig, base: Base, draft_base: Base | None) -> Base | None:
+    """The smaller model of drafter=model: the one given, else loaded. Raises UserError when it does not fit."""
+    if config.name != "model":
+        return None
+    if draft_base is None:
+        return load_draft_base(config.path, base)
+    check_same_tokens(draft_base, base)
+    return draft_base

@@ -1,0 +1,206 @@
+"""Matrices of the heads, laid out for drafting one level at a time."""
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from euryale.base.base import Base
+from euryale.decoding.drafters.interface import Known, with_noise
+from euryale.decoding.drafters.ngram_index import of_slots
+from euryale.heads.blocks import HeadBody, corrected
+from euryale.heads.heads import Heads
+from euryale.kernels.packed_linear import Product, packed
+from euryale.kernels.rms_norm import normalise
+
+_LARGE = 256  # width of the base from which matrices of heads are worth another layout
+_TAKES_CORRECTION_IN = 1 << 22  # numbers of an output matrix up to which each head may have one for itself
+_TABLE_ENTRIES = 1 << 25  # numbers of an embedding table that are kept a second time, normalised
+
+
+class Entry(NamedTuple):
+    """What a step's hidden state and root bring to the heads, in the dtype they are asked in."""
+
+    hidden_B1D: Tensor
+    inner_BKF: Tensor  # the first matrix of every head, without the path
+
+
+class TokenTable:
+    """Tokens as heads read them: normalised embeddings, all of them made once where that is small enough to keep."""
+
+    @torch.no_grad()
+    def __init__(self, base: Base, dtype: torch.dtype) -> None:
+        self._base, self._dtype = base, dtype
+        self._table_VD: Tensor | None = None
+        if base.vocab_size * base.hidden_size <= _TABLE_ENTRIES:
+            whole_VD = self._embed(torch.arange(base.vocab_size, device=base.device))
+            self._table_VD = torch.cat([whole_VD, torch.zeros_like(whole_VD[:1])])  # its last row is that of no token
+
+    def __call__(self, tokens_x: Tensor) -> Tensor:
+        """[...] -> [..., D]; zeros for -1."""
+        if self._table_VD is not None:
+            return self._table_VD[tokens_x]
+        return self._embed(tokens_x.clamp(min=0)).masked_fill(tokens_x[..., None] < 0, 0)
+
+    def _embed(self, tokens_x: Tensor) -> Tensor:
+        return normalise(self._base.embed(tokens_x)).to(self._dtype)
+
+
+class HeadMatrices:
+    """The first `num_heads` heads, ready to be asked one level at a time.
+
+    The fast twin of `Heads.head_hidden`: the part of every first matrix that reads the hidden state and the root is
+    one product for all heads, and each level adds only what its path brings. Everything is in the base's dtype, or in
+    bfloat16 where the processor multiplies it: a guess needs no more, and half as much is read.
+    """
+
+    @torch.no_grad()
+    def __init__(self, base: Base, heads: Heads, num_heads: int) -> None:
+        self.base = base
+        self.dtype = draft_dtype(base)
+        self.reads_path = heads.config.reads_path
+        self.induction = heads.config.induction
+        self.draft_ids = heads.draft_ids
+        self._reads_root = heads.config.root_token
+        self._embed = TokenTable(base, self.dtype) if self._reads_root else None
+        K, D = num_heads, heads.hidden_size
+        self._source = heads
+        self._num_heads = K
+        self._enter_with(K)
+        firsts = [heads.blocks(k)[0] for k in range(K)]
+        behind_root = [None if f.tokens_in is None else f.tokens_in.weight[:, D:] for f in firsts]
+        self._found_KVF = self._tables_of_found(behind_root) if self.induction else None
+        if self._found_KVF is not None:
+            behind_root = [None if weight_FC is None else weight_FC[:, :-D] for weight_FC in behind_root]
+        self._paths = [
+            None if weight_FC is None or not weight_FC.shape[1] else self._product(weight_FC)
+            for weight_FC in behind_root
+        ]
+        self._bodies = [[_Finish(body, self._product) for body in heads.blocks(k)] for k in range(K)]
+        if heads.config.output == "shared":
+            self._outputs: list[Callable[[Tensor], Tensor]]
+            self._outputs = [self._product(heads.draft_weight(0, base.lm_head_weight))] * K  # one copy serves all
+        elif heads.config.output == "own":
+            self._outputs = [self._product(heads.draft_weight(k, base.lm_head_weight)) for k in range(K)]
+        else:
+            self._outputs = self._corrected_outputs(base.lm_head_weight, K)
+
+    def first(self, num_heads: int) -> "HeadMatrices":
+        """The first of these heads, over the same matrices; what they read first is one smaller product."""
+        part = copy(self)
+        part._num_heads = num_heads
+        part._enter_with(num_heads)
+        return part
+
+    def _product(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> Product:
+        return packed(weight_OI.to(self.dtype).contiguous(), None if bias_O is None else bias_O.to(self.dtype))
+
+    def _tables_of_found(self, behind_root: Sequence[Tensor | None]) -> list[Tensor] | None:
+        """For each head what every token brings that followed earlier, [V + 1, F], -1 zeros; None: too much to keep."""
+        D, V = self._source.hidden_size, self.base.vocab_size
+        weights = [weight_FC[:, -D:].to(self.dtype) for weight_FC in behind_root if weight_FC is not None]
+        if self._embed is None or sum(map(Tensor.numel, weights)) // D * V > _TABLE_ENTRIES:
+            return None
+        tokens_V = torch.cat([torch.arange(V), torch.tensor([-1])]).to(self.base.device)
+        return [torch.nn.functional.linear(self._embed(tokens_V), weight_FD) for weight_FD in weights]
+
+    def _corrected_outputs(self, lm_head_weight_VD: Tensor, num_heads: int) -> list[Callable[[Tensor], Tensor]]:
+        """Each head's output. Small matrices take the correction in: one product instead of three."""
+        heads, outputs = self._source, list[Callable[[Tensor], Tensor]]()
+        take_in = heads.num_candidates * heads.hidden_size <= _TAKES_CORRECTION_IN
+        shared = None if take_in else self._product(heads.draft_parts(0, lm_head_weight_VD)[0])
+        for k in range(num_heads):
+            correction = heads.correction(k)
+            assert correction is not None
+            weight_VD, widen_VR = heads.draft_parts(k, lm_head_weight_VD)
+            if shared is None:
+                outputs.append(self._product(corrected(weight_VD, widen_VR, correction.narrow.weight)))
+            else:
+                outputs.append(_Corrected(shared, self._product(correction.narrow.weight), self._product(widen_VR)))
+        return outputs
+
+    @torch.no_grad()
+    def _enter_with(self, num_heads: int) -> None:
+        D = self._source.hidden_size
+        firsts = [self._source.blocks(k)[0] for k in range(num_heads)]
+        with_root = [
+            torch.cat([f.hidden_in.weight] + ([f.tokens_in.weight[:, :D]] if f.tokens_in is not None else []), 1)
+            for f in firsts
+        ]
+        if num_heads:  # a tree of the root alone asks no head
+            bias = torch.cat([f.hidden_in.bias for f in firsts])
+            self._entry = self._product(torch.cat(with_root), bias)  # [C, and D for the root] -> [K x F]
+
+    def enter(self, known: Known) -> Entry:
+        """What hidden state and root bring to every head; once a step."""
+        states_BC = known.hidden_BD.to(self.dtype)
+        entry = states_BC if self._embed is None else torch.cat([states_BC, self._embed(known.root_B)], -1)
+        return Entry(
+            states_BC[:, None, : self.base.hidden_size], self._entry(entry).unflatten(-1, (self._num_heads, -1))
+        )
+
+    def scores(
+        self, k: int, known: Known, entry: Entry, path_BPC: Tensor | None, found_BP: Tensor | None = None
+    ) -> Tensor:
+        """Head k's scores [B, P, V] over the draft vocabulary, whose best are its candidates.
+
+        path_BPC: embeddings of each parent's path below the root, side by side; None at the root and where the heads
+        do not read it. found_BP: with `induction` what followed each path's end earlier (-1: nothing). At T > 0 the
+        scores are logits / T and the noise of the tokens' position.
+        """
+        inner_BPF = entry.inner_BKF[:, k : k + 1]
+        path = self._paths[k]
+        if found_BP is not None and self._found_KVF is not None:
+            inner_BPF = inner_BPF + self._found_KVF[k][found_BP]
+        elif found_BP is not None and self._embed is not None:
+            found_BPD = self._embed(found_BP)
+            path_BPC = found_BPD if path_BPC is None else torch.cat([path_BPC, found_BPD], -1)
+        if path_BPC is not None and path is not None:
+            inner_BPF = inner_BPF + path(path_BPC)
+        x_BPD = entry.hidden_B1D
+        for layer, body in enumerate(self._bodies[k]):
+            x_BPD = body(x_BPD, inner_BPF if layer == 0 else None)
+        return with_noise(self._outputs[k](x_BPD), known, k, self.draft_ids)
+
+    def extend(self, path_BPC: Tensor | None, slots: Tensor, tokens_BP: Tensor) -> Tensor | None:
+        """The paths one token longer: `slots` says whose path each token continues ([P], or [B, P] by row)."""
+        if not self.reads_path or self._embed is None:
+            return None
+        new_BPD = self._embed(tokens_BP)
+        if path_BPC is None:
+            return new_BPD
+        return torch.cat([of_slots(path_BPC, slots), new_BPD], -1)
+
+
+class _Finish:
+    """A head body over products."""
+
+    def __init__(self, body: HeadBody, product: Callable[..., Product]) -> None:
+        self._out = None if body.out is None else product(body.out.weight)
+        self._entry = product(body.hidden_in.weight, body.hidden_in.bias)
+        self._is_residual = body.residual
+
+    def __call__(self, x: Tensor, inner: Tensor | None) -> Tensor:
+        inner = silu(self._entry(x) if inner is None else inner)
+        answer = inner if self._out is None else self._out(inner)
+        return x + answer if self._is_residual else answer
+
+
+class _Corrected:
+    """The base's output and a correction of low rank, as products."""
+
+    def __init__(self, shared: Product, narrow: Product, widen: Product) -> None:
+        self._shared, self._narrow, self._widen = shared, narrow, widen
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._shared(x) + self._widen(self._narrow(x))
+
+
+def draft_dtype(base: Base) -> torch.dtype:
+    """The dtype that heads are asked in: for matrices worth it (products.py) bfloat16, where that is quick."""
+    is_large = base.hidden_size >= _LARGE
+    is_quick = is_large and base.device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if base.dtype == torch.float32 and is_quick else base.dtype

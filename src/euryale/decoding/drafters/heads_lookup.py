@@ -1,0 +1,84 @@
+"""How do copied tokens join the tree of the heads?
+
+The heads fill their tree; the likeliest continuation found in the row's own text (lookup.py) follows that tree as far
+as it says the same, and where they part it hangs its own chain of spare nodes. Siblings stay different, and text that
+repeats is drafted further than the heads reach.
+
+Letters: B batch, R rows of a shape, N nodes of the heads' tree, S spare nodes, C tokens of a continuation.
+"""
+
+import torch
+from torch import Tensor
+
+from euryale.base.base import Base
+from euryale.decoding.drafters.interface import Draft, Drafter, Known
+from euryale.decoding.drafters.lookup import Memory
+from euryale.decoding.tree.tree import Shape
+
+
+class HeadsLookupDrafter:
+    """A heads drafter and `spare` nodes more."""
+
+    def __init__(self, base: Base, heads: Drafter, spare: int) -> None:
+        self._base = base
+        self._heads = heads
+        self._spare = spare
+        self._memories: list[Memory] = []
+        self.num_nodes = heads.num_nodes + spare
+        self.max_depth = heads.max_depth + spare
+        self.layers = heads.layers
+        self.reader = heads.reader
+
+    def begin(self, num_rows: int, num_slots: int) -> "HeadsLookupDrafter":
+        return HeadsLookupDrafter(self._base, self._heads.begin(num_rows, num_slots), self._spare)
+
+    def admit(self, row: int) -> None:
+        """Nothing of the text before is looked up."""
+        self._heads.admit(row)
+        self._memories[row : row + 1] = [Memory()]
+
+    def retire(self, row: int) -> None:
+        """The last row's memory goes on in this place."""
+        self._heads.retire(row)
+        self._memories[row] = self._memories[-1]
+        self._memories.pop()
+
+    def propose(self, known: Known) -> Draft:
+        chains = []
+        for memory, ids in zip(self._memories, known.ids, strict=True):
+            memory.read(ids)
+            chains.append(memory.chain(self.max_depth))
+        lengths_B = torch.tensor([len(chain) for chain in chains], device=self._base.device)
+        padded = [chain + [0] * (self.max_depth - len(chain)) for chain in chains]
+        draft = self._heads.propose(known)
+        return graft(draft, torch.tensor(padded, device=self._base.device), lengths_B, self._spare, self.max_depth)
+
+
+def graft(draft: Draft, chain_BC: Tensor, lengths_B: Tensor, spare: int, max_depth: int) -> Draft:
+    """The draft and `spare` nodes more, which go on where the draft stops saying what the chain says.
+
+    Row b's chain is the first lengths_B[b] tokens of chain_BC. Nothing waits for the device.
+    """
+    B, N = draft.tokens_BN.shape
+    C = chain_BC.shape[1]
+    depths_BN = draft.shape.depths_RN.expand(B, N)
+    wanted_BN = chain_BC.gather(1, (depths_BN - 1).clamp(0, C - 1))
+    is_apart_BN = (draft.tokens_BN != wanted_BN) | (depths_BN > lengths_B[:, None])
+    if draft.is_real_BN is not None:
+        is_apart_BN |= ~draft.is_real_BN
+    is_apart_BN[:, 0] = False
+    is_shared_BN = ~(draft.shape.ancestors_RNN & is_apart_BN[:, None]).any(-1)
+    shared_depth_B1, fork_B1 = torch.where(is_shared_BN, depths_BN, -1).max(1, keepdim=True)
+
+    index_BS = shared_depth_B1 + torch.arange(spare, device=chain_BC.device)
+    tokens_BS = chain_BC.gather(1, index_BS.clamp(max=C - 1))
+    is_real_BS = index_BS < lengths_B[:, None]
+    above_BS = torch.arange(N - 1, N - 1 + spare, device=chain_BC.device).repeat(B, 1)
+    above_BS[:, :1] = fork_B1
+    is_real_BN = torch.ones_like(is_apart_BN) if draft.is_real_BN is None else draft.is_real_BN
+    parents_BN = torch.cat([draft.shape.parents_RN.expand(B, N), above_BS], 1)
+    return Draft(
+        torch.cat([draft.tokens_BN, tokens_BS], 1),
+        Shape.of_parents(parents_BN, max_depth),
+        torch.cat([is_real_BN, is_real_BS], 1),
+    )

@@ -1,0 +1,92 @@
+"""Which tree did calibration find best on this machine?
+
+`tree.json` beside the heads holds, for one or more temperatures, paths ordered so that the best n-node tree is the
+root and the first n - 1 of them (of those that are not too deep), and the n and depth that were fastest here.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from euryale.decoding.tree.tree import ROOT_ONLY, Tree
+from euryale.errors import UserError
+
+TREE_FILE = "tree.json"
+TREE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was counted and timed at one temperature."""
+
+    temperature: float
+    num_nodes: int  # chosen, with max_depth: most tokens a millisecond
+    paths: list[list[int]]  # most frequent first; every prefix of the list is a tree
+    probabilities: list[float]  # share of positions whose true next tokens have these ranks
+    num_positions: int
+    tau: dict[str, float] = field(default_factory=dict)  # tokens a step along the counted text, by number of nodes
+    step_ms: dict[str, float] = field(default_factory=dict)  # median time of a step by number of nodes
+    repeated_8grams: float = 0.0  # share of the counted text that repeats itself: it flatters tau
+    max_depth: int | None = None  # chosen: every level is one more round of drafting; None: as deep as the heads
+    shallow: list[dict[str, float]] = field(default_factory=list)  # num_nodes, max_depth, tau, step_ms of other trees
+
+    def tree(self) -> Tree:
+        """The chosen tree."""
+        return self.tree_of(self.num_nodes, self.max_depth)
+
+    def tree_of(self, num_nodes: int, max_depth: int | None = None) -> Tree:
+        """The best tree of at most this many nodes, the root included, and of at most this depth."""
+        paths = [path for path, _ in self.likeliest(num_nodes, max_depth)]
+        return Tree.from_paths(paths) if paths else ROOT_ONLY
+
+    def fastest_depth(self, num_nodes: int) -> int | None:
+        """How deep a tree of so many nodes writes the most tokens a millisecond, of the depths that were timed."""
+        timed = [None, *(int(entry["max_depth"]) for entry in self.shallow if entry["num_nodes"] == num_nodes)]
+        speeds = {depth: self.promise(num_nodes, depth) for depth in timed}
+        return max(speeds, key=lambda depth: speeds[depth][0] / speeds[depth][1])
+
+    def promise(self, num_nodes: int, max_depth: int | None = None) -> tuple[float, float]:
+        """Tokens a step, and milliseconds of one, that were counted and timed for this tree.
+
+        Those of full depth where a tree of another was not timed.
+        """
+        for entry in self.shallow:
+            if (entry["num_nodes"], entry["max_depth"]) == (num_nodes, max_depth):
+                return entry["tau"], entry["step_ms"]
+        return self.tau[str(num_nodes)], self.step_ms[str(num_nodes)]
+
+    def likeliest(self, num_nodes: int, max_depth: int | None = None) -> list[tuple[list[int], float]]:
+        """The nodes of that tree but the root, each with the share of positions at which its path is right."""
+        nodes = zip(self.paths, self.probabilities, strict=True)
+        return [node for node in nodes if max_depth is None or len(node[0]) <= max_depth][: num_nodes - 1]
+
+
+def read_calibrations(folder: Path) -> list[Calibration]:
+    """Raises UserError when there is no tree.json, or one that cannot be read."""
+    file = folder / TREE_FILE
+    if not file.is_file():
+        raise UserError(
+            f"tree=calibrated: {folder} has no {TREE_FILE}. Make one with "
+            f"`python infer/calibrate.py checkpoint={folder}`, or use tree=chain or tree=medusa63."
+        )
+    try:
+        content = json.loads(file.read_text())
+        version = content["format_version"]
+        if version != TREE_FORMAT:
+            raise ValueError(f"it has format {version}; this version reads {TREE_FORMAT}")
+        found = [Calibration(**entry) for entry in content["calibrations"]]
+        for calibration in found:
+            if not 1 <= calibration.num_nodes <= len(calibration.paths) + 1:
+                raise ValueError(f"num_nodes={calibration.num_nodes} with {len(calibration.paths)} paths")
+            calibration.tree()
+    except (KeyError, TypeError, ValueError) as error:  # broken JSON, or paths that are no tree
+        raise UserError(f"{file} cannot be read ({error!r}). Make it again with infer/calibrate.py.") from error
+    if not found:
+        raise UserError(f"{file} holds no calibration. Make it again with infer/calibrate.py.")
+    return found
+
+
+def nearest(calibrations: Sequence[Calibration], temperature: float) -> Calibration:
+    """The one made nearest to this temperature."""
+    return min(calibrations, key=lambda c: abs(c.temperature - temperature))

@@ -1,0 +1,135 @@
+"""Which tree does an engine verify? Named, made from calibration, or only a number of nodes.
+
+    chain       the first candidate of every depth
+    medusa63    Medusa's published tree
+    calibrated  the paths that were most often right when the checkpoint was calibrated
+    dynamic     a number of nodes; every step takes those that look likeliest in that moment
+
+Drafters without heads were not calibrated: for them `calibrated` is `dynamic`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from euryale.decoding.tree.calibration import Calibration, nearest
+from euryale.decoding.tree.tree import ROOT_ONLY, Budget, Tree, chain, check_depth, medusa63
+from euryale.errors import UserError
+from euryale.heads.heads import Heads
+
+SIZES = ("fixed", "adaptive")
+TREES = ("chain", "medusa63", "calibrated", "dynamic")
+DEFAULT_NODES = 16  # of a dynamic tree that nothing was calibrated for
+MOST_NODES = 256
+
+
+@dataclass
+class TreeConfig:
+    """What is proposed."""
+
+    name: str = "calibrated"
+    num_nodes: int | None = None
+    max_depth: int | None = None
+    size: str = "fixed"
+
+    def check(self) -> None:
+        """Raises UserError for a name or number that cannot be."""
+        if self.name not in TREES:
+            raise UserError(f"tree={self.name} is not known. Choose one of: {', '.join(TREES)}.")
+        if self.size not in SIZES:
+            raise UserError(f"tree.size={self.size} is not known. Choose one of: {', '.join(SIZES)}.")
+        if self.size == "adaptive" and self.name in ("chain", "medusa63"):
+            raise UserError(f"tree={self.name} has one size. tree.size=adaptive is for tree=calibrated and dynamic.")
+        if self.num_nodes is not None and self.name in ("chain", "medusa63"):
+            raise UserError(f"tree={self.name} has its own number of nodes. Leave tree.num_nodes out, or use another.")
+        if self.num_nodes is not None and not 1 <= self.num_nodes <= MOST_NODES:
+            raise UserError(f"tree.num_nodes={self.num_nodes} cannot be. Give a number from 1 to {MOST_NODES}.")
+        if self.max_depth is not None and self.max_depth < 1:
+            raise UserError(
+                f"tree.max_depth={self.max_depth} cannot be. Give a number of tokens of at least 1, or drafter=none."
+            )
+
+
+def plan_tree(
+    asked: Tree | TreeConfig,
+    heads: Heads | None,
+    depth: int,
+    calibrations: Sequence[Calibration],
+    temperature: float,
+) -> Tree | Budget:
+    """The tree of a drafter that reads these heads (None: of one that reaches `depth` tokens ahead).
+
+    Raises UserError: a tree deeper than the heads, more nodes than were calibrated.
+    """
+    most = asked.max_depth if isinstance(asked, TreeConfig) else None
+    reach = depth if heads is None else heads.num_heads
+    if most is not None and most > reach:
+        found = f"drafter.depth={depth}" if heads is None else f"the checkpoint has {reach} heads"
+        raise UserError(f"tree.max_depth={most} was asked for, and {found}. Give at most {reach}.")
+    if heads is None:
+        return _without_heads(asked, most or depth)
+    num_heads = most or heads.num_heads  # as many are asked
+    if isinstance(asked, Tree):
+        name, tree = "given", asked
+    elif asked.name == "dynamic":
+        usual = nearest(calibrations, temperature).num_nodes if calibrations else DEFAULT_NODES
+        limit = nearest(calibrations, temperature).max_depth if calibrations and not asked.num_nodes else None
+        return Budget(asked.num_nodes or usual, min(limit or num_heads, num_heads))
+    elif asked.name == "calibrated" and calibrations:
+        calibration = nearest(calibrations, temperature)
+        _check_num_nodes(asked.num_nodes, len(calibration.paths) + 1)
+        if asked.num_nodes is None and most is None:
+            tree = calibration.tree()
+        else:
+            tree = calibration.tree_of(asked.num_nodes or calibration.num_nodes, most)
+        name = asked.name
+    elif asked.name == "medusa63":
+        name, tree = asked.name, medusa63()
+    else:
+        _check_num_nodes(asked.num_nodes, 0)
+        name, tree = asked.name, chain(num_heads)
+    if most is None:  # a tree is cut as asked, never silently
+        check_depth(tree, name, heads.num_heads)
+    return tree.pruned(num_heads, heads.num_candidates)
+
+
+def plan_sizes(
+    asked: TreeConfig, heads: Heads, calibrations: Sequence[Calibration], temperature: float
+) -> dict[int, Tree | Budget]:
+    """Trees of every size whose steps were timed, at most `num_nodes` large, by number of nodes.
+
+    Raises UserError when too few were timed to choose among.
+    """
+    sizes: dict[int, Tree | Budget] = {1: ROOT_ONLY}
+    calibration = nearest(calibrations, temperature) if calibrations else None
+    for n in sorted(int(n) for n in calibration.step_ms) if calibration is not None else []:
+        if calibration is not None and str(n) in calibration.tau and 1 < n <= (asked.num_nodes or MOST_NODES):
+            depth = asked.max_depth or calibration.fastest_depth(n)
+            planned = plan_tree(TreeConfig(asked.name, n, depth), heads, heads.num_heads, [calibration], temperature)
+            if planned.num_nodes == n:
+                sizes[n] = planned
+    if len(sizes) < 2 or calibration is None or "1" not in calibration.step_ms:
+        raise UserError(
+            f"tree.size=adaptive chooses among trees whose steps were timed, and {len(sizes) - 1} were here. "
+            "Calibrate with infer/calibrate.py, or use tree.size=fixed."
+        )
+    return sizes
+
+
+def _without_heads(asked: Tree | TreeConfig, depth: int) -> Tree | Budget:
+    if isinstance(asked, Tree):
+        return asked
+    if asked.name == "chain":
+        return chain(depth)
+    if asked.name == "medusa63":
+        return medusa63() if asked.max_depth is None else medusa63().pruned(asked.max_depth, MOST_NODES)
+    num_nodes = asked.num_nodes or DEFAULT_NODES
+    return Budget(num_nodes, depth) if num_nodes > 1 else ROOT_ONLY
+
+
+def _check_num_nodes(asked: int | None, most: int) -> None:
+    if asked is not None and asked > most:
+        found = f"the calibrated trees have 1 to {most} nodes" if most else "there is no calibrated tree"
+        raise UserError(
+            f"tree.num_nodes={asked} was asked for, and {found}. "
+            "Use tree=calibrated with such a number, or tree=dynamic."
+        )

@@ -1,0 +1,142 @@
+"""How fast is Euryale, next to the same weights decoded otherwise?
+
+Contenders take turns on every prompt, and whoever begins changes each time, so that a machine that warms up, cools
+down or is shared treats them alike. One counter counts everybody's tokens; a round's speed is all its tokens over
+all its seconds, the result is the median round.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import psutil
+import torch
+
+from euryale.decoding.config import AnswerConfig
+from euryale.decoding.engine import Engine
+from euryale.decoding.sampling import MoreSampling, Sampling
+from euryale.errors import UserError
+from euryale.evaluation.bench_summary import Turns, standings
+from euryale.evaluation.contenders import CONTENDERS
+from euryale.system.memory import begin_peak, peak
+from euryale.system.progress import Progress
+
+DEFAULT_CONTENDERS = ("euryale", "ar", "hf_generate", "hf_prompt_lookup")
+_LISTEN_SECONDS = 0.3
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What every contender is asked."""
+
+    contenders: Sequence[str] = DEFAULT_CONTENDERS
+    repeats: int = 3
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    more: MoreSampling = field(default_factory=MoreSampling)  # the keywords of Sampling beside these two
+
+    @staticmethod
+    def of(config: AnswerConfig, contenders: Sequence[str], repeats: int) -> "BenchSettings":
+        """Those of a script. Raises UserError as `check` does."""
+        drawing = (config.temperature, config.top_p, config.seed, config.more_sampling())
+        settings = BenchSettings(contenders, repeats, config.max_new_tokens, *drawing)
+        settings.check()
+        return settings
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_p, **self.more)
+
+    def check(self) -> None:
+        """Raises UserError for names or numbers that cannot be."""
+        unknown = [name for name in self.contenders if name not in CONTENDERS]
+        if unknown or not self.contenders:
+            found = f"not known: {', '.join(unknown)}" if unknown else "none is named"
+            raise UserError(f"contenders=[{','.join(self.contenders)}]: {found}. Choose from: {', '.join(CONTENDERS)}.")
+        if self.repeats < 1:
+            raise UserError(f"repeats={self.repeats} measures nothing. Give a number of at least 1 (3 is usual).")
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens={self.max_new_tokens} cannot be. Give a number of at least 1.")
+        others = [name for name in self.contenders if name.startswith("hf_")]
+        if others and not self.sampling.is_known_to_transformers:
+            raise UserError(
+                f"contenders=[{','.join(self.contenders)}]: transformers has no presence and frequency penalties, so "
+                f"its text would be another. Leave out: {', '.join(others)}."
+            )
+
+
+def bench(engine: Engine, prompts: Sequence[Sequence[int]], settings: BenchSettings) -> dict[str, Any]:
+    """Runs all contenders over all prompts (lists of token ids), `repeats` times; the `bench` section of a report.
+
+    Prompts must leave room for max_new_tokens (see prompts.fit_prompts). On a GPU the split of a step is blurred:
+    draft and verify return before the device has finished, and `accept`, which waits, takes the blame.
+    Raises UserError: an unknown contender, no prompts, numbers out of range.
+    """
+    turns = take_turns(engine, prompts, settings)
+    depth = engine.max_depth(settings.temperature)
+    return what_was_asked(engine, settings) | standings(turns, depth, is_greedy=settings.temperature == 0)
+
+
+def take_turns(engine: Engine, prompts: Sequence[Sequence[int]], settings: BenchSettings) -> Turns:
+    """Every contender's answer to every prompt in every round, for `standings`."""
+    settings.check()
+    if not prompts:
+        raise UserError("the benchmark was given no prompts. Name a file with prompts=FILE.")
+    _warn_when_busy()
+    asked = settings.sampling, settings.max_new_tokens
+    contenders = {name: CONTENDERS[name](engine, *asked) for name in dict.fromkeys(settings.contenders)}
+    turns: Turns = {name: [[] for _ in range(settings.repeats)] for name in contenders}
+    device = engine.base.device
+
+    for answer in contenders.values():  # warm-up, a whole answer: kernels are chosen and memory is taken here
+        answer(list(prompts[0]), settings.seed)
+    progress = Progress("bench", settings.repeats * len(prompts) * len(contenders), "answers")
+    for repeat, index, name in in_turns(list(contenders), settings.repeats, len(prompts)):
+        begin_peak(device)
+        turn = contenders[name](list(prompts[index]), settings.seed + index)
+        turns[name][repeat].append(turn._replace(peak=peak(device)))
+        progress.advance(1, len(turn.ids))
+    progress.close()
+    return turns
+
+
+def what_was_asked(engine: Engine, settings: BenchSettings) -> dict[str, Any]:
+    """The settings that a result cannot be read without."""
+    return {
+        "temperature": settings.temperature,
+        **{"top_p": settings.top_p, **settings.more},
+        "seed": settings.seed,
+        "accept": asdict(engine.accept),
+        "drafter": engine.drafter.name,
+        "tree": engine.tree_name,
+        "num_nodes": engine.num_nodes(settings.temperature),
+        "max_depth": engine.max_depth(settings.temperature),
+        "max_new_tokens": settings.max_new_tokens,
+        "repeats": settings.repeats,
+        "dtype": str(engine.base.dtype).removeprefix("torch."),
+        "device": str(engine.base.device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def in_turns(names: Sequence[str], repeats: int, count: int) -> Iterator[tuple[int, int, str]]:
+    """(round, index, name): everybody once at every index of every round, another one first each time."""
+    for repeat in range(repeats):
+        for index in range(count):
+            first = (repeat + index) % len(names)
+            for name in (*names[first:], *names[:first]):
+                yield repeat, index, name
+
+
+def _warn_when_busy() -> None:
+    """A shared machine still compares contenders fairly, but its absolute numbers are nobody's.
+
+    What others use is seen while this process waits; the load would count the work that it has just done itself.
+    """
+    used = psutil.cpu_percent(interval=_LISTEN_SECONDS)
+    if used > 20.0:
+        log.warning("the machine is busy (others use %.0f%% of it): trust ratios and their spread, not tokens/s", used)

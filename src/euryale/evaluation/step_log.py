@@ -1,0 +1,61 @@
+"""Where did the time of every single step go? One JSON line a step, for whoever looks into a slow one.
+
+On a GPU draft and verify return before the device has finished, so `accept`, which waits, takes the blame; with
+CUDA_LAUNCH_BLOCKING=1 in the environment every part is its own. Nothing is measured, and nothing costs time, without
+a file.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import torch
+
+from euryale.decoding.engine import Engine
+from euryale.decoding.scheduler import StepSeen
+from euryale.errors import UserError
+from euryale.system.memory import resident
+
+
+@contextmanager
+def log_steps(engine: Engine, file: str | None) -> Iterator[None]:
+    """Adds the steps that the engine takes inside to `file`; None logs none.
+
+    A line: rows (live answers), num_nodes (of each row's tree), tokens (gained by each row), milliseconds of every
+    part (prefill_ms is what was read of prompts before the step), host_bytes, and device_bytes on a GPU.
+    Raises UserError when the file cannot be written.
+    """
+    if file is None:
+        yield
+        return
+    path = Path(file).expanduser()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"steps={file} cannot be written: {error}. Give another file.") from error
+    with stream:
+        engine.on_step = _Writer(engine, stream)
+        try:
+            yield
+        finally:
+            engine.on_step = None
+
+
+class _Writer:
+    def __init__(self, engine: Engine, stream: TextIO) -> None:
+        self._engine = engine
+        self._stream = stream
+        self._before = dict(engine.seconds)
+
+    def __call__(self, seen: StepSeen) -> None:
+        seconds, device = self._engine.seconds, self._engine.base.device
+        parts = {f"{part}_ms": round(1000 * (total - self._before[part]), 4) for part, total in seconds.items()}
+        self._before = dict(seconds)
+        line: dict[str, object] = {"rows": len(seen.tokens), "num_nodes": seen.num_nodes, "tokens": seen.tokens}
+        line |= parts | {"host_bytes": resident()}
+        if device.type == "cuda":
+            line["device_bytes"] = torch.cuda.memory_allocated(device)
+        self._stream.write(json.dumps(line) + "\n")

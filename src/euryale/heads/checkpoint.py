@@ -1,0 +1,193 @@
+"""What is in a heads checkpoint, how is it found, and when is it refused?
+
+A checkpoint is a folder. `heads.json` says what it is: format version, the base it was trained for, design and
+sizes of the heads, where they came from. `heads.safetensors` holds the numbers; `adapter/` (adapter.py) what was
+trained beside the base, where something was. Nothing in it is ever executed:
+no pickle, no class path. What does not fit this base, this version or its own description is refused.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from euryale.base.base import Base
+from euryale.base.identity import check_same_base
+from euryale.base.lora import FOLDER, load_adapter, save_adapter
+from euryale.errors import UserError
+from euryale.heads.config import HeadsConfig
+from euryale.heads.heads import Heads
+from euryale.system.files import json_text, read_json, write_atomically
+from euryale.system.tensor_files import check_finite, read_tensors
+
+FORMAT_VERSION = 1
+DESCRIPTION = "heads.json"
+WEIGHTS = "heads.safetensors"
+# What older heads are, whose description does not say.
+_LATER_KEYS: dict[str, Any] = {"features": "last", "output_rank": 64, "residual": True, "induction": 0}
+LABEL_OFFSET = 2  # head k at position t is scored on ids[t + 2 + k]
+Objects = Mapping[str, object]
+
+
+def save_heads(
+    folder: Path,
+    heads: Heads,
+    base: Base,
+    provenance: Objects,
+    extra_files: Mapping[str, str | bytes] | None = None,
+    objective: Objects | None = None,
+) -> None:
+    """Writes heads.json, heads.safetensors and `extra_files` (name -> content) into a new or existing folder, and
+    adapter/ when the base has one.
+
+    Weights are stored in the base's dtype, in which they will be used. All or nothing: see write_atomically.
+    """
+    tensors = {
+        name: tensor.detach().to("cpu", base.dtype if tensor.is_floating_point() else None).contiguous()
+        for name, tensor in heads.state_dict().items()
+    }
+    description = {
+        "format_version": FORMAT_VERSION,
+        "base": base.identity(),
+        "heads": asdict(heads.config),
+        "num_heads": heads.num_heads,
+        "hidden_size": heads.hidden_size,
+        "vocab_size": heads.vocab_size,
+        "num_parameters": heads.num_parameters(),
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "label_offset": LABEL_OFFSET,
+        "adapter": FOLDER if base.adapter is not None else None,
+        "objective": dict(objective or {}),
+        "provenance": dict(provenance),
+    }
+    if base.adapter is not None:
+        save_adapter(folder, base)
+    with write_atomically(folder, last=DESCRIPTION) as staged:
+        staged.mkdir()
+        save_file(tensors, staged / WEIGHTS)
+        for name, content in (extra_files or {}).items():
+            (staged / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        (staged / DESCRIPTION).write_text(json_text(description))
+
+
+def load_heads(folder: Path, base: Base) -> Heads:
+    """The heads in `folder`, in eval mode, on the device and in the dtype of `base`.
+
+    If they were trained with an adapter, `base` gets it here: from then on it is the base that these heads know.
+    Raises UserError for another base (both are named), another format, a damaged file, missing or misshapen tensors.
+    """
+    description = read_description(folder)
+    _check_base(folder, description, base)
+    _settle_adapter(folder, description, base)
+    config = _heads_config(folder, description)
+    expected = {
+        "hidden_size": base.hidden_size, "vocab_size": base.vocab_size, "num_heads": config.num_heads,
+        "label_offset": LABEL_OFFSET,
+    }  # fmt: skip
+    for key, value in expected.items():
+        if description.get(key) != value:
+            raise UserError(
+                f"{folder / DESCRIPTION}: {key} is {description.get(key)!r}, and these heads have {value}. Restore the "
+                "file, or use another checkpoint."
+            )
+    with torch.device("meta"):  # shapes first, memory after they were found right
+        heads = Heads(config, base.hidden_size, base.vocab_size)
+    shapes = {name: tuple(tensor.shape) for name, tensor in heads.state_dict().items()}
+    tensors = read_tensors(folder / WEIGHTS, shapes)
+    check_finite(folder / WEIGHTS, tensors)
+    # A copy, because tensors from the file are views into it at whatever address the file dictates.
+    placed = {
+        name: tensor.to(base.device, base.dtype if tensor.is_floating_point() else None, copy=True)
+        for name, tensor in tensors.items()
+    }
+    heads.load_state_dict(placed, assign=True)
+    if heads.draft_ids is not None:
+        ids = heads.draft_ids.tolist()
+        # A token named twice would be drafted twice below one parent, and both would be accepted.
+        if ids != sorted(set(ids)) or not 0 <= ids[0] <= ids[-1] < base.vocab_size:
+            raise UserError(
+                f"{folder / WEIGHTS}: draft_ids are not increasing ids of the vocabulary. Use another checkpoint."
+            )
+    return heads.eval().requires_grad_(False)
+
+
+def read_description(folder: Path) -> dict:
+    """heads.json of a checkpoint. Raises UserError when there is none, or one of another format version."""
+    if not (folder / DESCRIPTION).is_file():
+        raise UserError(f"{folder} is no checkpoint: it has no {DESCRIPTION}. Train one with train/run.py.")
+    description = read_json(folder / DESCRIPTION)
+    version = description.get("format_version")
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{folder / DESCRIPTION} has format_version {version!r}; this euryale reads {FORMAT_VERSION}. "
+            "Use the euryale that wrote it, or train again."
+        )
+    return description
+
+
+def find_checkpoint(name: str, root: Path) -> Path:
+    """The checkpoint folder a user means: `last` is the newest below `root`, anything else a path (also below `root`).
+
+    Raises UserError that lists what exists.
+    """
+    if name != "last":
+        for folder in (Path(name).expanduser(), root / name):
+            if (folder / DESCRIPTION).is_file():
+                return folder
+    known = sorted(root.rglob(DESCRIPTION), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    known = [path for path in known if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+    if name == "last" and known:
+        return known[0].parent
+    listing = ", ".join(str(path.parent) for path in known[:8]) or "none yet"
+    raise UserError(
+        f"checkpoint={name}: no checkpoint is there (a folder with {DESCRIPTION}). "
+        f"Below {root} there are: {listing}. Name one of them, or train one with train/run.py."
+    )
+
+
+def _check_base(folder: Path, description: Mapping, base: Base) -> None:
+    trained = description.get("base")
+    if not isinstance(trained, dict):
+        raise UserError(f"{folder / DESCRIPTION} does not say which base it belongs to. Use another checkpoint.")
+    check_same_base(f"The heads in {folder}", trained, base.identity())
+
+
+def _settle_adapter(folder: Path, description: Mapping, base: Base) -> None:
+    """Puts the adapter that the heads were trained with on the base, unless it is there already."""
+    named = description.get("adapter")
+    present = base.adapter_of
+    if named is None and present is not None:
+        raise UserError(
+            f"The heads in {folder} were trained for the base alone, and this base carries the adapter of {present}. "
+            "Load the base anew."
+        )
+    if named is not None and present is None:
+        load_adapter(folder, base)
+        base.adapter_of = str(folder.resolve())
+    elif named is not None and present != str(folder.resolve()):
+        raise UserError(
+            f"The heads in {folder} were trained with an adapter of their own, and this base carries that of "
+            f"{present}. Load the base anew."
+        )
+
+
+def _heads_config(folder: Path, description: Mapping) -> HeadsConfig:
+    """The design in heads.json: known keys, and each of the type of its default."""
+    design = description.get("heads")
+    if not isinstance(design, dict):
+        raise UserError(f"{folder / DESCRIPTION} does not describe its heads. Use another checkpoint.")
+    defaults = asdict(HeadsConfig())
+    design = {**_LATER_KEYS, **design}
+    wrong = sorted(set(design) ^ {field.name for field in fields(HeadsConfig)})
+    wrong += [key for key in set(design) & set(defaults) if type(design[key]) is not type(defaults[key])]
+    if wrong:
+        raise UserError(f"{folder / DESCRIPTION}: heads has missing, unknown or mistyped keys: {', '.join(wrong)}.")
+    config = HeadsConfig(**design)
+    try:
+        config.check()
+    except UserError as error:
+        raise UserError(f"{folder / DESCRIPTION}: {error}") from error
+    return config

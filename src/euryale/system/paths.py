@@ -1,0 +1,10 @@
+"""Paths of the project: where bundled files lie and where results go."""
+
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[3]  # where the bundled checkpoints/ and data/ lie in a clone
+
+
+def output_root(output: str) -> Path:
+    """`output`, below the project unless it is an absolute path: `last` finds runs from any working folder."""
+    return PROJECT / Path(output).expanduser()

@@ -1,0 +1,110 @@
+"""Where does the bundled base come from? A tokenizer and a random Llama, made for text that is at hand.
+
+Used by `recipe=pretrain_tiny` alone; a person's own base is loaded, never made.
+"""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from euryale.data.rows import Row
+from euryale.errors import UserError
+from euryale.system.files import write_atomically
+
+SPECIAL = ["<s>", "</s>", "<pad>"]
+_MAX_ROWS = 20_000  # enough text for a vocabulary of a few thousand
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class ScratchConfig:
+    """The shape of a base that is pretrained from nothing; not used unless `enabled`."""
+
+    enabled: bool = False
+    vocab_size: int = 1024
+    hidden_size: int = 256
+    intermediate_size: int = 768
+    num_layers: int = 6
+    num_heads: int = 8
+    num_kv_heads: int = 4
+    max_length: int = 1024
+
+    def check(self) -> None:
+        """Raises UserError for a shape that cannot be built."""
+        smallest = len(SPECIAL) + len(pre_tokenizers.ByteLevel.alphabet())
+        if self.vocab_size < smallest:
+            raise UserError(f"scratch.vocab_size={self.vocab_size}: bytes and special tokens alone are {smallest}.")
+        for name in ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "max_length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"scratch.{name}={getattr(self, name)} cannot be. Give a number of at least 1.")
+        if self.hidden_size % (2 * self.num_heads) or self.num_heads % self.num_kv_heads:
+            raise UserError(
+                f"scratch.hidden_size={self.hidden_size} must be an even multiple of num_heads={self.num_heads} "
+                f"(positions turn pairs), and that a multiple of num_kv_heads={self.num_kv_heads}."
+            )
+
+
+def make_base(config: ScratchConfig, rows: Iterable[Row], folder: Path, seed: int) -> Path:
+    """Writes a byte-level BPE tokenizer trained on the rows and an untrained Llama into `folder`; returns it.
+
+    A folder that is there already is kept: a resumed run starts from the same weights. Raises UserError when the
+    rows hold too little text for the vocabulary, or for a shape that cannot be built.
+    """
+    config.check()
+    if (folder / "config.json").is_file():
+        return folder
+    tokenizer = _train_tokenizer(config, (row.text for row in islice(rows, _MAX_ROWS) if row.text))
+    if tokenizer.get_vocab_size() < config.vocab_size:
+        raise UserError(
+            f"scratch.vocab_size={config.vocab_size}: the text gives only {tokenizer.get_vocab_size()} tokens. "
+            "Give more text or a smaller vocabulary."
+        )
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            max_position_embeddings=config.max_length,
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=2,
+        )
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=SPECIAL[0],
+        eos_token=SPECIAL[1],
+        pad_token=SPECIAL[2],
+        model_max_length=config.max_length,
+    )
+    with write_atomically(folder) as staged:
+        model.save_pretrained(staged)
+        fast.save_pretrained(staged)
+    log.info("new base in %s: %.1f M parameters", folder, model.num_parameters() / 1e6)
+    return folder
+
+
+def _train_tokenizer(config: ScratchConfig, texts: Iterable[str]) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return tokenizer

@@ -1,0 +1,176 @@
+"""Which tree does an engine use, and does one loaded from a folder answer as the one that was saved?"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from random_models import five_tokens, random_base, random_heads
+
+from euryale.base.base import Base
+from euryale.decoding.engine import Engine
+from euryale.decoding.tree.calibration import Calibration
+from euryale.decoding.tree.choose import TreeConfig, plan_sizes
+from euryale.decoding.tree.tree import ROOT_ONLY, Budget, Tree, chain
+from euryale.errors import UserError
+from euryale.heads.checkpoint import save_heads
+from euryale.heads.config import HeadsConfig
+
+
+def calibration(temperature: float, paths: list[list[int]], num_nodes: int) -> Calibration:
+    return Calibration(temperature, num_nodes, paths, [0.5] * len(paths), num_positions=10)
+
+
+def test_the_tree_is_the_one_given_or_calibrated_nearest_or_a_chain() -> None:
+    base = five_tokens()
+    heads = random_heads(HeadsConfig("hydra", num_heads=3), base)
+    assert Engine(base, heads).tree() == chain(3)
+    assert Engine(base, heads, tree=chain(2)).tree() == chain(2)
+    assert Engine(base, heads, drafter="none", tree=chain(2)).tree() == ROOT_ONLY
+    found = [calibration(0.0, [[0], [0, 0]], 3), calibration(1.0, [[0], [1], [2], [3]], 4)]
+    engine = Engine(base, heads, calibrations=found)
+    assert engine.tree(0.0) == engine.tree(0.4) == chain(2)
+    assert engine.tree(0.7).paths == ((), (0,), (1,), (2,))
+    wide = Engine(base, heads, tree=Tree.from_paths([(0,), (7,), (7, 0)])).tree()
+    assert wide == chain(1), "ranks beyond the vocabulary are cut off"
+
+
+def test_calibrated_trees_can_have_another_size() -> None:
+    base = five_tokens()
+    heads = random_heads(HeadsConfig("hydra", num_heads=3), base)
+    engine = Engine(base, heads, calibrations=[calibration(0.0, [[0], [0, 0], [1]], 2)])
+    assert [engine.with_num_nodes(n).tree().num_nodes for n in (1, 2, 4)] == [1, 2, 4]
+    with pytest.raises(UserError, match="num_nodes=5 was asked for, and the calibrated trees have 1 to 4"):
+        engine.with_num_nodes(5)
+    with pytest.raises(UserError, match="num_nodes=0 cannot be. Give a number from 1"):
+        engine.with_num_nodes(0)
+    with pytest.raises(UserError, match="there is no calibrated tree"):
+        Engine(base, heads).with_num_nodes(2)
+
+
+def test_a_tree_can_ask_fewer_heads() -> None:
+    base = five_tokens()
+    heads = random_heads(HeadsConfig("hydra", num_heads=3), base)
+    found = [calibration(0.0, [[0], [0, 0], [0, 0, 0], [1]], 4)]
+
+    def tree(drafter: str = "heads", **asked: object) -> Tree | Budget:
+        return Engine(base, heads, drafter, TreeConfig(**asked), found).tree()  # type: ignore[arg-type]
+
+    assert tree(max_depth=2).paths == ((), (0,), (0, 0), (1,)), "a deeper node leaves its place"
+    assert tree(max_depth=1, num_nodes=2) == chain(1)
+    assert tree(max_depth=2, name="chain") == chain(2)
+    assert tree(max_depth=1, name="medusa63").max_depth == 1
+    assert tree(max_depth=2, name="dynamic") == Budget(4, 2)
+    assert tree("lookup", max_depth=2, name="chain") == chain(2)
+    assert tree("lookup", max_depth=2, name="medusa63").max_depth == 2
+    assert tree("none", max_depth=2) == ROOT_ONLY, "a sweep may hold both"
+    with pytest.raises(UserError, match="tree.max_depth=4 was asked for, and the checkpoint has 3 heads"):
+        tree(max_depth=4)
+    with pytest.raises(UserError, match=r"tree.max_depth=9 was asked for, and drafter.depth=8. Give at most 8"):
+        tree("lookup", max_depth=9)
+    with pytest.raises(UserError, match="tree.max_depth=0 cannot be"):
+        tree(max_depth=0)
+
+
+def test_a_calibration_for_more_heads_is_refused() -> None:
+    base = five_tokens()
+    heads = random_heads(HeadsConfig("hydra", num_heads=3), base)
+    with pytest.raises(UserError, match="tree=calibrated is 4 deep, but the checkpoint has 3 heads"):
+        Engine(base, heads, calibrations=[calibration(0.0, [[0], [0, 0], [0, 0, 0], [0, 0, 0, 0]], 5)])
+
+
+TREE_JSON = (
+    '{"format_version": 1, "calibrations": [{"temperature": 0.0, "num_nodes": 3, "paths": [[0], [0, 0], [1]], '
+    '"probabilities": [0.5, 0.3, 0.1], "num_positions": 100}]}'
+)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, tiny_base: Base) -> Path:
+    folder = tmp_path / "run"
+    heads = random_heads(HeadsConfig("hydra", num_heads=3), tiny_base)
+    save_heads(folder, heads, tiny_base, {}, extra_files={"tree.json": TREE_JSON})
+    return folder
+
+
+def test_a_loaded_engine_answers_as_the_one_that_was_saved(checkpoint: Path, tiny_base: Base) -> None:
+    expected = Engine(tiny_base, drafter="none").generate(["def f(x):", "a"], max_new_tokens=12)
+    for tree, num_nodes in (("calibrated", 3), ("chain", 4)):
+        engine = Engine.load(checkpoint, tree=tree, device="cpu", dtype="float32")
+        assert engine.tree().num_nodes == num_nodes
+        assert [g.ids for g in engine.generate(["def f(x):", "a"], max_new_tokens=12)] == [g.ids for g in expected]
+    heads = random_heads(HeadsConfig("hydra", num_heads=3), tiny_base)
+    assert engine.heads is not None
+    for name, tensor in heads.state_dict().items():
+        assert torch.equal(engine.heads.state_dict()[name], tensor)
+    for base in (tiny_base, tiny_base.path):
+        assert Engine.load(checkpoint, base=base, drafter="none").tree() == ROOT_ONLY
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_refused(checkpoint: Path, tiny_base: Base) -> None:
+    with pytest.raises(UserError, match="is no checkpoint"):
+        Engine.load(checkpoint.parent)
+    with pytest.raises(UserError, match="tree=bush is not known. Choose one of: chain, medusa63, calibrated, dynamic"):
+        Engine.load(checkpoint, base=tiny_base, tree="bush")
+    with pytest.raises(UserError, match="drafter=clover is not known. Choose one of: none, heads, lookup, .* model"):
+        Engine.load(checkpoint, base=tiny_base, drafter="clover")
+    with pytest.raises(UserError, match="tree=medusa63 is 4 deep, but the checkpoint has 3 heads"):
+        Engine.load(checkpoint, base=tiny_base, tree="medusa63")
+    with pytest.raises(UserError, match="trained for"):
+        Engine.load(checkpoint, base=random_base("llama", 99))
+    (checkpoint / "tree.json").write_text(
+        TREE_JSON.replace("[0, 0]", "[0, 0], [0, 0, 0], [0, 0, 0, 0]")
+        .replace("3,", "5,", 1)
+        .replace("0.3,", "0.3, 0.2, 0.2,")
+    )
+    with pytest.raises(UserError, match="tree=calibrated is 4 deep"):
+        Engine.load(checkpoint, base=tiny_base)
+    (checkpoint / "tree.json").unlink()
+    with pytest.raises(UserError, match="tree=calibrated: .* has no tree.json"):
+        Engine.load(checkpoint, base=tiny_base)
+    (checkpoint / "heads.json").write_text('{"format_version": 1}')
+    with pytest.raises(UserError, match="does not say which base"):
+        Engine.load(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"format_version": 2}',
+        '{"format_version": 1, "calibrations": []}',
+        TREE_JSON.replace("temperature", "heat"),
+        TREE_JSON.replace("[0, 0]", '["a"]'),
+        TREE_JSON.replace("[0, 0]", "[2, 0]"),
+        TREE_JSON.replace('"num_nodes": 3', '"num_nodes": 0'),
+        TREE_JSON.replace('"num_nodes": 3', '"num_nodes": 5'),
+    ],
+)
+def test_a_damaged_tree_file_is_refused(checkpoint: Path, tiny_base: Base, content: str) -> None:
+    (checkpoint / "tree.json").write_text(content)
+    with pytest.raises(UserError, match="tree.json"):
+        Engine.load(checkpoint, base=tiny_base)
+
+
+@pytest.mark.parametrize("draft_ids", [[1, 2, 2], [-1, 2, 3], [1, 2, 99], [3, 2, 1]])
+def test_a_damaged_draft_vocabulary_is_refused(tmp_path: Path, tiny_base: Base, draft_ids: list[int]) -> None:
+    heads = random_heads(HeadsConfig("hydra", num_heads=3, vocab_share=3 / 99), tiny_base)
+    heads.draft_ids = torch.tensor(draft_ids)
+    save_heads(tmp_path, heads, tiny_base, {})
+    with pytest.raises(UserError, match="draft_ids are not increasing ids of the vocabulary"):
+        Engine.load(tmp_path, base=tiny_base, tree="chain")
+
+
+def test_an_adaptive_size_has_the_depth_that_was_fastest() -> None:
+    """Four nodes gain a little more two deep than flat, but the second level costs more than that."""
+    paths, shares = [[0], [0, 0], [1], [2]], [0.5, 0.3, 0.2, 0.1]
+    flat = {"num_nodes": 4, "max_depth": 1, "tau": 1.8, "step_ms": 1.1}
+    timed = ({"1": 1.0, "4": 2.0}, {"1": 1.0, "4": 1.5})
+    found = Calibration(0.0, 4, paths, shares, 100, *timed, shallow=[flat])
+    assert (found.fastest_depth(4), found.fastest_depth(1)) == (1, None)
+    assert found.promise(4, 1) == (1.8, 1.1)
+    assert found.promise(4, 3) == found.promise(4) == (2.0, 1.5), "three levels were not timed"
+    heads = random_heads(HeadsConfig("hydra", num_heads=3), random_base())
+    for depth, expected in ((None, 1), (2, 2)):
+        asked = TreeConfig("calibrated", size="adaptive", max_depth=depth)
+        assert plan_sizes(asked, heads, [found], 0.0)[4].max_depth == expected
