@@ -9,7 +9,7 @@ import pytest
 from scripts import run_script
 
 from euryale.base.base import Base
-from euryale.data.suites import SUITES, Question, read_suite
+from euryale.data.suites import BREADTH, SUITES, Question, read_suite
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
 from euryale.evaluation import bench as bench_module
@@ -18,6 +18,7 @@ from euryale.evaluation.bench_suite import ask, bench_suite
 from euryale.evaluation.contenders import Turn
 from euryale.report.tables import suite_table
 
+PUBLISHED = [name for name, suite in SUITES.items() if suite.bundled is None]
 CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 OTHERS = ("translation", "summarization", "qa", "math_reasoning", "rag")
 
@@ -63,8 +64,8 @@ def test_a_suite_is_read_task_by_task(
     assert list(dict.fromkeys(q.task for q in backwards)) == tasks, "the order of the file does not matter"
 
 
-@pytest.mark.parametrize("suite", SUITES)
-@pytest.mark.parametrize("file", SUITES)
+@pytest.mark.parametrize("suite", PUBLISHED)
+@pytest.mark.parametrize("file", PUBLISHED)
 def test_the_file_of_another_suite_is_refused(tmp_path: Path, suite: str, file: str) -> None:
     path = file_of(tmp_path, rows_of(file))
     if suite == file:
@@ -75,7 +76,9 @@ def test_the_file_of_another_suite_is_refused(tmp_path: Path, suite: str, file: 
 
 
 def test_what_is_missing_or_foreign_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="suite=alpaca is not known. Choose one of: spec_bench, mt_bench, humaneval"):
+    with pytest.raises(
+        UserError, match="suite=alpaca is not known. Choose one of: breadth, spec_bench, mt_bench, humaneval"
+    ):
         read_suite("alpaca", None)
     with pytest.raises(UserError, match="suite=gsm8k needs prompts=FILE, and nothing is downloaded: it is .*github"):
         read_suite("gsm8k", None)
@@ -193,3 +196,10 @@ def test_the_published_files_are_their_suites(material: Path) -> None:
         questions = read_suite(suite, str(folder / name))
         assert (len(questions), len({q.task for q in questions})) == (count, num_tasks), suite
         assert sum(len(q.turns) for q in questions) == {"spec_bench": 560, "mt_bench": 160, "gsm8k": 1319}.get(suite, 0)
+
+
+def test_the_bundled_suite_has_eight_questions_of_each_kind_and_needs_no_file() -> None:
+    questions = read_suite("breadth", None)
+    assert list(dict.fromkeys(question.task for question in questions)) == list(BREADTH)
+    assert all(sum(question.task == kind for question in questions) == 8 for kind in BREADTH)
+    assert len({question.turns for question in questions}) == 64

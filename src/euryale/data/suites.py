@@ -1,11 +1,12 @@
-"""Which published prompts does a result compare on, and is this file really theirs?
+"""Suites of prompts that results are compared on, each read from its authors' file and checked to be that file.
 
+    breadth      64 prompts of eight kinds, bundled (data/breadth.jsonl): how heads do away from their training text
     spec_bench   480 questions of six tasks (Xia et al. 2024); its 80 of MT-Bench have two turns
     mt_bench     80 two-turn questions of eight categories (Zheng et al. 2023)
     humaneval    164 Python functions to complete (Chen et al. 2021)
     gsm8k        1,319 school problems, the test half (Cobbe et al. 2021)
 
-The files are their authors'; they are read as they are published, and none is downloaded.
+The files of the published suites are their authors'; they are read as they are published, and none is downloaded.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,9 @@ from typing import NamedTuple
 from euryale.data.prompt_files import read_prompts
 from euryale.data.records import read_records
 from euryale.errors import UserError
+from euryale.system.paths import PROJECT
 
+BREADTH = ("chat", "prose", "code", "maths", "extraction", "translation", "summaries", "questions")
 _MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 
 
@@ -25,9 +28,16 @@ class Suite(NamedTuple):
     fields: tuple[str, ...]  # every record has these
     origin: str  # where a user finds the file
     tasks: Mapping[str, str] | None = None  # category of a record -> task; None: the suite is one task
+    bundled: Path | None = None  # its file, where it comes with the project
 
 
 SUITES: dict[str, Suite] = {
+    "breadth": Suite(
+        ("category", "question"),
+        "data/breadth.jsonl of this project",
+        {kind: kind for kind in BREADTH},
+        PROJECT / "data" / "breadth.jsonl",
+    ),
     "spec_bench": Suite(
         ("question_id", "category", "turns"),
         "data/spec_bench/question.jsonl of github.com/hemingkx/Spec-Bench",
@@ -63,6 +73,8 @@ def read_suite(name: str, file: str | None) -> list[Question]:
     if name not in SUITES:
         raise UserError(f"suite={name} is not known. Choose one of: {', '.join(SUITES)}.")
     suite = SUITES[name]
+    if file is None and suite.bundled is not None:
+        file = str(suite.bundled)
     if file is None:
         raise UserError(f"suite={name} needs prompts=FILE, and nothing is downloaded: it is {suite.origin}.")
     tasks = list(dict.fromkeys(suite.tasks.values())) if suite.tasks else [name]
