@@ -8,7 +8,7 @@ DEMO_ARGS ?=
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PIP_USER PIP_TARGET PIP_PREFIX VIRTUAL_ENV
 export PYTHONNOUSERSITE = 1
 
-.PHONY: demo smollm2 test soak gpu lint clean force
+.PHONY: demo smollm2 test soak gpu lint web clean force
 
 demo: $(STAMP) smollm2
 	$(PY) train/run.py $(DEMO_ARGS)
@@ -38,6 +38,13 @@ lint: $(STAMP)
 	$(PY) -m mypy src train
 	$(PY) -m mypy infer
 
+# Builds the page of the server again and compares: what is committed is what the source gives. Needs Node.
+PAGE := src/euryale/server/page
+web:
+	cd web && npm ci && npm run lint && npm test && npm run build
+	@test -z "$$(git status --porcelain -- $(PAGE))" || { \
+		git --no-pager diff --stat -- $(PAGE); echo "$(PAGE) is not what web/ builds: commit it" >&2; exit 1; }
+
 # An editable install names its folder, so an environment that was copied along with the folder is installed again.
 ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 $(STAMP): force
@@ -52,5 +59,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo '$(CURDIR)' > $@
 
 clean:
-	rm -rf .venv build dist outputs multirun .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+	rm -rf .venv web/node_modules build dist outputs multirun .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
 	find src tests train infer -name __pycache__ -prune -exec rm -rf {} +

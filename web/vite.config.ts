@@ -6,7 +6,8 @@ import { defineConfig } from "vitest/config";
 const classicScript: Plugin = {
   name: "classic-script",
   enforce: "post",
-  transformIndexHtml: (html) => html.replace('<script type="module" crossorigin', "<script defer").replace(' crossorigin href', " href"),
+  transformIndexHtml: (html) =>
+    html.replace('<script type="module" crossorigin', "<script defer").replace(" crossorigin href", " href"),
 };
 
 // No hash in the names: the built files are committed, and the server sends them with an ETag. No source map: the source is beside.
@@ -21,7 +22,7 @@ export default defineConfig({
     modulePreload: false,
     cssCodeSplit: false, // a file of its own: styles inside the script would break the Content-Security-Policy
     reportCompressedSize: false,
-    license: { fileName: "LICENSES.md" },
+    license: { fileName: "LICENSES.txt" },
     rollupOptions: {
       output: { format: "iife", entryFileNames: "page.js", assetFileNames: "page[extname]" },
     },

@@ -30,14 +30,28 @@ export function App() {
     <>
       <header>
         <h1>Euryale</h1>
-        <p className="tagline">Guesses several tokens, checks them in one pass, keeps what is right{(ready?.lossless ?? true) && ": the same text, sooner"}.</p>
+        <p className="tagline">
+          Guesses several tokens, checks them in one pass, keeps what is right
+          {(ready?.lossless ?? true) && ": the same text, sooner"}.
+        </p>
         <LinkState link={session.link} ready={ready} />
       </header>
       <main>
         {session.link === "refused" && <KeyForm onKey={session.useKey} />}
-        {session.notice && <p className="panel alert" role="alert">{session.notice}</p>}
-        <PromptForm ready={session.link === "ready" ? ready : null} isRunning={isRunning} onGenerate={session.generate} onCancel={session.cancel} />
-        {trace && trace.runs.length > 1 && <Runs trace={trace} at={at} onPick={(to) => pick({ id: trace.request.id, at: to })} />}
+        {session.notice && (
+          <p className="panel alert" role="alert">
+            {session.notice}
+          </p>
+        )}
+        <PromptForm
+          ready={session.link === "ready" ? ready : null}
+          isRunning={isRunning}
+          onGenerate={session.generate}
+          onCancel={session.cancel}
+        />
+        {trace && trace.runs.length > 1 && (
+          <Runs trace={trace} at={at} onPick={(to) => pick({ id: trace.request.id, at: to })} />
+        )}
         <div className="columns">
           <TextPanel
             prompt={trace && promptOf(trace.request)}
@@ -52,12 +66,17 @@ export function App() {
           <TreePanel steps={steps} controls={controls} />
           <Figures run={run} metrics={session.metrics} />
         </div>
-        {trace?.request.compare && <Race key={trace.request.id} plain={runOf(trace, "ar")} guessing={runOf(trace, "heads")} />}
+        {trace?.request.compare && (
+          <Race key={trace.request.id} plain={runOf(trace, "ar")} guessing={runOf(trace, "heads")} />
+        )}
       </main>
       <footer>
         <TraceButtons trace={trace} isRunning={isRunning} onOpen={session.open} onProblem={session.say} />
+        <a href="./LICENSES.txt">Licences of the libraries</a>
       </footer>
-      <p className="unseen" role="status" id="status">{statusOf(trace, isRunning, controls.isPlaying || !step ? null : sentence(step))}</p>
+      <p className="unseen" role="status" id="status">
+        {statusOf(trace, isRunning, controls.isPlaying || !step ? null : sentence(step))}
+      </p>
     </>
   );
 }
@@ -70,7 +89,12 @@ function LinkState({ link, ready }: { link: Link; ready: Ready | null }) {
     refused: "the server asks for a key",
     offline: "no server: open a saved trace",
   };
-  return <p className={`link ${link}`} id="link"><span className="dot" aria-hidden="true" />{words[link]}</p>;
+  return (
+    <p className={`link ${link}`} id="link">
+      <span className="dot" aria-hidden="true" />
+      {words[link]}
+    </p>
+  );
 }
 
 function Runs({ trace, at, onPick }: { trace: Trace; at: number; onPick: (at: number) => void }) {

@@ -47,7 +47,9 @@ export function useSession(): Session {
         if (next !== "waiting" && next !== "refused") return;
         setMetrics(null);
         draw();
-        setTrace((known) => (known && !isOver(known) ? fail(known, "The connection was lost before the answer was complete.") : known));
+        setTrace((known) =>
+          known && !isOver(known) ? fail(known, "The connection was lost before the answer was complete.") : known,
+        );
       },
       onMessage: (message) => {
         if (message.type === "ready") return setReady(message);

@@ -20,10 +20,22 @@ class Socket {
   }
 }
 
-const READY = JSON.stringify({ type: "ready", v: 1, model: "m", drafter: "heads", max_model_len: 9, chat: false, version: "1" });
+const READY = JSON.stringify({
+  type: "ready",
+  v: 1,
+  model: "m",
+  drafter: "heads",
+  max_model_len: 9,
+  chat: false,
+  version: "1",
+});
 const links: string[] = [];
 const nonsense: string[] = [];
-const listener = { onLink: (link: string) => links.push(link), onMessage: () => {}, onNonsense: (why: string) => nonsense.push(why) };
+const listener = {
+  onLink: (link: string) => links.push(link),
+  onMessage: () => {},
+  onNonsense: (why: string) => nonsense.push(why),
+};
 const last = () => Socket.made.at(-1)!;
 
 beforeEach(() => {

@@ -40,7 +40,13 @@ export function makeStep(more: Partial<Step> = {}): Step {
 }
 
 export const plainStep = (more: Partial<Step> = {}): Step =>
-  makeStep({ run: "ar", nodes: [node("root", -1, 0)], bonus: { token: 1, text: "x", parent: 0, p: 1 }, text: "x", ...more });
+  makeStep({
+    run: "ar",
+    nodes: [node("root", -1, 0)],
+    bonus: { token: 1, text: "x", parent: 0, p: 1 },
+    text: "x",
+    ...more,
+  });
 
 export const makeStart = (run: RunName = "heads"): Start => ({
   type: "start",

@@ -4,7 +4,12 @@ import { acceptanceByDepth, compare, tau, timeParts, tokensPerSecond } from "../
 import type { Run } from "../src/trace/trace";
 import { makeEnd, makeStart, makeStep, plainStep } from "./made";
 
-const run = (steps: Run["steps"], end: Run["end"], name: "ar" | "heads" = "heads"): Run => ({ start: makeStart(name), steps, end, failure: null });
+const run = (steps: Run["steps"], end: Run["end"], name: "ar" | "heads" = "heads"): Run => ({
+  start: makeStart(name),
+  steps,
+  end,
+  failure: null,
+});
 
 test("tau is the mean of tokens a step, and unknown without steps", () => {
   expect(tau([makeStep(), plainStep()])).toBe(2);
@@ -12,7 +17,12 @@ test("tau is the mean of tokens a step, and unknown without steps", () => {
 });
 
 test("the speed leaves out the first step and steps after lost ones", () => {
-  const steps = [makeStep({ t_ms: 500 }), makeStep({ i: 1, t_ms: 510 }), makeStep({ i: 9, t_ms: 900, dropped: 7 }), makeStep({ i: 10, t_ms: 920 })];
+  const steps = [
+    makeStep({ t_ms: 500 }),
+    makeStep({ i: 1, t_ms: 510 }),
+    makeStep({ i: 9, t_ms: 900, dropped: 7 }),
+    makeStep({ i: 10, t_ms: 920 }),
+  ];
   expect(tokensPerSecond(steps)).toBe(200);
   expect(tokensPerSecond(steps.slice(0, 1))).toBeNull();
 });
@@ -37,7 +47,11 @@ test("two answers match when their tokens and texts are equal", () => {
   const plain = run([], makeEnd("ar", { t_ms: 60 }), "ar");
   expect(compare(plain, run([], makeEnd()))).toEqual({ isEqual: true, tokens: 3, agreeing: 3, speedup: 2 });
   expect(compare(plain, run([], makeEnd("heads", { ids: [1, 2, 4] })))).toMatchObject({ isEqual: false, agreeing: 2 });
-  expect(compare(plain, run([], makeEnd("heads", { ids: [1, 2] })))).toMatchObject({ isEqual: false, agreeing: 2, tokens: 3 });
+  expect(compare(plain, run([], makeEnd("heads", { ids: [1, 2] })))).toMatchObject({
+    isEqual: false,
+    agreeing: 2,
+    tokens: 3,
+  });
   expect(compare(plain, run([], makeEnd("heads", { finish_reason: "cancelled" })))).toBeNull();
   expect(compare(plain, null)).toBeNull();
 });

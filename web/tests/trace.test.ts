@@ -4,7 +4,8 @@ import { fromFile, toFile } from "../src/trace/file";
 import { extend, fail, gained, isOver, newTrace, runOf } from "../src/trace/trace";
 import { makeEnd, makeRequest, makeStart, makeStep, plainStep } from "./made";
 
-const build = (compare: boolean, ...messages: ServerMessage[]) => messages.reduce(extend, newTrace(makeRequest(compare)));
+const build = (compare: boolean, ...messages: ServerMessage[]) =>
+  messages.reduce(extend, newTrace(makeRequest(compare)));
 
 test("start, steps and end make a run", () => {
   const trace = build(false, makeStart(), makeStep(), makeStep({ i: 1 }), makeEnd());
@@ -32,6 +33,11 @@ test("messages of another request, and those after the end, change nothing", () 
   expect(extend(trace, makeStep({ id: "other" }))).toBe(trace);
   const ended = extend(trace, makeEnd());
   expect(extend(ended, makeStep({ i: 1 }))).toBe(ended);
+});
+
+test("a step or a start that was there already changes nothing", () => {
+  const trace = build(false, makeStart(), makeStep({ i: 1 }));
+  for (const again of [makeStep({ i: 1 }), makeStep({ i: 0 }), makeStart()]) expect(extend(trace, again)).toBe(trace);
 });
 
 test("steps do not change a trace that is already shown", () => {

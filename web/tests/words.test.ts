@@ -11,7 +11,9 @@ test("the sentence counts guesses, right ones and tokens", () => {
 test("a rejected node names the token that beat it", () => {
   expect(verdict(makeStep(), 2).outcome).toBe("wrong: the model chose “a” (50%)");
   expect(verdict(makeStep(), 4).outcome).toBe("wrong: the model chose “aa” (50%)");
-  expect(verdict(makeStep({ bonus: { token: 1, text: "n", parent: 3, p: 0.7 } }), "bonus").outcome).toContain("own next token");
+  expect(verdict(makeStep({ bonus: { token: 1, text: "n", parent: 3, p: 0.7 } }), "bonus").outcome).toContain(
+    "own next token",
+  );
 });
 
 test("a node after a rejected one was never reached, and says where its path left the text", () => {
@@ -27,7 +29,7 @@ test("a rejected node after the end of the answer says so", () => {
 test.each([
   [" the", "·the"],
   ["\n\n", "↵↵"],
-  ["a\0b", "a␀b"],
+  ["a\0b\r", "a‹U+0000›b‹U+000D›"],
   ["\u202eevil", "‹U+202E›evil"],
   ["\u200b", "‹U+200B›"],
   ["\u{e0041}", "‹U+E0041›"],
@@ -41,7 +43,7 @@ test.each([
 test("running text keeps lines, spaces and emoji, and spells out what turns it around", () => {
   expect(visibleText("a b\n\tc")).toBe("a b\n\tc");
   expect(visibleText("👩‍💻")).toBe("👩‍💻");
-  expect(visibleText("\u202eab\u2066\0")).toBe("‹U+202E›ab‹U+2066›␀");
+  expect(visibleText("\u202eab\u2066\0")).toBe("‹U+202E›ab‹U+2066›‹U+0000›");
 });
 
 test("long tokens are cut by the room they take", () => {

@@ -17,8 +17,18 @@ export function Figures({ run, metrics }: Props) {
     <section className="panel figures" aria-labelledby="figures-title">
       <h2 id="figures-title">Figures</h2>
       <dl className="tiles">
-        <Tile name="tokens a second" value={tokensPerSecond(steps)} digits={1} title="From the end of the first step on: reading the prompt does not count" />
-        <Tile name="tokens a pass, τ" value={tau(steps)} digits={2} title="Mean tokens that one pass of the model brings; plain decoding has 1" />
+        <Tile
+          name="tokens a second"
+          value={tokensPerSecond(steps)}
+          digits={1}
+          title="From the end of the first step on: reading the prompt does not count"
+        />
+        <Tile
+          name="tokens a pass, τ"
+          value={tau(steps)}
+          digits={2}
+          title="Mean tokens that one pass of the model brings; plain decoding has 1"
+        />
       </dl>
       <Acceptance run={run} />
       <Times run={run} />
@@ -28,6 +38,7 @@ export function Figures({ run, metrics }: Props) {
           <Fact name="decoding" value={metrics && `${metrics.running} of ${metrics.max_running}`} />
           <Fact name="waiting" value={metrics && String(metrics.waiting)} />
           <Fact name="tokens a second, all" value={metrics && metrics.tokens_per_s.toFixed(1)} />
+          <Fact name="tokens a pass, all" value={metrics?.tau?.toFixed(2) ?? null} />
           {run && <Fact name="waited before it began" value={`${run.start.queue_ms.toFixed(0)} ms`} />}
           {dropped > 0 && <Fact name="steps not shown" value={String(dropped)} />}
         </dl>
@@ -70,12 +81,16 @@ function Times({ run }: { run: Run | null }) {
     <div>
       <h3>Time of a step{total > 0 && `: ${total.toFixed(1)} ms`}</h3>
       <svg className="parts" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">
-        {parts.map((part, at) => <rect key={part.name} className={`part part${at}`} x={wide(starts[at]!)} width={wide(part.ms)} height={10} />)}
+        {parts.map((part, at) => (
+          <rect key={part.name} className={`part part${at}`} x={wide(starts[at]!)} width={wide(part.ms)} height={10} />
+        ))}
       </svg>
       <ul className="legend">
         {parts.map((part, at) => (
           <li key={part.name}>
-            <svg viewBox="0 0 10 10" aria-hidden="true"><rect className={`part part${at}`} width={10} height={10} rx={2} /></svg>
+            <svg viewBox="0 0 10 10" aria-hidden="true">
+              <rect className={`part part${at}`} width={10} height={10} rx={2} />
+            </svg>
             {part.name} <span className="number">{part.ms.toFixed(1)} ms</span>
           </li>
         ))}

@@ -12,9 +12,17 @@ export function KeyForm({ onKey }: { onKey: (key: string) => void }) {
     <form className="key panel" onSubmit={submit}>
       <label className="field grow">
         <span>API key (kept in this tab until it is closed)</span>
-        <input type="password" autoComplete="off" required value={key} onChange={(event) => setKey(event.target.value)} />
+        <input
+          type="password"
+          autoComplete="off"
+          required
+          value={key}
+          onChange={(event) => setKey(event.target.value)}
+        />
       </label>
-      <button type="submit" className="primary">Connect</button>
+      <button type="submit" className="primary">
+        Connect
+      </button>
     </form>
   );
 }

@@ -13,31 +13,41 @@ interface Props {
 export function PromptForm({ ready, isRunning, onGenerate, onCancel }: Props) {
   const [prompt, setPrompt] = useState("Explain in two sentences why the sky is blue.");
   const [isChat, setChat] = useState(true);
-  const [maxTokens, setMaxTokens] = useState(128);
-  const [temperature, setTemperature] = useState(0);
+  const [maxTokens, setMaxTokens] = useState("128");
+  const [temperature, setTemperature] = useState("0");
   const [seed, setSeed] = useState("0");
   const [isCompared, setCompared] = useState(false);
   const canCompare = ready !== null && ready.drafter !== "none";
   const canChat = ready?.chat ?? false;
 
-  const submit = (event?: FormEvent) => {
-    event?.preventDefault();
+  const submit = (event: FormEvent) => {
+    event.preventDefault();
     if (!ready || isRunning || !prompt) return;
-    const sampling = { max_tokens: maxTokens, temperature, seed: seed === "" ? null : Number(seed) };
+    const sampling = {
+      max_tokens: Number(maxTokens),
+      temperature: Number(temperature),
+      seed: seed === "" ? null : Number(seed),
+    };
     const asked = canChat && isChat ? { messages: [{ role: "user", content: prompt }] } : { prompt };
     onGenerate({ ...asked, sampling, compare: canCompare && isCompared });
   };
-  const onKeyDown = (event: KeyboardEvent) => {
+  const onKeyDown = (event: KeyboardEvent<HTMLTextAreaElement>) => {
     if (event.key !== "Enter" || event.shiftKey || event.nativeEvent.isComposing) return;
     event.preventDefault();
-    submit();
+    event.currentTarget.form?.requestSubmit(); // which checks the numbers, as the button does
   };
 
   return (
     <form className="prompt panel" onSubmit={submit}>
       <div className="grow">
         <label htmlFor="prompt">Prompt</label>
-        <textarea id="prompt" rows={2} value={prompt} onChange={(event) => setPrompt(event.target.value)} onKeyDown={onKeyDown} />
+        <textarea
+          id="prompt"
+          rows={2}
+          value={prompt}
+          onChange={(event) => setPrompt(event.target.value)}
+          onKeyDown={onKeyDown}
+        />
       </div>
       <div className="options">
         {canChat && (
@@ -49,17 +59,41 @@ export function PromptForm({ ready, isRunning, onGenerate, onCancel }: Props) {
             </select>
           </label>
         )}
-        <NumberField label="Tokens" value={String(maxTokens)} min={1} max={ready?.max_model_len} step={1} onChange={(text) => setMaxTokens(Number(text))} />
-        <NumberField label="Temperature" value={String(temperature)} min={0} max={2} step={0.1} onChange={(text) => setTemperature(Number(text))} />
-        <NumberField label="Seed" value={seed} min={0} max={Number.MAX_SAFE_INTEGER} step={1} isOptional onChange={setSeed} />
+        <NumberField
+          label="Tokens"
+          value={maxTokens}
+          min={1}
+          max={ready?.max_model_len}
+          step={1}
+          onChange={setMaxTokens}
+        />
+        <NumberField label="Temperature" value={temperature} min={0} max={2} step={0.1} onChange={setTemperature} />
+        <NumberField
+          label="Seed"
+          value={seed}
+          min={0}
+          max={Number.MAX_SAFE_INTEGER}
+          step={1}
+          isOptional
+          onChange={setSeed}
+        />
         <label className="check">
-          <input type="checkbox" checked={isCompared && canCompare} disabled={!canCompare} onChange={(event) => setCompared(event.target.checked)} />
+          <input
+            type="checkbox"
+            checked={isCompared && canCompare}
+            disabled={!canCompare}
+            onChange={(event) => setCompared(event.target.checked)}
+          />
           <span>Compare with plain decoding</span>
         </label>
         {isRunning ? (
-          <button key="cancel" type="button" className="primary stop" onClick={onCancel}>Cancel</button>
+          <button key="cancel" type="button" className="primary stop" onClick={onCancel}>
+            Cancel
+          </button>
         ) : (
-          <button key="generate" type="submit" className="primary" disabled={!ready || !prompt}>Generate</button>
+          <button key="generate" type="submit" className="primary" disabled={!ready || !prompt}>
+            Generate
+          </button>
         )}
       </div>
     </form>

@@ -26,11 +26,17 @@ export function Race({ plain, guessing }: Props) {
       <h2 id="race-title">Side by side</h2>
       <p className="hint">Both runs were timed alone, one after the other, and are replayed here on one clock.</p>
       <div className="buttons">
-        <button type="button" disabled={!isReady} onClick={clock.isOn ? clock.stop : clock.start}>{clock.isOn ? "Stop" : "Replay"}</button>
+        <button type="button" disabled={!isReady} onClick={clock.isOn ? clock.stop : clock.start}>
+          {clock.isOn ? "Stop" : "Replay"}
+        </button>
         <label className="field inline">
           <span>Speed</span>
           <select value={speed} onChange={(event) => setSpeed(Number(event.target.value))}>
-            {SPEEDS.map((it) => <option key={it} value={it}>{it === 1 ? "as measured" : `${1 / it} × slower`}</option>)}
+            {SPEEDS.map((it) => (
+              <option key={it} value={it}>
+                {it === 1 ? "as measured" : `${1 / it} × slower`}
+              </option>
+            ))}
           </select>
         </label>
         <span className="where">{(clock.ms / 1000).toFixed(2)} s</span>
@@ -48,7 +54,9 @@ function Badge({ isEqual, tokens, agreeing, speedup }: NonNullable<ReturnType<ty
   return (
     <div className="result" role="status">
       <p className={isEqual ? "badge equal" : "badge other"}>
-        {isEqual ? `✓ Exact match: all ${count(tokens, "token")} equal` : `✕ The texts differ from token ${agreeing + 1} on`}
+        {isEqual
+          ? `✓ Exact match: all ${count(tokens, "token")} equal`
+          : `✕ The texts differ from token ${agreeing + 1} on`}
       </p>
       {speedup !== null && <p className="speedup">{speedup.toFixed(2)} × as fast</p>}
     </div>
@@ -64,10 +72,18 @@ function Lane({ name, className, run, ms }: { name: string; className: string; r
         <rect className="track" width={100} height={6} />
         <rect className="share" width={100 * (now?.share ?? 0)} height={6} />
       </svg>
-      <p className="count">{now ? `${count(now.tokens, "token")} in ${count(now.passes, "pass", "passes")}${now.isDone ? `, done after ${(lengthMs(run) / 1000).toFixed(2)} s` : ""}` : "not run yet"}</p>
-      <p className="scroll answer" tabIndex={0} role="group" aria-label={`Text: ${name}`}>{now && visibleText(now.text)}</p>
+      <p className="count">{run ? progress(run, ms) : "not run yet"}</p>
+      <p className="scroll answer" tabIndex={0} role="group" aria-label={`Text: ${name}`}>
+        {now && visibleText(now.text)}
+      </p>
     </div>
   );
+}
+
+function progress(run: Run, ms: number): string {
+  const { tokens, passes, isDone } = standing(run, ms);
+  const sofar = `${count(tokens, "token")} in ${count(passes, "pass", "passes")}`;
+  return isDone ? `${sofar}, done after ${(lengthMs(run) / 1000).toFixed(2)} s` : sofar;
 }
 
 interface Clock {

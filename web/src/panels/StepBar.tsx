@@ -16,14 +16,29 @@ export function StepBar({ steps, controls }: Props) {
   const { shown, isPlaying, isSlow } = controls;
   const step = steps[shown];
   const isEmpty = steps.length === 0;
-  const words = step ? `step ${step.i + 1} of ${(steps.at(-1)?.i ?? 0) + 1}: ${count(gained(step), "token")}` : "no step yet";
+  const words = step
+    ? `step ${step.i + 1} of ${(steps.at(-1)?.i ?? 0) + 1}: ${count(gained(step), "token")}`
+    : "no step yet";
   return (
     <div className="steps" role="group" aria-label="Steps">
       <div className="buttons">
-        <button type="button" disabled={isEmpty} onClick={isPlaying ? controls.pause : controls.play}>{isPlaying ? "Pause" : "Play"}</button>
-        <button type="button" aria-pressed={isSlow} disabled={isEmpty} onClick={() => controls.setSlow(!isSlow)}>Slow motion</button>
-        <button type="button" aria-label="Previous step" disabled={shown <= 0} onClick={() => controls.goTo(shown - 1)}>‹</button>
-        <button type="button" aria-label="Next step" disabled={shown >= steps.length - 1} onClick={() => controls.goTo(shown + 1)}>›</button>
+        <button type="button" disabled={isEmpty} onClick={isPlaying ? controls.pause : controls.play}>
+          {isPlaying ? "Pause" : "Play"}
+        </button>
+        <button type="button" aria-pressed={isSlow} disabled={isEmpty} onClick={() => controls.setSlow(!isSlow)}>
+          Slow motion
+        </button>
+        <button type="button" aria-label="Previous step" disabled={shown <= 0} onClick={() => controls.goTo(shown - 1)}>
+          ‹
+        </button>
+        <button
+          type="button"
+          aria-label="Next step"
+          disabled={shown >= steps.length - 1}
+          onClick={() => controls.goTo(shown + 1)}
+        >
+          ›
+        </button>
         <span className="where">{words}</span>
       </div>
       <div className="scrubber">

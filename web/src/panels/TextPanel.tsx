@@ -32,7 +32,12 @@ export function TextPanel({ prompt, isLossless, steps, shown, isUnchecked, tail,
         {prompt === null ? <HowItWorks isLossless={isLossless} /> : <p className="asked">{visibleText(prompt)}</p>}
         <p className="answer" onClick={onClick}>
           {steps.map((step, at) => (
-            <Run key={step.i} step={step} at={at} when={at > shown || (at === shown && isUnchecked) ? "later" : at === shown ? "now" : "past"} />
+            <Run
+              key={step.i}
+              step={step}
+              at={at}
+              when={at > shown || (at === shown && isUnchecked) ? "later" : at === shown ? "now" : "past"}
+            />
           ))}
           {visibleText(tail)}
         </p>
@@ -46,9 +51,15 @@ export function TextPanel({ prompt, isLossless, steps, shown, isUnchecked, tail,
 function HowItWorks({ isLossless }: { isLossless: boolean }) {
   return (
     <ol className="how">
-      <li>Small heads <b>guess</b> the next tokens, several at once.</li>
-      <li>The model <b>checks</b> all guesses in one pass.</li>
-      <li>Right ones are <b>kept</b>, and the model adds its own next token.</li>
+      <li>
+        Small heads <b>guess</b> the next tokens, several at once.
+      </li>
+      <li>
+        The model <b>checks</b> all guesses in one pass.
+      </li>
+      <li>
+        Right ones are <b>kept</b>, and the model adds its own next token.
+      </li>
       {isLossless && <li>So the text is the one that the model writes alone, and it is there sooner.</li>}
     </ol>
   );
@@ -57,12 +68,16 @@ function HowItWorks({ isLossless }: { isLossless: boolean }) {
 const Run = memo(function Run({ step, at, when }: { step: Step; at: number; when: string }) {
   const length = gained(step) > 1 ? "many" : "one";
   const missed = step.dropped > 0 && (
-    <span className="missed" title={`${step.dropped} steps were not shown: the page could not keep up`}>{visibleText(step.missed)}</span>
+    <span className="missed" title={`${step.dropped} steps were not shown: the page could not keep up`}>
+      {visibleText(step.missed)}
+    </span>
   );
   return (
     <>
       {missed}
-      <span className={`run ${when} ${length}`} data-run={at}>{visibleText(step.text)}</span>
+      <span className={`run ${when} ${length}`} data-run={at}>
+        {visibleText(step.text)}
+      </span>
     </>
   );
 });

@@ -18,7 +18,10 @@ export function TraceButtons({ trace, isRunning, onOpen, onProblem }: Props) {
     const file = event.target.files?.[0];
     event.target.value = ""; // the same file can be chosen again
     if (!file) return;
-    if (file.size > MOST_BYTES) return onProblem(`${file.name} has more than ${MOST_BYTES / 1024 / 1024} MiB. Choose a file that this page saved.`);
+    if (file.size > MOST_BYTES)
+      return onProblem(
+        `${file.name} has more than ${MOST_BYTES / 1024 / 1024} MiB. Choose a file that this page saved.`,
+      );
     try {
       onOpen(fromFile(await file.text()));
     } catch (error) {
@@ -28,8 +31,16 @@ export function TraceButtons({ trace, isRunning, onOpen, onProblem }: Props) {
   };
   return (
     <div className="buttons trace">
-      <button type="button" disabled={!trace || isRunning || trace.runs.length === 0} onClick={() => trace && save(trace)}>Save trace</button>
-      <button type="button" disabled={isRunning} onClick={() => input.current?.click()}>Open trace</button>
+      <button
+        type="button"
+        disabled={!trace || isRunning || trace.runs.length === 0}
+        onClick={() => trace && save(trace)}
+      >
+        Save trace
+      </button>
+      <button type="button" disabled={isRunning} onClick={() => input.current?.click()}>
+        Open trace
+      </button>
       <input ref={input} type="file" accept=".json,application/json" hidden aria-label="Trace file" onChange={open} />
     </div>
   );

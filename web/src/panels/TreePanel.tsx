@@ -4,9 +4,10 @@ import { useState, type ReactNode } from "react";
 import type { Controls } from "../play/usePlayer";
 import type { Step } from "../protocol/messages";
 import { sentence, sentenceBefore, verdict } from "../trace/words";
+import { Mark, type Chosen, type Shown } from "../tree/Box";
 import { EXAMPLE } from "../tree/example";
 import { TreeList } from "../tree/TreeList";
-import { Mark, TreeView, type Chosen } from "../tree/TreeView";
+import { TreeView } from "../tree/TreeView";
 import { StepBar } from "./StepBar";
 
 interface Props {
@@ -24,7 +25,9 @@ export function TreePanel({ steps, controls }: Props) {
   return (
     <section className="panel middle" aria-labelledby="tree-title">
       <h2 id="tree-title">{real ? `Step ${real.i + 1}` : "How to read it: an example"}</h2>
-      <p className="sentence" id="sentence">{isUnchecked ? sentenceBefore(step) : sentence(step)}</p>
+      <p className="sentence" id="sentence">
+        {isUnchecked ? sentenceBefore(step) : sentence(step)}
+      </p>
       <TreeView step={step} isUnchecked={isUnchecked} isSlow={controls.isSlow} chosen={known} onChoose={choose} />
       <Detail step={step} chosen={isUnchecked ? null : known} />
       <Legend>
@@ -61,7 +64,9 @@ function Legend({ children }: { children: ReactNode }) {
         <Entry kind="rejected">wrong guess</Entry>
         <Entry kind="bonus">the model’s own next token</Entry>
         <li>
-          <svg viewBox="0 0 34 18" width={34} height={18} aria-hidden="true"><path className="wedge" d="M1,9L33,5V13Z" /></svg>
+          <svg viewBox="0 0 34 18" width={34} height={18} aria-hidden="true">
+            <path className="wedge" d="M1,9L33,5V13Z" />
+          </svg>
           thicker line: likelier
         </li>
       </ul>
@@ -70,10 +75,12 @@ function Legend({ children }: { children: ReactNode }) {
   );
 }
 
-function Entry({ kind, children }: { kind: string; children: string }) {
+function Entry({ kind, children }: { kind: Shown; children: string }) {
   return (
     <li>
-      <svg viewBox="-9 -9 18 18" width={18} height={18} aria-hidden="true"><Mark kind={kind} x={0} y={0} /></svg>
+      <svg viewBox="-9 -9 18 18" width={18} height={18} aria-hidden="true">
+        <Mark kind={kind} />
+      </svg>
       {children}
     </li>
   );

@@ -24,7 +24,17 @@ export function usePlayer(key: string, steps: readonly Step[], isLive: boolean):
     const timer = setTimeout(() => set(due.next), due.afterMs);
     return () => clearTimeout(timer);
     // Steps that come while a wait runs do not start it again: only what decides about the wait is named.
-  }, [key, isOther, player.shown, player.isPlaying, player.isSlow, player.isUnchecked, isLive, isLive && player.shown >= steps.length - 1, isFollowing(player, isLive) && steps.length]);
+  }, [
+    key,
+    isOther,
+    player.shown,
+    player.isPlaying,
+    player.isSlow,
+    player.isUnchecked,
+    isLive,
+    isLive && player.shown >= steps.length - 1,
+    isFollowing(player, isLive) && steps.length,
+  ]);
 
   return {
     ...player,

@@ -25,7 +25,8 @@ export function flagAt(value: unknown, where: string): boolean {
 }
 
 export function numberAt(value: unknown, where: string, least = 0, most = Number.MAX_SAFE_INTEGER): number {
-  if (typeof value !== "number" || !(value >= least && value <= most)) throw bad(where, `a number from ${least} to ${most}`, value);
+  if (typeof value !== "number" || !(value >= least && value <= most))
+    throw bad(where, `a number from ${least} to ${most}`, value);
   return value;
 }
 

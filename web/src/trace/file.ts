@@ -24,7 +24,8 @@ export function toFile(trace: Trace, saved: Date): string {
 export function fromFile(text: string): Trace {
   const it = objectAt(parse(text), "the file");
   if (it.format !== FORMAT) throw new BadMessage(`format must be "${FORMAT}"; this is not a trace that the page saved`);
-  if (it.v !== VERSION) throw new BadMessage(`v must be ${VERSION}; the trace was saved by another version of the page`);
+  if (it.v !== VERSION)
+    throw new BadMessage(`v must be ${VERSION}; the trace was saved by another version of the page`);
   let trace = newTrace(readGenerate(it.request));
   for (const value of listAt(it.messages, "messages")) {
     const message: ServerMessage | null = readMessage(value);

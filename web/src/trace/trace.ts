@@ -23,12 +23,14 @@ export const newTrace = (request: Generate): Trace => ({ request, runs: [], fail
 export function extend(trace: Trace, message: ServerMessage): Trace {
   if (!("id" in message) || message.id !== trace.request.id) return trace;
   if (message.type === "start") {
+    if (runOf(trace, message.run)) return trace;
     const run: Run = { start: message, steps: [], end: null, failure: null };
     return { ...trace, runs: [...trace.runs, run] };
   }
   if (message.type === "error") return fail(trace, message.message);
   const last = trace.runs.at(-1);
   if (!last || last.start.run !== message.run || last.end) return trace;
+  if (message.type === "step" && message.i <= (last.steps.at(-1)?.i ?? -1)) return trace;
   const run = message.type === "step" ? { ...last, steps: [...last.steps, message] } : { ...last, end: message };
   return { ...trace, runs: [...trace.runs.slice(0, -1), run] };
 }
@@ -48,7 +50,8 @@ export function isOver(trace: Trace): boolean {
   return !trace.request.compare || last.start.run === "heads" || last.end.finish_reason === "cancelled";
 }
 
-export const runOf = (trace: Trace, name: RunName): Run | null => trace.runs.find((run) => run.start.run === name) ?? null;
+export const runOf = (trace: Trace, name: RunName): Run | null =>
+  trace.runs.find((run) => run.start.run === name) ?? null;
 
 /** The tokens that a step added to the answer. */
 export function gained(step: Step): number {

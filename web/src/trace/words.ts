@@ -33,7 +33,8 @@ export function verdict(step: Step, which: number | "bonus"): Verdict {
     return { title: quoted(bonus.text), rank: null, p: percent(bonus.p), outcome: "bonus: the model's own next token" };
   }
   const node = step.nodes[which]!;
-  if (node.state === "root") return { title: quoted(node.text), rank: null, p: null, outcome: "the last token before this step" };
+  if (node.state === "root")
+    return { title: quoted(node.text), rank: null, p: null, outcome: "the last token before this step" };
   const common = { title: quoted(node.text), rank: `guess ${node.rank + 1} for its place`, p: percent(node.p) };
   if (node.state === "accepted") return { ...common, outcome: "right: the model chose it too" };
   return { ...common, outcome: whyRejected(step, which) };
@@ -45,8 +46,12 @@ function whyRejected(step: Step, which: number): string {
   const parent = step.nodes[at]!.parent;
   const chosen = step.nodes.find((node) => node.parent === parent && node.state === "accepted");
   const winner = chosen ?? (step.bonus?.parent === parent ? step.bonus : null);
-  const beaten = winner ? `the model chose ${quoted(winner.text)} (${percent(winner.p)})` : "the answer ended before it";
-  return at === which ? `wrong: ${beaten}` : `never reached: it follows ${quoted(step.nodes[at]!.text)}, where ${beaten}`;
+  const beaten = winner
+    ? `the model chose ${quoted(winner.text)} (${percent(winner.p)})`
+    : "the answer ended before it";
+  return at === which
+    ? `wrong: ${beaten}`
+    : `never reached: it follows ${quoted(step.nodes[at]!.text)}, where ${beaten}`;
 }
 
 export function percent(p: number): string {

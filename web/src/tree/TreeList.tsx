@@ -1,11 +1,11 @@
-/** The tree as nested lists: what a screen reader reads, and where a keyboard walks. Arrows: left to the parent, right to
- *  the first guess that follows, up and down among the guesses for one place. */
+/** The tree as nested lists: what a screen reader reads, and where a keyboard walks. Arrows: left to the parent, right
+ *  to the first guess that follows, up and down among the guesses for one place. */
 
 import { memo, useRef, type KeyboardEvent } from "react";
 import type { Step } from "../protocol/messages";
 import { verdict } from "../trace/words";
 import type { Which } from "./layout";
-import type { Chosen } from "./TreeView";
+import type { Chosen } from "./Box";
 
 interface Props {
   step: Step;

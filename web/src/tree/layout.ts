@@ -1,13 +1,14 @@
-/** Where the boxes and lines of a step's tree stand: left to right, a column a depth, the bonus after the accepted path. */
+/** Places of the boxes and lines of a step's tree: left to right, a column a depth, the bonus after what was right. */
 
-import { hierarchy, tree } from "d3-hierarchy";
+import { hierarchy, type HierarchyNode } from "d3-hierarchy";
 import type { Step } from "../protocol/messages";
 
-export const BOX = { width: 98, height: 26 };
-const COLUMN = 138;
+export const BOX_HEIGHT = 26;
+/** Widths of a box and of a column, on a screen with room and on a phone. */
+const WIDTHS = { roomy: { box: 98, column: 138 }, dense: { box: 84, column: 108 } };
 const ROW = 38;
-const NARROW_ROW = 31; // of trees with many leaves
-const MANY_LEAVES = 11;
+const NARROW_ROW = 31; // of trees with many rows
+const MANY_ROWS = 9;
 const HEADING = 30;
 const MARGIN = 14;
 
@@ -37,6 +38,7 @@ export interface Layout {
   nodes: PlacedNode[];
   edges: PlacedEdge[];
   columns: { depth: number; x: number }[];
+  boxWidth: number;
   width: number;
   height: number;
   /** Height of what was accepted, on average: what matters most of a tree that is too large to be seen whole. */
@@ -51,46 +53,64 @@ interface Branch {
   children: Branch[];
 }
 
-export function layoutTree(step: Step): Layout {
+export function layoutTree(step: Step, room: keyof typeof WIDTHS = "roomy"): Layout {
+  const { box, column } = WIDTHS[room];
   const root = hierarchy(branches(step));
-  // d3 lays trees out downwards: its x runs across siblings and becomes our y.
-  const row = root.leaves().length > MANY_LEAVES ? NARROW_ROW : ROW;
-  const placed = tree<Branch>().nodeSize([row, COLUMN]).separation(() => 1)(root);
-  const top = Math.min(...placed.descendants().map((node) => node.x));
-  const spot = (node: { x: number; y: number }) => ({
-    x: MARGIN + BOX.width / 2 + node.y,
-    y: MARGIN + HEADING + BOX.height / 2 + node.x - top,
+  const rows = rowsOf(root);
+  const rowHeight = Math.max(...rows.values()) >= MANY_ROWS ? NARROW_ROW : ROW;
+  const columnX = (depth: number) => MARGIN + box / 2 + depth * column;
+  const rowY = (row: number) => MARGIN + HEADING + BOX_HEIGHT / 2 + row * rowHeight;
+  const spot = (node: HierarchyNode<Branch>) => ({ x: columnX(node.depth), y: rowY(rows.get(node)!) });
+
+  const nodes = root.descendants().map((node) => {
+    const { which, kind, text, p } = node.data;
+    return { which, kind, text, p, depth: node.depth, ...spot(node) };
   });
-  const nodes = placed.descendants().map(({ data, depth, x, y }) => ({
-    which: data.which,
-    kind: data.kind,
-    text: data.text,
-    p: data.p,
-    depth,
-    ...spot({ x, y }),
-  }));
-  const edges = placed.links().map(({ source, target }) => ({
-    which: target.data.which,
-    kind: target.data.kind,
-    p: target.data.p,
-    from: { x: spot(source).x + BOX.width / 2, y: spot(source).y },
-    to: { x: spot(target).x - BOX.width / 2, y: spot(target).y },
-  }));
-  const columns = Array.from({ length: root.height + 1 }, (_, depth) => ({ depth, x: spot({ x: 0, y: depth * COLUMN }).x }));
+  const edges = root.links().map(({ source, target }) => {
+    const { which, kind, p } = target.data;
+    const [from, to] = [spot(source), spot(target)];
+    return { which, kind, p, from: { ...from, x: from.x + box / 2 }, to: { ...to, x: to.x - box / 2 } };
+  });
+  const columns = Array.from({ length: root.height + 1 }, (_, depth) => ({ depth, x: columnX(depth) }));
   const path = nodes.filter((node) => node.kind !== "rejected");
   return {
     nodes,
     edges,
     columns,
-    width: columns.at(-1)!.x + BOX.width / 2 + MARGIN,
-    height: Math.max(...nodes.map((node) => node.y)) + BOX.height / 2 + MARGIN,
+    boxWidth: box,
+    width: columns.at(-1)!.x + box / 2 + MARGIN,
+    height: Math.max(...nodes.map((node) => node.y)) + BOX_HEIGHT / 2 + MARGIN,
     middle: path.reduce((sum, node) => sum + node.y, 0) / path.length,
   };
 }
 
+/** The row of every node, from 0 on. A first child stands in its parent's row: the first guesses follow the root in a
+ *  straight line, which is how most steps go. Everything else stands as high as it can without lines that cross. */
+function rowsOf(root: HierarchyNode<Branch>): Map<HierarchyNode<Branch>, number> {
+  const rows = new Map<HierarchyNode<Branch>, number>();
+  const free: number[] = Array(root.height + 1).fill(0); // in each column the first row below all that stands there
+  const place = (node: HierarchyNode<Branch>, least: number): number => {
+    let row = least;
+    for (let it: HierarchyNode<Branch> | undefined = node; it; it = it.children?.[0])
+      row = Math.max(row, free[it.depth]!);
+    rows.set(node, row);
+    free[node.depth] = row + 1;
+    node.children?.reduce((next, child) => place(child, next) + 1, row);
+    return row;
+  };
+  place(root, 0);
+  return rows;
+}
+
 /** The step as nested branches, children in the order of their ranks. */
 function branches(step: Step): Branch {
-  const all = step.nodes.map((node, which): Branch => ({ which, kind: node.state, text: node.text, p: node.p, children: [] }));
+  const all = step.nodes.map((node, which): Branch => ({
+    which,
+    kind: node.state,
+    text: node.text,
+    p: node.p,
+    children: [],
+  }));
   step.nodes.forEach((node, at) => {
     if (at > 0) all[node.parent]!.children.push(all[at]!);
   });

@@ -1,12 +1,12 @@
-/** Size and place of the tree in its frame: fitted by itself, moved and zoomed by hand, kept where a chosen box is seen. */
+/** Size and place of the tree in its frame: fitted by itself, moved by hand, moved to the keyboard's choice. */
 
 import { select } from "d3-selection";
 import { zoom, zoomIdentity, type ZoomBehavior, type ZoomTransform } from "d3-zoom";
 import { useEffect, useRef, useState, type RefObject } from "react";
-import { BOX, type Layout } from "./layout";
+import { BOX_HEIGHT, type Layout } from "./layout";
 
 const SCALES: [number, number] = [0.3, 2];
-const LEAST_FITTED = 0.7; // smaller letters cannot be read: a larger tree sticks out and is moved by hand
+const LEAST_FITTED = 0.66; // smaller letters cannot be read: a larger tree sticks out and is moved by hand
 const MOST_FITTED = 1.25;
 
 interface Size {
@@ -20,12 +20,16 @@ interface Zoom {
   fit: () => void;
 }
 
-export function useZoom(svg: RefObject<SVGSVGElement | null>, layout: Layout, focus: { x: number; y: number } | null): Zoom {
+export function useZoom(
+  svg: RefObject<SVGSVGElement | null>,
+  layout: Layout,
+  focus: { x: number; y: number } | null,
+): Zoom {
   const [transform, setTransform] = useState(zoomIdentity);
   const [frame, setFrame] = useState({ width: 0, height: 0 });
   const behaviour = useRef<ZoomBehavior<SVGSVGElement, unknown>>(null);
   const isByHand = useRef(false);
-  const { width, height, middle } = layout;
+  const { width, height, middle, boxWidth } = layout;
 
   useEffect(() => {
     const element = svg.current!;
@@ -55,7 +59,7 @@ export function useZoom(svg: RefObject<SVGSVGElement | null>, layout: Layout, fo
     if (!isByHand.current) fit();
   }, [frame.width, frame.height, width, height, middle]);
   useEffect(() => {
-    if (focus && frame.width > 0) move(withInView(transform, frame, focus));
+    if (focus && frame.width > 0) move(withInView(transform, frame, focus, boxWidth));
   }, [focus?.x, focus?.y]);
 
   const zoomBy = (factor: number) => {
@@ -76,14 +80,15 @@ export function fitted(frame: Size, size: Size & { middle: number }): ZoomTransf
 }
 
 /** The least move that brings a box into the frame. */
-function withInView(now: ZoomTransform, frame: Size, spot: { x: number; y: number }): ZoomTransform {
+function withInView(now: ZoomTransform, frame: Size, spot: { x: number; y: number }, boxWidth: number): ZoomTransform {
   const [x, y] = now.apply([spot.x, spot.y]);
-  const across = outside(x, (BOX.width / 2 + 12) * now.k, frame.width);
-  const down = outside(y, (BOX.height / 2 + 12) * now.k, frame.height);
+  const across = outside(x, (boxWidth / 2 + 12) * now.k, frame.width);
+  const down = outside(y, (BOX_HEIGHT / 2 + 12) * now.k, frame.height);
   return across || down ? zoomIdentity.translate(now.x - across, now.y - down).scale(now.k) : now;
 }
 
-const outside = (at: number, half: number, size: number): number => (at < half ? at - half : at > size - half ? at - size + half : 0);
+const outside = (at: number, half: number, size: number): number =>
+  at < half ? at - half : at > size - half ? at - size + half : 0;
 
 /** A wheel scrolls the page unless Ctrl or Command is held, as on a map; the main button drags. */
 function mayStart(event: MouseEvent | WheelEvent | TouchEvent): boolean {
