@@ -38,7 +38,7 @@ PARENTS = [-1, 0, 0, 0, 1, 1, 2, 4, 4, 5, 7, 7, 10]  # of every step's tree; a p
 class FakeServer:
     """`with FakeServer() as server`: listens at server.url until the block ends. key: asked for in `hello`."""
 
-    def __init__(self, key: str | None = None, step_ms: float = 15.0) -> None:
+    def __init__(self, key: str | None = None, step_ms: float = 6.0) -> None:
         self.key = key
         self.step_ms = step_ms
         self.steps: list[dict] = []  # every step sent
