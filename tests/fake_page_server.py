@@ -1,12 +1,14 @@
 """A server for the page's tests: the built files over HTTP, and steps made from a written text over the WebSocket.
 
-It speaks version 1 of web/PROTOCOL.md and needs no model. The prompt chooses the text: HOSTILE for tokens that try to
-be more than text, anything else for STORY; LAGGING loses steps, as for a watcher that cannot keep up. What it sent is kept in `steps` for the tests to compare with.
+It speaks version 1 of web/PROTOCOL.md and needs no model. The prompt chooses what happens: HOSTILE sends tokens that
+try to be more than text, LAGGING loses steps, as for a watcher that cannot keep up, "too long" is refused, and
+anything else sends STORY. What was sent is kept in `steps` for the tests to compare with.
 """
 
 import asyncio
 import json
 import random
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,18 +22,18 @@ PAGE = Path(__file__).resolve().parents[1] / "src" / "euryale" / "server" / "pag
 MIME = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 
-STORY = (
-    " The| sky| looks| blue| because| air| scatters| blue| light| from| the| sun| far| more| than| red| light|."
-    "| At| sunset| the| light| crosses| much| more| air|,| so| most| of| the| blue| is| gone| before| it| reaches|"
-    " us|,| and| the| sky| turns| orange| and| red|.|\n\n| This| is| called| Rayleigh| scattering|,| and| it| is|"
-    " why| the| sea| of| air| above| us| has| a| colour| at| all|."
-).split("|")
+TEXT = (
+    " The sky looks blue because air scatters blue light from the sun far more than red light. At sunset the light"
+    " crosses much more air, so most of the blue is gone before it reaches us, and the sky turns orange and red.\n\n"
+    " This is called Rayleigh scattering, and it is why the sea of air above us has a colour at all."
+)
+STORY = re.findall(r"\n\n| ?\w+|[.,]", TEXT)
 HOSTILE = [
     "<img src=x onerror=alert(1)>", "\u202eevil", "a\x00b", "</script><script>alert(2)</script>", "\ufffd", "\x1b[31m",
     "javascript:alert(3)", "\u200b", "__proto__", "{{7*7}}", "\u0301", "\U0001f600", " " * 40, "W" * 200, "\r\n",
     "\ufeff", "\U000e0041", "&lt;b&gt;", "\u2028", "\u05d0\u05d1",
 ]  # fmt: skip
-DECOYS = " the| a| is| of| and| to| in| light| sky|,|.| more| red| that| it| was| air| water| very|\n".split("|")
+DECOYS = re.findall(r"\n| ?\w+|[.,]", " the a is of and to in light sky,. more red that it was air water very\n")
 PARENTS = [-1, 0, 0, 0, 1, 1, 2, 4, 4, 5, 7, 7, 10]  # of every step's tree; a parent's first child has rank 0
 
 

@@ -11,16 +11,17 @@ import pytest
 pytest.importorskip("playwright", reason="playwright is not installed: pip install -e '.[dev]'")
 pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed: pip install -e '.[dev]'")
 pytest.importorskip("websockets", reason="websockets is not installed: pip install -e '.[dev]'")
-CHROMIUM = which("chromium") or which("chromium-browser")
+CHROMIUM = which("chromium") or which("google-chrome")
 if CHROMIUM is None:
     pytest.skip("no chromium on this machine: apt-get install chromium fonts-dejavu-core", allow_module_level=True)
 
-from axe_playwright_python.sync_playwright import Axe
-from fake_page_server import HOSTILE, PAGE, STORY, FakeServer
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+# After the skips: this is what may be missing.
+from axe_playwright_python.sync_playwright import Axe  # noqa: E402
+from fake_page_server import HOSTILE, PAGE, STORY, TEXT, FakeServer  # noqa: E402
+from playwright.sync_api import Browser, Page, expect, sync_playwright  # noqa: E402
 
+expect.set_options(timeout=15_000)  # a busy machine replays slowly
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]  # as root in a container
-TEXT = "".join(STORY)
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +276,8 @@ def test_a_saved_trace_opens_from_a_file_without_a_server(
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
 def test_axe_finds_nothing_at_any_stage(browser: Browser, server: FakeServer, colours: str) -> None:
-    context = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme=colours, reduced_motion="reduce")
+    look = {"color_scheme": colours, "reduced_motion": "reduce"}
+    context = browser.new_context(viewport={"width": 1440, "height": 900}, **look)
     page = opened(context.new_page(), server.url, problems := [])
     expect(page.locator("#link")).to_contain_text("story-model")
     assert_accessible(page)
