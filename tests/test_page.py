@@ -298,6 +298,9 @@ def test_a_phone_shows_one_column_and_nothing_sticks_out(browser: Browser, serve
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     lefts = {round(page.locator(it).bounding_box()["x"]) for it in (".prompt", ".middle", ".text", ".figures", ".race")}
     assert len(lefts) == 1
+    last = page.locator(".run").last.bounding_box()
+    frame = page.locator(".text .scroll").bounding_box()
+    assert last["y"] + last["height"] <= frame["y"] + frame["height"], "the end of the text is scrolled into view"
     heights = page.locator("button:visible").evaluate_all("all => all.map(it => it.getBoundingClientRect().height)")
     assert min(heights) >= 24  # WCAG 2.2, target size
     assert_accessible(page)

@@ -20,7 +20,7 @@ interface Props {
 
 export function TextPanel({ prompt, isLossless, steps, shown, isUnchecked, tail, note, onGoTo }: Props) {
   const box = useRef<HTMLDivElement>(null);
-  useEffect(() => keepInView(box.current), [shown]);
+  useEffect(() => keepInView(box.current), [shown, note]);
   const onClick = (event: MouseEvent) => {
     const at = (event.target as Element).closest<HTMLElement>("[data-run]")?.dataset.run;
     if (at !== undefined) onGoTo(Number(at));
@@ -82,12 +82,13 @@ const Run = memo(function Run({ step, at, when }: { step: Step; at: number; when
   );
 });
 
-/** Scrolls the box, never the page, to the run that is shown. */
+/** Scrolls the box, never the page, to the run that is shown; after the last one to the note that ends the text. */
 function keepInView(box: HTMLElement | null) {
   const run = box?.querySelector<HTMLElement>(".now");
   if (!box || !run) return;
-  const top = run.offsetTop - box.offsetTop;
-  if (top < box.scrollTop || top + run.offsetHeight > box.scrollTop + box.clientHeight) {
-    box.scrollTop = top + run.offsetHeight - 0.7 * box.clientHeight;
+  const [top, bottom] = [run.offsetTop, run.offsetTop + run.offsetHeight]; // from the box, their offset parent
+  if (!run.nextElementSibling) box.scrollTop = box.scrollHeight;
+  else if (top < box.scrollTop || bottom > box.scrollTop + box.clientHeight) {
+    box.scrollTop = bottom - 0.7 * box.clientHeight;
   }
 }
