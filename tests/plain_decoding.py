@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from euryale.base.base import Base
 from euryale.decoding.noise import gumbel
-from euryale.decoding.request import Ends
+from euryale.decoding.request import StopConditions
 from euryale.decoding.sampling import Sampling
 
 
@@ -27,7 +27,7 @@ class Request(NamedTuple):
     max_new_tokens: int
     sampling: Sampling
     seed: int
-    ends: Ends = Ends()  # without the base's own end-of-text ids when they are to be ignored
+    ends: StopConditions = StopConditions()  # without the base's own end-of-text ids when they are to be ignored
 
 
 class Answer(NamedTuple):
@@ -145,5 +145,5 @@ def slow_ids(
     base: Base, prompt: Sequence[int], max_new_tokens: int, temperature: float = 0.0, seed: int = 0
 ) -> list[int]:
     """The ids of one answer, for tests that compare nothing else."""
-    request = Request(list(prompt), max_new_tokens, Sampling(temperature), seed, Ends(eos_ids=base.eos_ids))
+    request = Request(list(prompt), max_new_tokens, Sampling(temperature), seed, StopConditions(eos_ids=base.eos_ids))
     return answer_slowly(twin(base), base, request).ids

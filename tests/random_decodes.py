@@ -40,7 +40,7 @@ from euryale.base.base import Base
 from euryale.decoding.accept import AcceptConfig
 from euryale.decoding.drafters.build import DRAFTERS, DrafterConfig
 from euryale.decoding.engine import Engine
-from euryale.decoding.request import Ends, Generation
+from euryale.decoding.request import Generation, StopConditions
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree.calibration import Calibration
 from euryale.decoding.tree.choose import TreeConfig
@@ -153,7 +153,7 @@ def random_requests(rng: random.Random, base: Base, num: int) -> list[Request]:
     stop_ids = tuple(rng.sample(free, 1)) if rng.random() < 0.1 else ()
     letters = base.tokenizer.decode(list(range(min(base.vocab_size, 5))))
     strings = ("".join(rng.choices(letters, k=rng.randint(1, 3))),) if rng.random() < 0.15 else ()
-    ends = Ends(strings, stop_ids, eos_ids)
+    ends = StopConditions(strings, stop_ids, eos_ids)
     sampling = any_sampling(rng, base.vocab_size, free, max_new_tokens)
     prompts = random_prompts(rng, num, base.vocab_size, longest=23)
     return [Request(p, max_new_tokens, sampling, rng.randrange(2**63), ends) for p in prompts]

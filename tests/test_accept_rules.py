@@ -207,11 +207,9 @@ def test_typical_takes_the_longest_path_of_likely_tokens() -> None:
             p = p / p.sum(-1, keepdim=True)
         tokens = [[rng.randrange(V) for _ in range(tree.num_nodes)] for _ in range(2)]
         threshold, alpha = rng.choice([(0.09, 0.3), (0.3, 0.6)])
-        targets = torch.zeros(2, tree.num_nodes, dtype=torch.long)
-        shape = Shape.of_tree(tree)
-        accepted = accept_typical(torch.tensor(tokens), p.log(), targets, shape, None, threshold, alpha)
+        is_accepted = accept_typical(Draft(torch.tensor(tokens), Shape.of_tree(tree)), p.log(), threshold, alpha)
         for row in range(2):
-            path = [node for node, flag in enumerate(accepted.is_accepted_BN[row].tolist()) if flag]
+            path = [node for node, flag in enumerate(is_accepted[row].tolist()) if flag]
             assert path == typical_by_hand(tree, tokens[row], p[row], threshold, alpha)
             lengths.add(len(path))
     assert {1, 2, 3} <= lengths

@@ -8,7 +8,7 @@ from random_models import FULL, HEAD_DESIGNS, engine_of, five_tokens, random_hea
 
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree.calibration import Calibration
-from euryale.decoding.tree.tree import Budget, chain
+from euryale.decoding.tree.tree import DynamicTree, chain
 from euryale.errors import UserError
 from euryale.evaluation.bench import BenchSettings, bench
 from euryale.evaluation.bench_batches import WAYS, bench_batches, ragged
@@ -85,8 +85,8 @@ def test_rows_that_share_a_budget_have_smaller_trees() -> None:
     assert given.tree(0.0, 2) == FULL.first(4)
     assert Engine(base, heads, "heads", chain(3), row_budget=8).tree(0.0, 2) == chain(3)
     dynamic = Engine(base, heads, "heads", "dynamic", row_budget=8)
-    assert dynamic.tree(0.0, 2) == Budget(4, heads.num_heads)
-    with pytest.raises(UserError, match="row_budget=0"):
+    assert dynamic.tree(0.0, 2) == DynamicTree(4, heads.num_heads)
+    with pytest.raises(UserError, match="row_budget must be at least 1; got 0"):
         Engine(base, heads, row_budget=0)
 
 

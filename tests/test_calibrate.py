@@ -16,6 +16,7 @@ from euryale.decoding.decoder import Decoder
 from euryale.decoding.drafters.build import build_drafter
 from euryale.decoding.engine import Engine
 from euryale.decoding.noise import gumbel
+from euryale.decoding.request import Request
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree.calibration import TREE_FILE, Calibration, read_calibrations
 from euryale.decoding.tree.tree import Tree, chain
@@ -111,8 +112,8 @@ def gained(base: Base, heads: Heads, tree: Tree, prompt: list[int], temperature:
     """Tokens that one real step gains behind a prompt."""
     seconds = dict.fromkeys(("prefill", "draft", "verify", "accept", "commit"), 0.0)
     drafter = build_drafter("heads", base, heads, tree)
-    decoder = Decoder(base, drafter, Sampling(temperature), 1, len(prompt) + 40, seconds)
-    decoder.admit(0, [prompt], [seed])
+    decoder = Decoder(base, drafter, 1, len(prompt) + 40, seconds)
+    decoder.add(0, [Request(prompt, base.tokenizer, Sampling(temperature), seed)])
     return len(decoder.step()[0])
 
 
@@ -298,7 +299,7 @@ def test_steps_are_timed_in_turn_from_one_context(base: Base, monkeypatch: pytes
     plain = Decoder.step
 
     def noted(self: Decoder) -> list[list[int]]:
-        seen.append((self.drafter.num_nodes, self.arena.lengths[0]))
+        seen.append((self.drafter.num_nodes, self.cache.lengths[0]))
         return plain(self)
 
     monkeypatch.setattr(Decoder, "step", noted)
@@ -312,13 +313,13 @@ def test_steps_are_timed_in_turn_from_one_context(base: Base, monkeypatch: pytes
 def test_the_timing_context_ends_at_half_of_the_base_s(monkeypatch: pytest.MonkeyPatch) -> None:
     base = random_base(vocab_size=13, max_length=20)
     prompts: list[int] = []
-    plain = Decoder.admit
+    plain = Decoder.add
 
-    def noted(self: Decoder, row: int, new: list[list[int]], seeds: list[int]) -> None:
-        prompts.append(len(new[0]))
-        plain(self, row, new, seeds)
+    def noted(self: Decoder, row: int, requests: list[Request]) -> None:
+        prompts.append(len(requests[0].prompt))
+        plain(self, row, requests)
 
-    monkeypatch.setattr(Decoder, "admit", noted)
+    monkeypatch.setattr(Decoder, "add", noted)
     config = CalibrateConfig(repeats=1, context_tokens=1000)
     calibration = Calibration(0.0, 1, [[0]], [0.1], 10)
     trees: dict[module.Size, Tree] = {(n, None): calibration.tree_of(n) for n in (1, 2)}

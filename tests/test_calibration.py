@@ -10,7 +10,7 @@ from euryale.base.base import Base
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree.calibration import Calibration
 from euryale.decoding.tree.choose import TreeConfig, plan_sizes
-from euryale.decoding.tree.tree import ROOT_ONLY, Budget, Tree, chain
+from euryale.decoding.tree.tree import ROOT_ONLY, DynamicTree, Tree, chain
 from euryale.errors import UserError
 from euryale.heads.checkpoint import save_heads
 from euryale.heads.config import HeadsConfig
@@ -52,14 +52,14 @@ def test_a_tree_can_ask_fewer_heads() -> None:
     heads = random_heads(HeadsConfig("hydra", num_heads=3), base)
     found = [calibration(0.0, [[0], [0, 0], [0, 0, 0], [1]], 4)]
 
-    def tree(drafter: str = "heads", **asked: object) -> Tree | Budget:
+    def tree(drafter: str = "heads", **asked: object) -> Tree | DynamicTree:
         return Engine(base, heads, drafter, TreeConfig(**asked), found).tree()  # type: ignore[arg-type]
 
     assert tree(max_depth=2).paths == ((), (0,), (0, 0), (1,)), "a deeper node leaves its place"
     assert tree(max_depth=1, num_nodes=2) == chain(1)
     assert tree(max_depth=2, name="chain") == chain(2)
     assert tree(max_depth=1, name="medusa63").max_depth == 1
-    assert tree(max_depth=2, name="dynamic") == Budget(4, 2)
+    assert tree(max_depth=2, name="dynamic") == DynamicTree(4, 2)
     assert tree("lookup", max_depth=2, name="chain") == chain(2)
     assert tree("lookup", max_depth=2, name="medusa63").max_depth == 2
     assert tree("none", max_depth=2) == ROOT_ONLY, "a sweep may hold both"

@@ -8,7 +8,7 @@ from random_models import letter_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from euryale.decoding.detokenizer import Detokenizer, check_stop
+from euryale.decoding.detokenizer import Detokenizer, _StopString, check_stop
 from euryale.errors import UserError
 
 # Greek, CJK, an accent as a mark of its own, an emoji beyond 16 bits and a family of three joined into one.
@@ -216,3 +216,32 @@ def test_stop_is_one_string_several_or_none(stop: str | list[str] | None, string
 def test_an_empty_or_wordless_stop_is_refused(stop: object) -> None:
     with pytest.raises(UserError, match="stop="):
         check_stop(stop)  # type: ignore[arg-type]
+
+
+def test_the_search_for_a_stop_string_takes_a_few_operations_a_character() -> None:
+    """Strings that nearly match everywhere, where comparing every beginning anew would take their length squared."""
+
+    class Counted(list):
+        num_read = 0
+
+        def __getitem__(self, index):  # type: ignore[no-untyped-def]
+            Counted.num_read += 1
+            return super().__getitem__(index)
+
+    rng = random.Random(3)
+    for string in ("aab", "abab", "aabaaab", "a" * 400 + "b", "ab" * 200 + "c"):
+        stop = _StopString(string)
+        stop._shorter = Counted(stop._shorter)
+        Counted.num_read = 0
+        text = ""
+        for _ in range(300):
+            piece = "".join(rng.choices("ab", [9, 1], k=rng.randint(1, 6)))
+            end = stop.feed(piece)
+            if end is not None:
+                assert (text + piece)[: len(text) + end].endswith(string)
+                assert string not in (text + piece)[: len(text) + end - 1]
+                break
+            text += piece
+            assert string not in text
+            assert stop.num_matched == max(n for n in range(len(string)) if text.endswith(string[:n]))
+        assert Counted.num_read <= len(text) + len(string)

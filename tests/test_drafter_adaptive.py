@@ -7,7 +7,7 @@ import torch
 from random_models import five_tokens, random_base, random_heads
 
 from euryale.decoding.drafters.adaptive import AdaptiveDrafter
-from euryale.decoding.drafters.interface import Draft, Known
+from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree.calibration import Calibration
 from euryale.decoding.tree.choose import TreeConfig
@@ -19,30 +19,20 @@ TAU = {1: 1.0, 2: 1.5, 4: 1.9, 8: 2.2, 16: 2.4}
 STEP_MS = {1: 1.0, 2: 1.1, 4: 1.3, 8: 1.55, 16: 2.6, 32: 4.2}
 
 
-class Chain:
+class Chain(Drafter):
     """A drafter of a fixed number of nodes that remembers being asked."""
-
-    layers: tuple[int, ...] = ()
-    reader = None
 
     def __init__(self, num_nodes: int) -> None:
         self.num_nodes, self.max_depth = num_nodes, num_nodes - 1
 
-    def begin(self, num_rows: int, num_slots: int) -> "Chain":
-        return self
-
-    def admit(self, row: int) -> None: ...
-
-    def retire(self, row: int) -> None: ...
-
-    def propose(self, known: Known) -> Draft:
-        return Draft(known.root_B[:, None].expand(-1, self.num_nodes), Shape.of_tree(chain(self.num_nodes - 1)))
+    def propose(self, draft_input: DraftInput) -> Draft:
+        return Draft(draft_input.root_B[:, None].expand(-1, self.num_nodes), Shape.of_tree(chain(self.num_nodes - 1)))
 
 
 def adaptive(num_rows: int = 1) -> AdaptiveDrafter:
     drafter = AdaptiveDrafter({n: Chain(n) for n in TAU}, TAU, STEP_MS).begin(num_rows, 100)
     for row in range(num_rows):
-        drafter.admit(row)
+        drafter.add(row)
     return drafter
 
 
@@ -51,7 +41,7 @@ def run(drafter: AdaptiveDrafter, gains: list[list[int]]) -> list[int]:
     texts = [[1, 2] for _ in gains[0]]
     nodes = []
     for step in gains:
-        known = Known(torch.zeros(len(texts), 4), torch.tensor([t[-1] for t in texts]), None, 0.0, texts)
+        known = DraftInput(torch.zeros(len(texts), 4), torch.tensor([t[-1] for t in texts]), None, 0.0, texts)
         nodes.append(drafter.propose(known).tokens_BN.shape[1])
         for text, gain in zip(texts, step, strict=True):
             text += [3] * gain
@@ -84,10 +74,10 @@ def test_rows_that_come_teach_nothing_of_their_prompts_and_the_last_takes_the_pl
     drafter = adaptive(2)
     run(drafter, [[4, 1], [4, 1]])
     ratio = drafter.ratio
-    drafter.retire(0)
-    drafter.admit(1)
+    drafter.swap_remove(0)
+    drafter.add(1)
     texts = [[1, 2, 3, 3], [5] * 40]  # the row that gained one token a step, and a long prompt
-    drafter.propose(Known(torch.zeros(2, 4), torch.tensor([3, 5]), None, 0.0, texts))
+    drafter.propose(DraftInput(torch.zeros(2, 4), torch.tensor([3, 5]), None, 0.0, texts))
     assert drafter.ratio < ratio, "only the row that stayed was looked at"
 
 

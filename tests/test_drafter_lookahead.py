@@ -7,7 +7,7 @@ from random_models import random_base
 
 from euryale.base.base import Base
 from euryale.decoding.drafters.build import DrafterConfig
-from euryale.decoding.drafters.interface import Known
+from euryale.decoding.drafters.interface import DraftInput
 from euryale.decoding.drafters.lookahead import Iteration, LookaheadDrafter, Pool, Trie, most_nodes
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree.choose import TreeConfig
@@ -137,17 +137,17 @@ def test_tokens_are_gained_that_the_text_could_not_have_told() -> None:
 def test_a_known_without_targets_is_a_new_beginning() -> None:
     """A drafter that is asked outside of a step fills its window from the text."""
     drafter = LookaheadDrafter(random_base(), 2, 3, 1, 99).begin(1, 64)
-    drafter.admit(0)
-    draft = drafter.propose(Known(torch.zeros(1, 16), torch.tensor([3]), None, 0.0, [[1, 2, 3]]))
+    drafter.add(0)
+    draft = drafter.propose(DraftInput(torch.zeros(1, 16), torch.tensor([3]), None, 0.0, [[1, 2, 3]]))
     assert draft.tokens_BN[0, 0] == 3 and draft.tokens_BN.shape[1] > 1
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"window": 0}, "drafter.window=0 cannot be. Give a number from 1 to 64"),
-        ({"ngram": 1}, "drafter.ngram=1 cannot be. Give a number from 2 to 64"),
-        ({"candidates": 65}, "drafter.candidates=65 cannot be"),
+        ({"window": 0}, "drafter.window must be from 1 to 64; got 0. 5 is usual."),
+        ({"ngram": 1}, "drafter.ngram must be from 2 to 64; got 1. 3 is usual."),
+        ({"candidates": 65}, "drafter.candidates must be from 1 to 64; got 65. 5 is usual."),
         ({"window": 40, "ngram": 12}, "need steps of 495 nodes, and 256 is the most"),
     ],
 )

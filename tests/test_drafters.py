@@ -13,7 +13,7 @@ from euryale.decoding.drafters import head_matrices
 from euryale.decoding.drafters.build import build_drafter
 from euryale.decoding.drafters.head_matrices import HeadMatrices
 from euryale.decoding.drafters.heads import HeadsDrafter
-from euryale.decoding.drafters.interface import Drafter, Known
+from euryale.decoding.drafters.interface import Drafter, DraftInput
 from euryale.decoding.drafters.none import NoDrafter
 from euryale.decoding.tree.tree import ROOT_ONLY, Shape, Tree, chain, medusa63
 from euryale.errors import UserError
@@ -24,7 +24,7 @@ from euryale.kernels.rms_norm import normalise
 V = 23
 
 
-def propose_slowly(base: Base, heads: Heads, tree: Tree, known: Known) -> list[list[int]]:
+def propose_slowly(base: Base, heads: Heads, tree: Tree, known: DraftInput) -> list[list[int]]:
     """Node by node from `Heads.head_hidden`: the definition that the fast drafter is measured against."""
     rows = []
     for row in range(len(known.root_B)):
@@ -38,7 +38,7 @@ def propose_slowly(base: Base, heads: Heads, tree: Tree, known: Known) -> list[l
                 parent = tree.parents[parent]
             embeddings_1JD = normalise(base.embed(torch.tensor(path)))[None]
             if heads.config.induction:  # the known tokens, and behind them the one that followed them earlier
-                J, text = heads.num_known_tokens(k), list(known.ids[row])
+                J, text = heads.num_known_tokens(k), list(known.texts[row])
                 whole = text + path[1:]
                 place = follower_slowly(whole, len(text) - 2, J, heads.config.induction)
                 found_11D = normalise(base.embed(torch.tensor([[whole[place]]]))) * (place >= 0)
@@ -46,7 +46,7 @@ def propose_slowly(base: Base, heads: Heads, tree: Tree, known: Known) -> list[l
             hidden_1D = heads.head_hidden(k, known.hidden_BD[row : row + 1], embeddings_1JD)
             scores_V = (hidden_1D @ heads.output_weight(k, base.lm_head_weight).T)[0]
             if known.noise_BPV is not None:
-                scores_V = scores_V.float() / known.temperature + known.noise_BPV[row, k]
+                scores_V = scores_V.float() / known.temperature_B11 + known.noise_BPV[row, k]
             if heads.draft_ids is not None:
                 is_draft_V = torch.isin(torch.arange(base.vocab_size), heads.draft_ids)
                 scores_V = scores_V.masked_fill(~is_draft_V, float("-inf"))
@@ -56,7 +56,9 @@ def propose_slowly(base: Base, heads: Heads, tree: Tree, known: Known) -> list[l
     return rows
 
 
-def random_known(base: Base, num_rows: int, num_depths: int, temperature: float, seed: int, states: int = 1) -> Known:
+def random_known(
+    base: Base, num_rows: int, num_depths: int, temperature: float, seed: int, states: int = 1
+) -> DraftInput:
     generator = torch.Generator().manual_seed(seed)
     noise: Tensor | None = None
     if temperature > 0:
@@ -65,14 +67,14 @@ def random_known(base: Base, num_rows: int, num_depths: int, temperature: float,
     root_B = torch.randint(V, (num_rows,), generator=generator)
     texts = torch.randint(V, (num_rows, 60), generator=generator).tolist()
     ids = [text[row:] + [int(root)] for row, (text, root) in enumerate(zip(texts, root_B, strict=True))]
-    return Known(hidden_BD, root_B, noise, temperature, ids)
+    return DraftInput(hidden_BD, root_B, noise, temperature, ids)
 
 
-def begin(drafter: Drafter, known: Known) -> Drafter:
+def begin(drafter: Drafter, known: DraftInput) -> Drafter:
     """The drafter, told of these rows."""
-    begun = drafter.begin(len(known.ids), 64)
-    for row in range(len(known.ids)):
-        begun.admit(row)
+    begun = drafter.begin(len(known.texts), 64)
+    for row in range(len(known.texts)):
+        begun.add(row)
     return begun
 
 
@@ -141,7 +143,7 @@ def test_the_same_row_drafts_the_same_in_any_batch(tree: Tree) -> None:
     together = drafter.propose(known).tokens_BN
     for row in range(5):
         part = slice(row, row + 1)
-        alone = Known(known.hidden_BD[part], known.root_B[part], known.noise_BPV[part], 1.0)  # type: ignore[index]
+        alone = DraftInput(known.hidden_BD[part], known.root_B[part], known.noise_BPV[part], 1.0)  # type: ignore[index]
         assert torch.equal(drafter.propose(alone).tokens_BN, together[part])
 
 
@@ -191,17 +193,18 @@ def test_half_precision_and_kept_embeddings_change_scores_by_rounding_alone(
     base = random_base("llama", V, seed=4)
     heads = random_heads(design, base)
     hidden_BD = torch.randn(2, 16 * heads.num_states, generator=torch.Generator().manual_seed(0))
-    known = Known(hidden_BD, torch.tensor([3, 5]), None, 0.0, [[3], [5]])
+    known = DraftInput(hidden_BD, torch.tensor([3, 5]), None, 0.0, [[3], [5]])
     found = {}
     for dtype, entries in ((torch.float32, 0), (torch.float32, 1 << 25), (torch.bfloat16, 1 << 25)):
         monkeypatch.setattr(head_matrices, "draft_dtype", lambda base, dtype=dtype: dtype)
         monkeypatch.setattr(head_matrices, "_TABLE_ENTRIES", entries)
-        matrices = HeadMatrices(base, heads, 2)
-        entry = matrices.enter(known)
+        matrices = HeadMatrices(base, heads)
+        matrices.prepare(2)
+        entry = matrices.enter(known, 2)
         path_BPC = matrices.extend(None, torch.zeros(1, dtype=torch.long), torch.tensor([[1, 2], [4, 0]]))
         followed_BP = torch.tensor([[4, -1], [-1, 2]])[:, : 2 if design.kind == "hydra" else 1]
         followed = followed_BP if design.induction else None
-        found[dtype, entries] = matrices.scores(1, known, entry, path_BPC, followed).float()
+        found[dtype, entries] = matrices.logits(1, entry, path_BPC, followed).float()
     slow = found[torch.float32, 0]
     torch.testing.assert_close(found[torch.float32, 1 << 25], slow)
     error = (found[torch.bfloat16, 1 << 25] - slow).square().mean().sqrt() / slow.std()

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from euryale.base.base import Base
 from euryale.data.batches import Batch
-from euryale.decoding.drafters.eagle import EagleBatch
-from euryale.decoding.drafters.interface import Draft, Known
+from euryale.decoding.drafters.eagle import EagleDrafter
+from euryale.decoding.drafters.interface import Draft, DraftInput
 from euryale.decoding.engine import Engine
-from euryale.decoding.kv_cache import Arena
+from euryale.decoding.kv_cache import KVCache
 from euryale.decoding.tree.calibration import Calibration
 from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import Tree, chain
@@ -56,7 +56,7 @@ def read_text(base: Base, heads: Heads, ids: list[int], path: list[int]) -> Pack
     return PackedText(states_1TC, normalise(base.embed(whole_1T)), positions_1T, torch.zeros_like(whole_1T), whole_1T)
 
 
-def best_tokens(base: Base, heads: Heads, ids: list[int], path: list[int], known: Known, row: int) -> list[int]:
+def best_tokens(base: Base, heads: Heads, ids: list[int], path: list[int], known: DraftInput, row: int) -> list[int]:
     """What the layer says may follow the path, best first: recomputed over the whole text, as in training."""
     depth = len(path)
     source = torch.tensor([len(ids) - 2])
@@ -65,7 +65,8 @@ def best_tokens(base: Base, heads: Heads, ids: list[int], path: list[int], known
     if known.noise_BPV is not None:
         noise_V = known.noise_BPV[row, depth]
         noise_V = noise_V if heads.draft_ids is None else noise_V[heads.draft_ids]
-        scores_V = scores_V.float() / known.temperature + noise_V
+        assert isinstance(known.temperature_B11, Tensor)
+        scores_V = scores_V.float() / known.temperature_B11[row, 0] + noise_V
     best = scores_V.argsort(descending=True)
     return (best if heads.draft_ids is None else heads.draft_ids[best]).tolist()
 
@@ -78,15 +79,15 @@ def test_every_node_is_what_training_says_there(
     """Rows of unequal lengths, accepted at different depths, that come and go in two places."""
     base = random_base("qwen3", V, seed=11, dtype=torch.float64, num_hidden_layers=3)
     heads = random_heads(design, base, seed=2)
-    plain, seen = EagleBatch.propose, []
+    plain, seen = EagleDrafter.propose, []
 
-    def propose(self: EagleBatch, known: Known) -> Draft:
+    def propose(self: EagleDrafter, known: DraftInput) -> Draft:
         draft = plain(self, known)
         noise = None if known.noise_BPV is None else known.noise_BPV.clone()  # a window that moves on
-        seen.append((known._replace(noise_BPV=noise), [list(ids) for ids in known.ids], draft.tokens_BN.tolist()))
+        seen.append((known._replace(noise_BPV=noise), [list(ids) for ids in known.texts], draft.tokens_BN.tolist()))
         return draft
 
-    monkeypatch.setattr(EagleBatch, "propose", propose)
+    monkeypatch.setattr(EagleDrafter, "propose", propose)
     prompts = [[4, 1, 7], [2, 9, 9, 3, 1, 5], [8], [6, 6]]
     answers = Engine(base, heads, "eagle", WIDE, max_rows=2).generate(prompts, 7, temperature, seed=3)
     expected = Engine(base, drafter="none").generate(prompts, 7, temperature, seed=3)
@@ -279,13 +280,13 @@ def test_what_does_not_go_together_is_refused() -> None:
 
 def test_its_memory_is_allocated_once_and_no_larger_than_the_base_s(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[int, ...]] = []
-    plain = Arena.__init__
+    plain = KVCache.__init__
 
-    def init(self: Arena, *args: object) -> None:
+    def init(self: KVCache, *args: object) -> None:
         plain(self, *args)  # type: ignore[arg-type]
         made.append(tuple(self.kv.shape))
 
-    monkeypatch.setattr(Arena, "__init__", init)
+    monkeypatch.setattr(KVCache, "__init__", init)
     base = random_base(vocab_size=V, dtype=torch.float64)
     Engine(base, random_heads(EAGLE, base), "eagle", chain(3), max_rows=3).generate([[1, 2]] * 7, 20)
     (_, _, rows, _, slots, _), own = sorted(made, reverse=True)

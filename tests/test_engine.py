@@ -1,6 +1,9 @@
 """Is every request answered alike in any batch, and is every wrong one refused?"""
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,11 +12,13 @@ from random_models import FULL, engine_of, five_tokens, letter_tokenizer, random
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging as transformers_log
 
+import euryale
 from euryale.base.base import Base
 from euryale.base.tree_attention import use_tree_attention
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree.tree import ROOT_ONLY, Tree, chain, medusa63
 from euryale.errors import UserError
+from euryale.heads.checkpoint import save_heads
 from euryale.heads.config import HeadsConfig
 
 PROMPT = [0, 3, 1]
@@ -106,7 +111,7 @@ def test_a_row_answers_the_same_in_any_batch(tree: Tree, temperature: float) -> 
 
 
 def test_the_longest_row_may_end_inside_a_path_while_others_go_on() -> None:
-    """Its last path is kept whole, behind where the answer ends: the arena has room for that."""
+    """Its last path is kept whole, behind where the answer ends: the cache has room for that."""
     base = five_tokens()
     engine = engine_of(base, Tree.from_paths([*FULL.paths[1:], (0, 0, 0), (0, 0, 0, 0)]))
     rng = random.Random(0)
@@ -134,10 +139,11 @@ def test_a_stream_adds_up_to_the_text_of_generate(eos: int | None, stop: str | l
         engine = engine_of(base, tree)
         for seed in range(6):
             whole = engine.generate([PROMPT], 40, 1.0, seed=seed, stop=stop)[0]
-            pieces = list(engine.stream(PROMPT, 40, 1.0, seed=seed, stop=stop))
+            stream = engine.stream(PROMPT, 40, 1.0, seed=seed, stop=stop)
+            pieces = list(stream)
             assert "".join(pieces) == whole.text and all(pieces)
             assert len(pieces) <= whole.num_steps + 1
-            last = engine.last
+            last = stream.generation
             assert last is not None and (last.ids, last.text, last.finish_reason) == (
                 whole.ids,
                 whole.text,
@@ -250,3 +256,36 @@ def test_an_engine_that_cannot_be_is_refused() -> None:
         Engine(base)
     with pytest.raises(UserError, match="tree=given is 4 deep, but the checkpoint has 3 heads"):
         Engine(base, heads, tree=medusa63())
+
+
+def test_streams_that_are_read_in_turn_each_end_with_their_own_answer() -> None:
+    engine = engine_of(five_tokens())
+    streams = [engine.stream(PROMPT, 9 + 6 * seed, 1.0, seed=seed) for seed in range(2)]
+    texts = ["", ""]
+    assert all(stream.generation is None for stream in streams)
+    for _ in range(30):
+        for number, stream in enumerate(streams):
+            texts[number] += next(stream, "")
+    for seed, (stream, text) in enumerate(zip(streams, texts, strict=True)):
+        [whole] = engine.generate([PROMPT], 9 + 6 * seed, 1.0, seed=seed)
+        assert stream.generation is not None and stream.generation.ids == whole.ids and text == whole.text
+
+
+def test_a_rule_that_is_not_known_is_told_before_the_base_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = five_tokens()
+    save_heads(tmp_path / "run", random_heads(HeadsConfig("hydra"), base), base, {})
+    monkeypatch.setattr("euryale.decoding.engine.load_base", lambda config: pytest.fail("the base was loaded"))
+    with pytest.raises(UserError, match="accept=nucleus is not known"):
+        Engine.load(tmp_path / "run", tree="chain", accept="nucleus")
+
+
+def test_the_public_names_come_from_the_package_and_cost_nothing_until_they_are_used() -> None:
+    code = "import euryale, sys; assert 'torch' not in sys.modules; print(*(getattr(euryale, n) for n in dir(euryale)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for name in ("Engine", "Generation", "Scheduler", "Request", "Sampling", "Tree", "UserError"):
+        assert f".{name}'" in found
+    assert "load_base" in found and "load_heads" in found
+    with pytest.raises(AttributeError, match="no attribute 'engine_of'"):
+        _ = euryale.engine_of

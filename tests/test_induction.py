@@ -8,8 +8,8 @@ from torch import Tensor
 
 from euryale.decoding.drafters.head_matrices import HeadMatrices
 from euryale.decoding.drafters.heads import HeadsDrafter
-from euryale.decoding.drafters.interface import Known
-from euryale.decoding.drafters.ngram_index import HostRecall, Recall, extend_ends
+from euryale.decoding.drafters.interface import DraftInput
+from euryale.decoding.drafters.ngram_index import HostNgramIndex, NgramIndex, extend_ends
 from euryale.decoding.tree.tree import chain
 from euryale.errors import UserError
 from euryale.heads.config import HeadsConfig
@@ -53,30 +53,30 @@ def test_places_are_those_of_a_search_through_every_document(longest: int) -> No
 def test_drafting_finds_the_tokens_that_training_read(longest: int, is_host: bool) -> None:
     """Rows that grow, come and go; paths of every length behind the root."""
     # 8 slots: it has to grow
-    recall = HostRecall(longest) if is_host else Recall(longest, 3, 8, torch.device("cpu"))
+    index = HostNgramIndex(longest) if is_host else NgramIndex(longest, 3, 8, torch.device("cpu"))
     generator = torch.Generator().manual_seed(longest)
     texts: list[list[int]] = []
 
-    def admit(row: int, length: int) -> None:
-        recall.admit(row)
+    def add(row: int, length: int) -> None:
+        index.add(row)
         texts[row : row + 1] = [torch.randint(0, 4, (length,), generator=generator).tolist()]
 
     num_found = 0
     for row, length in enumerate((12, 1, 5)):
-        admit(row, length)
+        add(row, length)
     for step in range(12):
         if step == 4:
-            recall.retire(0)
+            index.swap_remove(0)
             texts[0] = texts[-1]
             texts.pop()
         if step == 6:
-            admit(1, 2)
+            add(1, 2)
         if step == 8:
-            admit(2, 30)
-        ends_BP = recall.read(texts)
+            add(2, 30)
+        ends_BP = index.read(texts)
         paths: list[list[list[int]]] = [[[]] for _ in texts]
         for level in range(3):
-            found_BP = recall.followers(ends_BP)
+            found_BP = index.followers(ends_BP)
             for row, text in enumerate(texts):
                 for parent, path in enumerate(paths[row]):
                     whole = text + path
@@ -108,21 +108,22 @@ def test_heads_that_draft_say_what_heads_in_training_say(kind: str) -> None:
     text = PackedText(states_1TC, normalise(base.embed(whole_1T)), positions_1T, documents_1T, whole_1T)
     expected_KMD = heads.guesses(text, [torch.tensor([root - 1])] * 3)
 
-    matrices = HeadMatrices(base, heads, 3)
-    known = Known(states_1TC[:, root - 1], torch.tensor(ids[-1:]), None, 0.0, [ids])
-    recall = Recall(2, 1, 64, base.device)
-    recall.admit(0)
-    ends_BP, path_BPC = recall.read([ids]), None
-    entry = matrices.enter(known)
-    found_BP = recall.followers(ends_BP)
+    matrices = HeadMatrices(base, heads)
+    matrices.prepare(3)
+    known = DraftInput(states_1TC[:, root - 1], torch.tensor(ids[-1:]), None, 0.0, [ids])
+    index = NgramIndex(2, 1, 64, base.device)
+    index.add(0)
+    ends_BP, path_BPC = index.read([ids]), None
+    entry = matrices.enter(known, 3)
+    found_BP = index.followers(ends_BP)
     for k in range(3):
         if k:
             token_11, slot = torch.tensor([[path[k - 1]]]), torch.tensor([0])
             path_BPC = matrices.extend(path_BPC, slot, token_11)
             if kind == "hydra":
                 ends_BP = extend_ends(ends_BP, slot, token_11)
-                found_BP = recall.followers(ends_BP)
-        scores_BPV = matrices.scores(k, known, entry, path_BPC, found_BP)
+                found_BP = index.followers(ends_BP)
+        scores_BPV = matrices.logits(k, entry, path_BPC, found_BP)
         expected_1V = torch.nn.functional.linear(expected_KMD[k], heads.output_weight(k, base.lm_head_weight))
         torch.testing.assert_close(scores_BPV[0].float(), expected_1V, rtol=1e-3, atol=1e-3)
 
@@ -132,7 +133,7 @@ def test_a_drafter_of_heads_with_induction_remembers_its_rows() -> None:
     heads = random_heads(HeadsConfig("hydra", num_heads=2, induction=2), base)
     drafter = HeadsDrafter(base, heads, chain(2))
     assert drafter.begin(2, 32) is not drafter
-    assert HeadsDrafter(base, random_heads(HeadsConfig("hydra"), base), chain(2)).begin(2, 32)._recall is None
+    assert HeadsDrafter(base, random_heads(HeadsConfig("hydra"), base), chain(2)).begin(2, 32)._index is None
 
 
 def test_induction_needs_a_known_token_and_a_length() -> None:

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from euryale.cli.schemas import InferConfig
-from euryale.decoding.logits_processors import PathProcessors
+from euryale.decoding.logits_processors import LogitsProcessors
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree.tree import ROOT_ONLY, Shape, Tree
 
@@ -79,18 +79,18 @@ def test_every_node_gets_the_logits_of_its_own_text(name: str) -> None:
         # few tokens, so that paths repeat what is in the text and complete what is banned
         ids = [0, 1, 2] if trial % 2 else list(range(V))
         prompts = [rng.choices(ids, k=rng.randint(1, 6)) for _ in range(3)]
-        processors = PathProcessors.of(sampling, 3, V, CPU)
-        assert processors is not None
+        processors = LogitsProcessors(3, V, CPU)
         texts = []
         for row, prompt in enumerate(prompts):
-            processors.admit(row, rng.choices(ids, k=5), [3])  # another prompt had the row before
-            processors.extend(row, rng.choices(ids, k=2))
-            processors.admit(row, prompt, END_IDS)
+            processors.add(row, SETTINGS["all"], rng.choices(ids, k=5), [3])  # another request had the row before
+            processors.extend([[]] * row + [rng.choices(ids, k=2)])
+            processors.add(row, sampling, prompt, END_IDS)
             texts.append(list(prompt))
-            for _ in range(rng.randint(0, 2)):
-                gained = rng.choices(ids, k=rng.randint(1, 3))
-                processors.extend(row, gained)
-                texts[row] += gained
+        for _ in range(rng.randint(0, 2)):
+            gained = [rng.choices(ids, k=rng.randint(0, 3)) for _ in prompts]
+            processors.extend(gained)
+            for text, tokens in zip(texts, gained, strict=True):
+                text += tokens
         tokens = [[text[-1], *rng.choices(ids, k=tree.num_nodes - 1)] for text in texts]
         logits = torch.randn(3, tree.num_nodes, V, generator=generator)
         found = processors.apply(logits.clone(), torch.tensor(tokens), Shape.of_tree(tree), texts)
@@ -112,14 +112,14 @@ def test_rows_may_have_trees_of_their_own() -> None:
     texts = [[0, 1, row[0]] for row in tokens]
     alone = []
     for row, tree in enumerate(trees):
-        processors = PathProcessors(sampling, 1, V, CPU)
-        processors.admit(0, texts[row], END_IDS)
+        processors = LogitsProcessors(1, V, CPU)
+        processors.add(0, sampling, texts[row], END_IDS)
         alone.append(
             processors.apply(logits[row : row + 1], torch.tensor([tokens[row]]), Shape.of_tree(tree), [texts[row]])
         )
-    together = PathProcessors(sampling, 2, V, CPU)
+    together = LogitsProcessors(2, V, CPU)
     for row, text in enumerate(texts):
-        together.admit(row, text, END_IDS)
+        together.add(row, sampling, text, END_IDS)
     parts = zip(*(Shape.of_tree(tree) for tree in trees), strict=True)
     both = Shape(*(torch.cat(part) for part in parts))
     assert torch.equal(together.apply(logits, torch.tensor(tokens), both, texts), torch.cat(alone))
@@ -127,7 +127,8 @@ def test_rows_may_have_trees_of_their_own() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_processed_logits_are_float32_at_least(dtype: torch.dtype) -> None:
-    processors = PathProcessors(Sampling(logit_bias={0: 0.1}), 1, V, CPU)
+    processors = LogitsProcessors(1, V, CPU)
+    processors.add(0, Sampling(logit_bias={0: 0.1}), [0], ())
     found = processors.apply(
         torch.zeros(1, 1, V, dtype=dtype), torch.zeros(1, 1, dtype=torch.long), Shape.of_tree(ROOT_ONLY), [[0]]
     )
@@ -137,9 +138,21 @@ def test_processed_logits_are_float32_at_least(dtype: torch.dtype) -> None:
 def test_without_such_a_setting_there_is_nothing_to_run() -> None:
     for sampling in (Sampling(), Sampling(0.7, 0.9, 10, 0.1), Sampling(banned_tokens=[]), InferConfig().sampling()):
         assert set(sampling.keywords()) <= {"temperature", "top_p", "top_k", "min_p"}
-        assert PathProcessors.of(sampling, 2, V, CPU) is None
+        assert not is_active(sampling) and not sampling.is_processed
     for sampling in SETTINGS.values():
-        assert PathProcessors.of(sampling, 2, V, CPU) is not None
+        assert is_active(sampling) and sampling.is_processed
+
+
+def is_active(sampling: Sampling) -> bool:
+    processors = LogitsProcessors(2, V, CPU)
+    processors.add(0, sampling, [1, 2], END_IDS)
+    is_active = processors.is_active
+    logits = torch.randn(1, 1, V)
+    found = processors.apply(logits, torch.tensor([[2]]), Shape.of_tree(ROOT_ONLY), [[1, 2]])
+    assert is_active or found is logits
+    processors.swap_remove(0)
+    assert not processors.is_active
+    return is_active
 
 
 GUESSED = [name for name in SETTINGS if name not in ("ban sequences", "least length", "all")]
@@ -150,11 +163,10 @@ def test_a_drafter_s_scores_behind_the_root_are_changed_as_the_base_s_are(name: 
     """There the text is known, so the guess at the logits is what the verifier makes of them."""
     generator = torch.Generator().manual_seed(1)
     texts, num_prompt = [[1, 2, 4, 4, 9], [5, 5, 1], [0]], [3, 1, 1]
-    processors = PathProcessors(SETTINGS[name], 3, V, CPU)
+    processors = LogitsProcessors(3, V, CPU)
     for row, (text, num) in enumerate(zip(texts, num_prompt, strict=True)):
-        processors.admit(row, text[:num], END_IDS)
-        if text[num:]:
-            processors.extend(row, text[num:])
+        processors.add(row, SETTINGS[name], text[:num], END_IDS)
+    processors.extend([text[num:] for text, num in zip(texts, num_prompt, strict=True)])
     logits_B1V = torch.randn(3, 1, V, generator=generator, dtype=torch.float64)
     roots_B1 = torch.tensor([text[-1:] for text in texts])
     right_B1V = processors.apply(logits_B1V, roots_B1, Shape.of_tree(ROOT_ONLY), texts)

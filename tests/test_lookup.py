@@ -5,10 +5,10 @@ import random
 import torch
 from random_models import random_base
 
-from euryale.decoding.drafters.interface import Known
+from euryale.decoding.drafters.interface import DraftInput
 from euryale.decoding.drafters.lookup import Guess, LookupDrafter, Memory, arrange
 from euryale.decoding.engine import Engine
-from euryale.decoding.tree.tree import Budget, chain, medusa63
+from euryale.decoding.tree.tree import DynamicTree, chain, medusa63
 
 
 def memory_of(text: str) -> Memory:
@@ -85,7 +85,7 @@ def test_a_budget_takes_the_likeliest_nodes() -> None:
         root = memory.guess(5)
         chances = nodes_of(root)
         for num_nodes in (1, 4, 16, 400):
-            taken = paths_of(*arrange(root, Budget(num_nodes, 5)))
+            taken = paths_of(*arrange(root, DynamicTree(num_nodes, 5)))
             assert len(set(taken)) == len(taken) == min(num_nodes, len(chances))
             best = sorted(chances.values(), reverse=True)[: len(taken)]
             assert sorted((chances[path] for path in taken), reverse=True) == best
@@ -97,14 +97,14 @@ def test_a_fixed_tree_takes_children_by_rank_and_leaves_out_what_is_not_there() 
     assert paths_of(*arrange(root, medusa63())) == [(), (7,), (7, 1), (5,)]
 
 
-def known_of(ids: list[list[int]]) -> Known:
-    return Known(torch.zeros(len(ids), 16), torch.tensor([row[-1] for row in ids]), None, 0.0, ids)
+def known_of(ids: list[list[int]]) -> DraftInput:
+    return DraftInput(torch.zeros(len(ids), 16), torch.tensor([row[-1] for row in ids]), None, 0.0, ids)
 
 
 def test_rows_with_fewer_candidates_are_masked_and_a_step_without_any_is_a_plain_one() -> None:
-    drafter = LookupDrafter(random_base(), Budget(16, 4)).begin(2, 64)
+    drafter = LookupDrafter(random_base(), DynamicTree(16, 4)).begin(2, 64)
     for row in range(2):
-        drafter.admit(row)
+        drafter.add(row)
     draft = drafter.propose(known_of([[1, 2, 3], [4]]))
     assert draft.tokens_BN.tolist() == [[3], [4]] and draft.is_real_BN is None
     draft = drafter.propose(known_of([[1, 2, 3, 1], [4, 5]]))

@@ -12,7 +12,7 @@ from euryale.base.forward import PlainForward
 from euryale.base.hidden_states import middle_layers
 from euryale.decoding.drafters.heads import HeadsDrafter
 from euryale.decoding.drafters.heads_lookup import HeadsLookupDrafter
-from euryale.decoding.drafters.interface import Draft, Known
+from euryale.decoding.drafters.interface import Draft, DraftInput
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree.tree import Tree
 from euryale.heads.config import HeadsConfig
@@ -66,8 +66,8 @@ def test_decoding_hands_heads_the_states_of_the_last_committed_token(
     heads = random_heads(SEVERAL, base)
     plain, seen = HeadsDrafter.propose, []
 
-    def propose(self: HeadsDrafter, known: Known) -> Draft:
-        seen.append((known.hidden_BD.clone(), [list(ids) for ids in known.ids]))
+    def propose(self: HeadsDrafter, known: DraftInput) -> Draft:
+        seen.append((known.hidden_BD.clone(), [list(ids) for ids in known.texts]))
         return plain(self, known)
 
     monkeypatch.setattr(HeadsDrafter, "propose", propose)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from euryale.base.base import Base
 from euryale.decoding.drafters.build import DrafterConfig
-from euryale.decoding.drafters.interface import Draft, Known
+from euryale.decoding.drafters.interface import Draft, DraftInput
 from euryale.decoding.drafters.model import ModelDrafter, check_same_tokens, load_draft_base
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree.choose import TreeConfig
@@ -24,9 +24,9 @@ def scores_slowly(draft_base: Base, ids: list[int]) -> Tensor:
     return twin(draft_base)(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
 
 
-def known_of(texts: list[list[int]], noise_BPV: Tensor | None) -> Known:
+def known_of(texts: list[list[int]], noise_BPV: Tensor | None) -> DraftInput:
     hidden_BD = torch.zeros(len(texts), 16)
-    return Known(
+    return DraftInput(
         hidden_BD, torch.tensor([t[-1] for t in texts]), noise_BPV, 0.7 if noise_BPV is not None else 0.0, texts
     )
 
@@ -57,7 +57,7 @@ def test_every_node_is_what_the_smaller_model_says_there(family: str, temperatur
     generator = torch.Generator().manual_seed(0)
     drafter = ModelDrafter(base, draft_base, WIDE).begin(3, 40)
     for row in range(3):
-        drafter.admit(row)
+        drafter.add(row)
     with torch.inference_mode():
         for _ in range(4):
             noise = -(-torch.rand(3, 4, V, generator=generator).log()).log() if temperature else None
@@ -73,7 +73,7 @@ def test_a_long_prompt_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> Non
     with torch.inference_mode():
         drafter = ModelDrafter(base, base, chain(3)).begin(4, 40)
         for row in range(len(texts)):
-            drafter.admit(row)
+            drafter.add(row)
         draft = drafter.propose(known_of(texts, None))
     check_ranks(base, chain(3), texts, None, draft)
 
@@ -114,3 +114,41 @@ def test_a_model_that_does_not_fit_is_refused() -> None:
         Engine(base, drafter="model")
     with pytest.raises(UserError, match="drafter=lookup uses none. Use drafter=model"):
         Engine(base, drafter=DrafterConfig("lookup", path="somewhere"))
+
+
+@pytest.mark.parametrize("tree", [chain(4), TreeConfig("dynamic", 8)], ids=["chain", "dynamic"])
+def test_nothing_is_drafted_beyond_the_smaller_model_s_context(tree: Tree | TreeConfig) -> None:
+    """It is the base itself, with a shorter context: what it drafts there is right, and beyond there are no drafts."""
+    base = five_tokens(max_length=60)
+    small = five_tokens(max_length=60)
+    small.max_length = 20
+    engine = Engine(base, drafter=DrafterConfig("model", depth=4), tree=tree, draft_base=small)
+    prompt = [0, 3, 1]
+    [plain] = Engine(base, drafter="none").generate([prompt], 50)
+    [drafted] = engine.generate([prompt], 50)
+    assert drafted.ids == plain.ids
+    length = len(prompt)
+    for gained, num_nodes in zip(drafted.accepted, drafted.nodes, strict=True):
+        assert (num_nodes == 1) == (length > 20), "a text that fills its context is not drafted on"
+        assert gained <= max(20 - length + 2, 1)
+        length += gained
+    assert length > 40
+    long, short = engine.generate([[1, 2] * 14, prompt], 12)
+    assert max(long.accepted) == 1 and short.tau > 1.5, "a row beyond it stands beside one that is not"
+
+
+def test_a_candidate_beyond_the_context_is_empty_and_those_before_are_what_the_model_says() -> None:
+    base = random_base("llama", V, dtype=torch.float64)
+    small = random_base("llama", V, seed=9, dtype=torch.float64)
+    small.max_length = 10
+    texts = random_prompts(random.Random(2), 3, V, longest=1)
+    texts = [[text[0]] * length for text, length in zip(texts, (9, 10, 15), strict=True)]
+    drafter = ModelDrafter(base, small, chain(3)).begin(3, 40)
+    for row in range(3):
+        drafter.add(row)
+    with torch.inference_mode():
+        draft = drafter.propose(known_of(texts, None))
+    assert draft.is_real_BN is not None
+    assert draft.is_real_BN.tolist() == [[True] * 3 + [False], [True] * 2 + [False] * 2, [True] + [False] * 3]
+    for row, text in enumerate(texts[:2]):
+        assert int(draft.tokens_BN[row, 1]) == int(scores_slowly(small, text).argmax())

@@ -43,7 +43,8 @@ def test_rows_get_their_own_noise_whatever_the_batch_and_the_way_there() -> None
     for _ in range(30):
         seeds = [rng.choice([0, 1, 2**31, 2**32, 2**40 + 5, 2**63 - 1]) for _ in range(rng.randint(1, 4))]
         keyed = KeyedNoise(len(seeds), 11, CPU)
-        keyed.admit(0, seeds)
+        for row, seed in enumerate(seeds):
+            keyed.add(row, seed)
         at = [rng.randrange(40) for _ in seeds]
         for _ in range(25):  # rows move on at their own pace, over the edges of the windows, and once back
             num = rng.choice([1, 3, 5, 40])
@@ -62,7 +63,7 @@ def test_seed_position_and_token_each_change_the_noise() -> None:
 @pytest.mark.parametrize("seed", [-1, 2**63, 2**70])
 def test_a_seed_out_of_range_is_refused(seed: int) -> None:
     with pytest.raises(UserError, match="out of range"):
-        KeyedNoise(2, 5, CPU).admit(0, [0, seed])
+        KeyedNoise(2, 5, CPU).add(0, seed)
 
 
 def test_the_largest_seed_and_a_far_position_work() -> None:

@@ -7,9 +7,8 @@ import torch
 from plain_decoding import slow_ids
 from random_models import FULL, engine_of, five_tokens, letter_tokenizer, random_base, random_prompts
 
-from euryale.decoding.detokenizer import Detokenizer
 from euryale.decoding.engine import Engine
-from euryale.decoding.request import Ends, Generation, Row
+from euryale.decoding.request import Generation, Request, StopConditions
 from euryale.decoding.tree.tree import ROOT_ONLY, Tree
 from euryale.errors import UserError
 
@@ -150,13 +149,13 @@ def test_a_sliding_window_is_where_the_context_ends(tree: Tree) -> None:
 
 
 def test_a_row_takes_tokens_up_to_the_first_that_ends_it() -> None:
-    def row(max_ids: int = 9, stop: tuple[str, ...] = ()) -> Row:
-        detokenizer = Detokenizer(letter_tokenizer(26), stop) if stop else None
-        return Row([0], max_ids, "context", detokenizer, Ends(stop, stop_ids=(8, 6), eos_ids=(7, 6)))
+    def row(max_ids: int = 9, stop: tuple[str, ...] = ()) -> Request:
+        conditions = StopConditions(stop, stop_ids=(8, 6), eos_ids=(7, 6))
+        return Request([0], letter_tokenizer(26), stop=conditions, max_ids=max_ids, reason_at_max="context")
 
     going = row()
-    going.take([0, 1])
-    going.take([2])
+    going.take([0, 1], 4)
+    going.take([2], 4)
     assert (going.ids, going.accepted, going.finish_reason) == ([0, 1, 2], [2, 1], None)
     for ended, tokens, ids, reason in (
         (row(), [4, 7, 7, 5], [4, 7], "eos"),
@@ -168,6 +167,6 @@ def test_a_row_takes_tokens_up_to_the_first_that_ends_it() -> None:
         (row(max_ids=2, stop=("b",)), [0, 1], [0, 1], "stop"),
         (row(max_ids=2), [0, 8], [0, 8], "stop"),
     ):
-        ended.take(tokens)
+        ended.take(tokens, 4)
         assert (ended.ids, ended.accepted, ended.finish_reason) == (ids, [len(ids)], reason)
         assert ended.text_ids == (ids[:-1] if ids[-1] in (6, 7, 8) else ids)

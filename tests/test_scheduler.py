@@ -14,14 +14,15 @@ from torch.utils._pytree import tree_leaves
 from euryale.base.base import Base
 from euryale.decoding.drafters.build import DRAFTERS, DrafterConfig
 from euryale.decoding.engine import Engine
-from euryale.decoding.request import Generation
-from euryale.decoding.scheduler import Handle, Scheduler
+from euryale.decoding.kv_cache import KVCache
+from euryale.decoding.request import Generation, Request
+from euryale.decoding.scheduler import Scheduler
 from euryale.decoding.tree.choose import TreeConfig
-from euryale.decoding.tree.tree import Budget, Tree, chain
+from euryale.decoding.tree.tree import DynamicTree, Tree, chain
 from euryale.errors import UserError
 
 BASE = five_tokens(max_length=80, eos=[3])
-TREES: dict[str, Tree | Budget | str] = {"full": FULL, "chain": chain(3), "dynamic": "dynamic"}
+TREES: dict[str, Tree | DynamicTree | str] = {"full": FULL, "chain": chain(3), "dynamic": "dynamic"}
 
 
 def engine_with(drafter: str, tree: str = "full", base: Base = BASE, accept: str = "exact") -> Engine:
@@ -44,8 +45,8 @@ def everybody_comes_and_goes(engine: Engine, temperature: float, rng: random.Ran
     scheduler = engine.scheduler(rng.randint(2, 5), 40, temperature, top_p=0.95)
     prompts = random_prompts(rng, num, engine.base.vocab_size, longest=14)
     asked = [(p, rng.randint(1, 26), rng.randrange(2**63), rng.choice([None, "ab", "cc"])) for p in prompts]
-    handles: list[Handle] = []
-    ended: list[Handle] = []
+    handles: list[Request] = []
+    ended: list[Request] = []
     most = 0
     while len(ended) < num:
         while len(handles) < num and rng.random() < 0.7:
@@ -115,7 +116,7 @@ class LargeTensors(TorchDispatchMode):
 
     def __init__(self, scheduler: Scheduler) -> None:
         super().__init__()
-        self._kv = scheduler._decoder.arena.kv
+        self._kv = scheduler._decoder.cache.kv
         self._memory = self._kv.untyped_storage().data_ptr()
         self._least = self._kv[0, :, 0].numel()
         self.found: list[str] = []
@@ -125,21 +126,21 @@ class LargeTensors(TorchDispatchMode):
         is_view = func.is_view
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor) and not is_view and tensor.numel() >= self._least:
-                is_of_arena = tensor.untyped_storage().data_ptr() == self._memory
+                is_of_cache = tensor.untyped_storage().data_ptr() == self._memory
                 # An operation that writes a few slots returns the whole of what it wrote into.
                 written = max((a.numel() for a in tree_leaves(args)[1:] if isinstance(a, torch.Tensor)), default=0)
-                if not is_of_arena or written >= self._least:
+                if not is_of_cache or written >= self._least:
                     self.found.append(str(func))
         return out
 
 
 @pytest.mark.parametrize("drafter", ["none", "heads", "lookup"])
 def test_steady_state_allocates_and_copies_nothing_of_the_size_of_a_row(drafter: str) -> None:
-    """Ragged rows, paths of any length, rejected nodes: the arena stays where it is and only accepted nodes move."""
+    """Ragged rows, paths of any length, rejected nodes: the cache stays where it is and only accepted nodes move."""
     base = random_base("llama", 5, seed=1, max_length=4096)
     heads = random_heads(HEAD_DESIGNS[0], base) if drafter == "heads" else None
     scheduler = Engine(base, heads, drafter, chain(3)).scheduler(4, 4000)
-    arena = scheduler._decoder.arena
+    cache = scheduler._decoder.cache
     for length in (2, 30, 7, 19):
         scheduler.submit([i % 5 for i in range(length)], 200)
     scheduler.step()
@@ -147,18 +148,18 @@ def test_steady_state_allocates_and_copies_nothing_of_the_size_of_a_row(drafter:
         for _ in range(12):
             scheduler.step()
     assert large.found == []
-    assert len(set(arena.lengths)) > 1, "rows have lengths of their own"
-    assert arena.kv.untyped_storage().data_ptr() == large._memory and arena is scheduler._decoder.arena
+    assert len(set(cache.lengths)) > 1, "rows have lengths of their own"
+    assert cache.kv.untyped_storage().data_ptr() == large._memory and cache is scheduler._decoder.cache
 
 
 def test_the_counter_of_large_tensors_sees_a_copy_of_a_row() -> None:
     scheduler = engine_with("none").scheduler(3, 60)
-    arena = scheduler._decoder.arena
+    cache = scheduler._decoder.cache
     with LargeTensors(scheduler) as large:
-        arena.kv[:, :, 1] = arena.kv[:, :, 2]
+        cache.kv[:, :, 1] = cache.kv[:, :, 2]
     assert large.found == ["aten.copy_.default"]
     with LargeTensors(scheduler) as large:
-        arena.kv[:, :, :1].clone()
+        cache.kv[:, :, :1].clone()
     assert large.found == ["aten.clone.default"]
 
 
@@ -235,9 +236,9 @@ def test_what_cannot_be_is_refused_when_it_is_submitted() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_rows": 0}, "num_rows=0"),
-        ({"row_tokens": 1}, "row_tokens=1"),
-        ({"max_waiting": -1}, "max_waiting=-1"),
+        ({"num_rows": 0}, "num_rows must be at least 1; got 0"),
+        ({"row_tokens": 1}, "row_tokens must be at least 2; got 1"),
+        ({"max_waiting": -1}, "max_waiting must be at least 0; got -1"),
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"logit_bias": {9: 1.0}}, "logit_bias names token 9"),
     ],
@@ -245,5 +246,39 @@ def test_what_cannot_be_is_refused_when_it_is_submitted() -> None:
 def test_a_scheduler_that_cannot_be_is_refused(settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         engine_with("none").scheduler(**settings)
-    with pytest.raises(UserError, match="max_rows=0"):
+    with pytest.raises(UserError, match="max_rows must be at least 1; got 0"):
         Engine(BASE, drafter="none", max_rows=0)
+
+
+def test_a_request_that_cannot_be_read_now_waits_on_and_its_neighbours_lose_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Reading a prompt may run out of memory. What was taken from the queue comes back to it, in its order."""
+    for drafter in ("heads", "eagle", "lookup"):
+        engine = engine_with(drafter)
+        scheduler = engine.scheduler(3, 60)
+        first = scheduler.submit([4, 4], 12)
+        scheduler.step()
+        others = [scheduler.submit(prompt, 12) for prompt in ([1], [2, 2, 1], [3, 0])]
+        with monkeypatch.context() as broken:
+            broken.setattr(KVCache, "begin", lambda self, num: (_ for _ in ()).throw(MemoryError("no room")))
+            with pytest.raises(MemoryError, match="no room"):
+                scheduler.step()
+        assert scheduler.num_live == 1 and not scheduler.is_idle
+        scheduler.cancel(others[1])
+        scheduler.run()
+        for request in (first, others[0], others[2]):
+            assert known(request.generation) == known(engine.generate([request.prompt], 12)[0])
+
+
+def test_a_request_knows_when_it_was_submitted_admitted_and_answered() -> None:
+    scheduler = engine_with("heads").scheduler(1, 60)
+    requests = [scheduler.submit([1, 2], 12) for _ in range(2)]
+    assert requests[0].times.admitted is None and requests[0].times.first_token is None
+    scheduler.run()
+    for request in requests:
+        submitted, admitted, first_token, ended = request.times
+        assert admitted is not None and first_token is not None and ended is not None
+        assert submitted < admitted < first_token <= ended
+        assert request.generation is not None and request.generation.seconds == ended - submitted
+    assert requests[1].times.admitted > requests[0].times.ended  # type: ignore[operator]

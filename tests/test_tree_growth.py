@@ -5,15 +5,14 @@ import itertools
 import pytest
 import torch
 from random_models import random_base, random_heads
-from torch import Tensor
 
 from euryale.base.base import Base
 from euryale.decoding.drafters import tree_growth
 from euryale.decoding.drafters.heads import HeadsDrafter
-from euryale.decoding.drafters.interface import Draft, Known
-from euryale.decoding.drafters.tree_growth import MOST_PARENTS, BestFirst
+from euryale.decoding.drafters.interface import Draft, DraftInput
+from euryale.decoding.drafters.tree_growth import MOST_PARENTS, DynamicGrowth, Levels
 from euryale.decoding.tree.calibration import Calibration
-from euryale.decoding.tree.tree import Budget
+from euryale.decoding.tree.tree import DynamicTree
 from euryale.heads.config import HeadsConfig
 from euryale.heads.heads import Heads
 from euryale.kernels.rms_norm import normalise
@@ -21,7 +20,7 @@ from euryale.kernels.rms_norm import normalise
 V = 6
 
 
-def chances_slowly(base: Base, heads: Heads, known: Known, row: int, depth: int) -> dict[tuple[int, ...], float]:
+def chances_slowly(base: Base, heads: Heads, known: DraftInput, row: int, depth: int) -> dict[tuple[int, ...], float]:
     """The logarithm of every path's chance, each asked from the heads on its own."""
     chances: dict[tuple[int, ...], float] = {(): 0.0}
     for length in range(1, depth + 1):
@@ -31,7 +30,7 @@ def chances_slowly(base: Base, heads: Heads, known: Known, row: int, depth: int)
             hidden_1D = heads.head_hidden(length - 1, known.hidden_BD[row : row + 1], embeddings_1JD)
             scores_V = (hidden_1D @ heads.output_weight(length - 1, base.lm_head_weight).T)[0]
             if known.noise_BPV is not None:
-                scores_V = scores_V / known.temperature + known.noise_BPV[row, length - 1]
+                scores_V = scores_V / known.temperature_B11 + known.noise_BPV[row, length - 1]
             chances[path] = chances[path[:-1]] + float(scores_V.log_softmax(-1)[path[-1]])
     return chances
 
@@ -55,10 +54,10 @@ def test_the_likeliest_paths_are_taken(kind: str, temperature: float, monkeypatc
     generator = torch.Generator().manual_seed(1)
     noise = -(-torch.rand(3, 4, V, generator=generator).log()).log() if temperature else None
     hidden_BD = torch.randn(3, 16, generator=generator, dtype=torch.float64) * 0.3
-    known = Known(hidden_BD, torch.tensor([0, 3, 5]), noise, temperature)
+    known = DraftInput(hidden_BD, torch.tensor([0, 3, 5]), noise, temperature)
     shapes = set()
     for num_nodes in (2, 5, 9):
-        draft = HeadsDrafter(base, heads, Budget(num_nodes, 3)).propose(known)
+        draft = HeadsDrafter(base, heads, DynamicTree(num_nodes, 3)).propose(known)
         assert draft.tokens_BN.shape == (3, num_nodes) and draft.is_real_BN is None
         for row in range(3):
             chances = chances_slowly(base, heads, known, row, 3)
@@ -68,24 +67,35 @@ def test_the_likeliest_paths_are_taken(kind: str, temperature: float, monkeypatc
     assert len(shapes) > 3, "rows grow different trees"
 
 
+def levels_of(logits_11V: torch.Tensor, asked: list[int] | None = None) -> Levels:
+    """The same logits for every parent of every level; `asked` takes how many parents each level had."""
+    num_parents = 1
+    while True:
+        if asked is not None:
+            asked.append(num_parents)
+        parents = yield logits_11V
+        num_parents = parents.tokens_BP.shape[1]
+
+
+def grown(growth: DynamicGrowth, roots: list[int], logits_11V: torch.Tensor, asked: list[int] | None = None) -> Draft:
+    known = DraftInput(torch.zeros(len(roots), 1), torch.tensor(roots))
+    return growth.grow(known, levels_of(logits_11V.expand(len(roots), -1, -1), asked), None)
+
+
 def test_what_was_counted_is_mixed_in() -> None:
-    budget, scores_11V = Budget(3, 2), torch.tensor([[[2.0, 1.9, 0.0]]])
-
-    def ask(level: int, slots: Tensor | None, tokens_BP: Tensor | None) -> Tensor:
-        return scores_11V
-
+    tree, logits_11V = DynamicTree(3, 2), torch.tensor([[[2.0, 1.9, 0.0]]])
     device = torch.device("cpu")
-    alone = BestFirst(budget, 3, device).grow(torch.tensor([1]), ask, None)
+    alone = grown(DynamicGrowth(tree, 3, device), [1], logits_11V)
     assert paths_of(alone, 0) == [(), (0,), (1,)]
     usual = Calibration(0.0, 3, [[0], [0, 0], [1]], [0.9, 0.8, 0.01], 100)
-    counted = BestFirst(budget, 3, device, usual).grow(torch.tensor([1]), ask, None)
+    counted = grown(DynamicGrowth(tree, 3, device, usual), [1], logits_11V)
     assert paths_of(counted, 0) == [(), (0,), (0, 0)], "the second candidate was hardly ever right"
 
 
 @pytest.mark.parametrize(("num_nodes", "depth", "expected"), [(1, 4, 1), (2, 4, 2), (50, 1, 4), (50, 2, 13)])
 def test_a_small_vocabulary_fills_fewer_nodes(num_nodes: int, depth: int, expected: int) -> None:
-    growth = BestFirst(Budget(num_nodes, depth), 3, torch.device("cpu"))
-    draft = growth.grow(torch.tensor([7, 8]), lambda level, slots, tokens: torch.randn(2, 1, 3), None)
+    growth = DynamicGrowth(DynamicTree(num_nodes, depth), 3, torch.device("cpu"))
+    draft = grown(growth, [7, 8], torch.randn(1, 1, 3))
     assert draft.tokens_BN.shape == (2, expected) == (2, growth.num_nodes)
     for row in range(2):
         assert len(set(paths_of(draft, row))) == expected
@@ -94,12 +104,9 @@ def test_a_small_vocabulary_fills_fewer_nodes(num_nodes: int, depth: int, expect
 @pytest.mark.parametrize(("num_nodes", "most"), [(2, 1), (4, 2), (8, 2), (16, 3), (64, MOST_PARENTS)])
 def test_small_trees_ask_few_parents(num_nodes: int, most: int) -> None:
     asked: list[int] = []
-
-    def ask(level: int, slots: Tensor | None, tokens_BP: Tensor | None) -> Tensor:
-        asked.append(1 if tokens_BP is None else tokens_BP.shape[1])
-        return torch.randn(2, asked[-1], 30)
-
-    draft = BestFirst(Budget(num_nodes, 3), 30, torch.device("cpu")).grow(torch.tensor([7, 8]), ask, None)
+    draft = grown(
+        DynamicGrowth(DynamicTree(num_nodes, 3), 30, torch.device("cpu")), [7, 8], torch.randn(1, 1, 30), asked
+    )
     assert draft.tokens_BN.shape == (2, num_nodes)
     assert asked == [1, *[most] * (min(3, num_nodes - 1) - 1)]
 
@@ -107,6 +114,6 @@ def test_small_trees_ask_few_parents(num_nodes: int, most: int) -> None:
 def test_a_token_that_is_certain_keeps_its_place_above_its_child() -> None:
     scores = torch.full((1, 1, 4), -1e9)
     scores[..., 2] = 0.0
-    growth = BestFirst(Budget(12, 4), 4, torch.device("cpu"))
-    draft = growth.grow(torch.tensor([0]), lambda level, slots, tokens: scores, None)
+    growth = DynamicGrowth(DynamicTree(12, 4), 4, torch.device("cpu"))
+    draft = grown(growth, [0], scores)
     assert paths_of(draft, 0)[:5] == [(), (2,), (2, 2), (2, 2, 2), (2, 2, 2, 2)]

@@ -40,7 +40,7 @@ def stream_answer(engine: Engine, prompt: Prompt, config: Any, out: TextIO) -> d
     for piece in answer:
         out.write(piece)
         out.flush()
-    last = engine.last
+    last = answer.generation
     assert last is not None
     return {
         "text": last.text,

@@ -1,18 +1,17 @@
-"""Which drafted tokens are taken?
+"""The base's own tokens at every node of a draft, and which drafted tokens are accepted.
 
 `exact` (the default): at every node the base draws its own next token, the target: argmax(logits) at T = 0, else
 argmax(scores + keyed Gumbel noise). Walk down from the root while a child carries its parent's target. Each emitted
 token is the one that plain decoding draws there, because the noise belongs to (seed, position, token) and not to the
 tree: the text is lossless and the same with any drafter.
 `rejection` (accept_rejection.py): lossless too, but in distribution only: a seed's text depends on drafter and tree.
-`typical` (Cai et al. 2024): takes what the base finds likely enough. LOSSY: the text is not a sample of the base.
+`typical` (Cai et al. 2024): accepts what the base finds likely enough. LOSSY: the text is not a sample of the base.
 At T = 0 all three are the same walk.
 
 Letters: B batch, R rows of a shape (1 or B), N nodes, V vocabulary.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,35 +20,32 @@ from torch import Tensor
 
 from euryale.decoding.accept_rejection import walk_by_rejection
 from euryale.decoding.drafters.interface import Draft
-from euryale.decoding.sampling import Drawn, Sampling, warp
+from euryale.decoding.random_streams import StepNoise
+from euryale.decoding.sampling_batch import SamplingBatch, final_scores, warp
 from euryale.decoding.tree.tree import Shape
 from euryale.errors import UserError
 
-
-class Verified(NamedTuple):
-    """A draft, and what the base thinks of it."""
-
-    draft: Draft
-    logits_BNV: Tensor  # processed, of what follows each node
-    drawn: Drawn  # the base's own choice there
-    noise_BNV: Tensor | None  # by which it was drawn; None at T = 0
-    chance_BN: Tensor | None = None  # a uniform number for each node; only rule `rejection` throws dice
+RULES = ("exact", "rejection", "typical")
+LOSSY = ("typical",)  # said wherever a result of such a rule is shown
 
 
-class Accepted(NamedTuple):
-    """What a walk found."""
+class VerifyOutput(NamedTuple):
+    """What the base decided about a draft."""
 
-    is_accepted_BN: Tensor  # bool: the nodes on the accepted path, root included; ascending = from root to leaf
     targets_BN: Tensor  # the token that follows a node where the path ends there
+    is_accepted_BN: Tensor  # bool: the nodes on the accepted path, root included; ascending = from root to leaf
+    # Whether the base's own token has a finite score. NaN and infinity win every argmax, so they are found here for the
+    # price of looking at one score a node.
+    is_finite_BN: Tensor
 
 
 @dataclass
 class AcceptConfig:
-    """The rule by which proposals are taken. Raises UserError in `check`."""
+    """The rule by which drafted tokens are accepted. Raises UserError in `check`."""
 
     name: str = "exact"
     coupled: bool = True  # candidates are ranked with the noise that the base draws with
-    threshold: float = 0.09  # of `typical`: what is likelier is always taken ...
+    threshold: float = 0.09  # of `typical`: what is likelier is always accepted ...
     alpha: float = 0.3  # ... and what is likelier than this times exp(-entropy)
 
     @staticmethod
@@ -73,13 +69,38 @@ class AcceptConfig:
             raise UserError(f"accept.alpha={self.alpha} cannot be. Give a positive number.")
 
 
-def accept(config: AcceptConfig, verified: Verified, sampling: Sampling) -> Accepted:
-    """The accepted path of every row, by the rule; greedy decoding has one path whatever the rule."""
-    return RULES[config.name if sampling.temperature > 0 else "exact"](config, verified, sampling)
+def verify(
+    rule: AcceptConfig, draft: Draft, logits_BNV: Tensor, settings: SamplingBatch, noise: StepNoise
+) -> VerifyOutput:
+    """Draws the base's token at every node and walks down by the rule; rows at T = 0 walk by `exact`.
+
+    logits_BNV: processed, of what follows each node.
+    """
+    noise_BNV = noise.drawing(draft.shape.depths_RN)
+    scores_BNV = final_scores(logits_BNV, settings, noise_BNV)
+    targets_BN = scores_BNV.argmax(-1)
+    is_finite_BN = scores_BNV.gather(-1, targets_BN[..., None])[..., 0].isfinite()
+    is_accepted_BN = accept_exact(draft.tokens_BN, targets_BN, draft.shape, draft.is_real_BN)
+    if rule.name == "exact" or not settings.has_sampled:
+        return VerifyOutput(targets_BN, is_accepted_BN, is_finite_BN)
+    is_sampled_B1 = settings.is_sampled_B11[:, 0]
+    scores_BNV = warp(logits_BNV, settings)
+    if rule.name == "typical":
+        by_rule_BN = accept_typical(draft, scores_BNV.log_softmax(-1), rule.threshold, rule.alpha)
+        return VerifyOutput(targets_BN, torch.where(is_sampled_B1, by_rule_BN, is_accepted_BN), is_finite_BN)
+    uniform_BN = noise.uniform(draft.shape.depths_RN)
+    assert noise_BNV is not None and uniform_BN is not None, "rejection draws uniform numbers"
+    walk = walk_by_rejection(draft, scores_BNV.softmax(-1), uniform_BN, noise_BNV)
+    by_rule_BN = targets_BN.scatter(1, walk.last_B[:, None], walk.next_B[:, None])
+    return VerifyOutput(
+        torch.where(is_sampled_B1, by_rule_BN, targets_BN),
+        torch.where(is_sampled_B1, walk.is_accepted_BN, is_accepted_BN),
+        is_finite_BN,
+    )
 
 
-def accept_exact(tokens_BN: Tensor, targets_BN: Tensor, shape: Shape, is_real_BN: Tensor | None = None) -> Accepted:
-    """Walks down from the root, which is always accepted, while a child equals its parent's target.
+def accept_exact(tokens_BN: Tensor, targets_BN: Tensor, shape: Shape, is_real_BN: Tensor | None = None) -> Tensor:
+    """Walks down from the root, which is always accepted, while a child equals its parent's target; bool [B, N].
 
     A node is accepted when every node of its path matches. Siblings carry different tokens, hence at most one node of
     a depth is accepted. Where is_real_BN is False a node carries no candidate, whatever its token id says.
@@ -88,31 +109,24 @@ def accept_exact(tokens_BN: Tensor, targets_BN: Tensor, shape: Shape, is_real_BN
     if is_real_BN is not None:
         is_miss_BN |= ~is_real_BN
     is_miss_BN[:, 0] = False
-    return Accepted(~(shape.ancestors_RNN & is_miss_BN[:, None]).any(-1), targets_BN)
+    return ~(shape.ancestors_RNN & is_miss_BN[:, None]).any(-1)
 
 
-def accept_typical(
-    tokens_BN: Tensor,
-    log_p_BNV: Tensor,
-    targets_BN: Tensor,
-    shape: Shape,
-    is_real_BN: Tensor | None = None,
-    threshold: float = 0.09,
-    alpha: float = 0.3,
-) -> Accepted:
-    """Takes a token when p(token) > min(threshold, alpha exp(-entropy of p)) at its parent (Cai et al. 2024, eq. 1).
+def accept_typical(draft: Draft, log_p_BNV: Tensor, threshold: float = 0.09, alpha: float = 0.3) -> Tensor:
+    """Accepts a token when p(token) > min(threshold, alpha exp(-entropy of p)) at its parent (Cai et al. 2024, eq. 1).
 
-    Of the paths whose every token is taken the longest wins, equals by their probability. What follows it is drawn
-    from the base. (The published code takes the likeliest token there.)
+    Of the paths whose every token is accepted the longest wins, equals by their probability; bool [B, N]. The token
+    that follows it is drawn from the base. (The published code takes the likeliest token there.)
     """
+    tokens_BN, shape = draft.tokens_BN, draft.shape
     share_BNV = log_p_BNV.exp()
     entropy_BN = -(share_BNV * log_p_BNV.clamp(min=torch.finfo(log_p_BNV.dtype).min)).sum(-1)
     least_BN = (alpha * (-entropy_BN).exp()).clamp(max=threshold)
     parents_BN = shape.parents_RN.expand_as(tokens_BN)
     log_p_BN = log_p_BNV[torch.arange(len(tokens_BN), device=tokens_BN.device)[:, None], parents_BN, tokens_BN]
     is_miss_BN = log_p_BN.exp() <= _of_parents(least_BN, shape)
-    if is_real_BN is not None:
-        is_miss_BN |= ~is_real_BN
+    if draft.is_real_BN is not None:
+        is_miss_BN |= ~draft.is_real_BN
     is_miss_BN[:, 0] = False
     log_p_BN[:, 0] = 0.0
     is_whole_BN = ~(shape.ancestors_RNN & is_miss_BN[:, None]).any(-1)
@@ -122,37 +136,10 @@ def accept_typical(
     is_best_BN = is_whole_BN & (depths_BN == longest_B1)
     last_B = path_log_p_BN.masked_fill(~is_best_BN, -math.inf).argmax(-1)
     ancestors_BNN = shape.ancestors_RNN.expand(len(tokens_BN), -1, -1)
-    return Accepted(ancestors_BNN[torch.arange(len(last_B), device=last_B.device), last_B], targets_BN)
+    return ancestors_BNN[torch.arange(len(last_B), device=last_B.device), last_B]
 
 
 def _of_parents(values_BN: Tensor, shape: Shape) -> Tensor:
     if len(shape.parents_RN) == 1:
         return values_BN.index_select(1, shape.parents_RN[0])
     return values_BN.gather(1, shape.parents_RN)
-
-
-def _exact(config: AcceptConfig, verified: Verified, sampling: Sampling) -> Accepted:
-    draft = verified.draft
-    return accept_exact(draft.tokens_BN, verified.drawn.tokens_BN, draft.shape, draft.is_real_BN)
-
-
-def _rejection(config: AcceptConfig, verified: Verified, sampling: Sampling) -> Accepted:
-    assert verified.noise_BNV is not None and verified.chance_BN is not None, "rejection throws dice"
-    p_BNV = warp(verified.logits_BNV, sampling).softmax(-1)
-    path = walk_by_rejection(verified.draft, p_BNV, verified.chance_BN, verified.noise_BNV)
-    targets_BN = verified.drawn.tokens_BN.scatter(1, path.last_B[:, None], path.next_B[:, None])
-    return Accepted(path.is_accepted_BN, targets_BN)
-
-
-def _typical(config: AcceptConfig, verified: Verified, sampling: Sampling) -> Accepted:
-    draft, log_p_BNV = verified.draft, warp(verified.logits_BNV, sampling).log_softmax(-1)
-    how = (draft.shape, draft.is_real_BN, config.threshold, config.alpha)
-    return accept_typical(draft.tokens_BN, log_p_BNV, verified.drawn.tokens_BN, *how)
-
-
-RULES: dict[str, Callable[[AcceptConfig, Verified, Sampling], Accepted]] = {
-    "exact": _exact,
-    "rejection": _rejection,
-    "typical": _typical,
-}
-LOSSY = ("typical",)  # said wherever a result of such a rule is shown

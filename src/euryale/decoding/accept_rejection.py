@@ -1,4 +1,4 @@
-"""How is a drafted token taken or refused by chance, so that the text keeps the base's distribution?
+"""Speculative sampling over a tree: drafted tokens are accepted by chance, and the text keeps the base's distribution.
 
 Speculative sampling (Leviathan et al. 2023; Chen et al. 2023): a token drawn from the drafter's q is taken with
 probability min(1, p / q), p being the base's; if it is refused, what is written instead is drawn from max(0, p - q).
@@ -6,9 +6,9 @@ With several candidates, drawn from q without replacement (Jeon et al. 2024, arX
 the same is tried with each in the order in which they were drawn: after a refusal p becomes max(0, p - q), q loses the
 refused token, and both are normalised again. A candidate that was not drawn, but named with certainty, has q = 1.
 
-Candidates in the order of their keys (log q + Gumbel noise) are such a draw without replacement. Their noise, the dice
-below and the noise of the last draw are three streams of the same seed (noise.py), and a position's are used once, at
-the step that decides it: so they are independent, and a seed gives the same text again.
+Candidates in the order of their keys (log q + Gumbel noise) are such a draw without replacement. Their noise, the
+uniform numbers below and the noise of the last draw are three streams of the same seed (random_streams.py), and a
+position's are used once, at the step that decides it: so they are independent, and a seed gives the same text again.
 
 Letters: B batch, N nodes, V vocabulary.
 """
@@ -29,10 +29,10 @@ class Walk(NamedTuple):
     next_B: Tensor  # the token that follows
 
 
-def walk_by_rejection(draft: Draft, p_BNV: Tensor, chance_BN: Tensor, noise_BNV: Tensor) -> Walk:
+def walk_by_rejection(draft: Draft, p_BNV: Tensor, uniform_BN: Tensor, noise_BNV: Tensor) -> Walk:
     """Tries the candidates of one node after another.
 
-    p_BNV: the base's distribution of what follows each node. chance_BN: uniform numbers. noise_BNV: Gumbel noise by
+    p_BNV: the base's distribution of what follows each node. uniform_BN: uniform numbers. noise_BNV: Gumbel noise by
     which the token after the path is drawn. Nodes come in such an order that parents stand before their children and
     siblings in the order of their draw, so one pass over the nodes is the walk: a node is tried where its parent is
     the end of the path so far.
@@ -52,7 +52,7 @@ def walk_by_rejection(draft: Draft, p_BNV: Tensor, chance_BN: Tensor, noise_BNV:
         certain_BV = torch.zeros_like(left_BV).scatter_(1, token_B1, 1.0)
         drafted_BV = certain_BV if q_BNV is None else q_BV
         p_B, q_B = left_BV.gather(1, token_B1)[:, 0], drafted_BV.gather(1, token_B1)[:, 0]
-        is_taken_B = is_tried_B & (chance_BN[:, node] * q_B < p_B)
+        is_taken_B = is_tried_B & (uniform_BN[:, node] * q_B < p_B)
         is_refused_B1 = (is_tried_B & ~is_taken_B)[:, None]
         left_BV = torch.where(is_refused_B1, _less(left_BV, drafted_BV, certain_BV), left_BV)
         left_BV = torch.where(is_taken_B[:, None], p_BNV[:, node], left_BV)

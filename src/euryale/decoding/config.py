@@ -79,3 +79,10 @@ def at_least_one(**numbers: int | None) -> None:
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise UserError(f"{name}={number} cannot be. Give a number of at least 1.")
+
+
+def check_least(least: int, **numbers: int | None) -> None:
+    """Raises UserError for the first number below `least`; None is not a number."""
+    for name, number in numbers.items():
+        if number is not None and number < least:
+            raise UserError(f"{name} must be at least {least}; got {number}.")

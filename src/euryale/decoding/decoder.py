@@ -1,4 +1,4 @@
-"""What happens between one token and the next? Draft, verify, accept, commit; and rows come and go in between.
+"""One step of decoding: draft, verify, accept, commit; between steps rows come and go.
 
 The prompt's last token is the first root, so prefill covers the tokens before it and every emitted token comes
 from a step.
@@ -8,34 +8,36 @@ Letters: B batch, N nodes, P depths below the root plus one, D width, V vocabula
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from euryale.base.base import Base
-from euryale.base.nan_check import first_not_finite
-from euryale.decoding.accept import AcceptConfig
-from euryale.decoding.drafters.interface import Draft, Drafter, Known
-from euryale.decoding.kv_cache import Arena, TreeMask
-from euryale.decoding.mixture import Judged, Mixture
-from euryale.decoding.random_streams import StepNoise, Streams
+from euryale.decoding.accept import AcceptConfig, verify
+from euryale.decoding.broken import why_broken
+from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput
+from euryale.decoding.kv_cache import KVCache, TreeMask
+from euryale.decoding.logits_processors import LogitsProcessors
+from euryale.decoding.random_streams import Streams
+from euryale.decoding.request import Request
 from euryale.decoding.sampling import Sampling
+from euryale.decoding.sampling_batch import SamplingBatch
 
 _PREFILL_CHUNK = 512  # prompt tokens a forward: bounds the memory of long prompts
 
 
 class Decoder:
-    """The state of the live rows: arena, roots, and the hidden states that the drafter reads.
+    """The state of the live rows: cache, roots, and the hidden states that the drafter reads.
 
-    Everything that keeps something of a row (arena, noise, processors, drafter) has the same two verbs: `admit` puts
-    new rows in the place of ended ones or behind the last; `retire` lets the last row take the place of an ended one.
+    Everything that keeps something of a row (cache, noise, processors, drafter) has the same two verbs: `add` makes a
+    row live, in the place of an ended one or after the last; `swap_remove` removes one, and the last takes its slot.
     """
 
     def __init__(
         self,
         base: Base,
         drafter: Drafter,
-        sampling: Sampling,
         num_rows: int,
         num_slots: int,
         seconds: dict[str, float],
@@ -45,79 +47,81 @@ class Decoder:
 
         `seconds` collects the time of each part of a step. rule: default `exact`.
         """
+        device = base.device
         self.base = base
+        self.rule = rule or AcceptConfig()
         self.drafter = drafter.begin(num_rows, num_slots)
-        self.sampling = sampling
         self.seconds = seconds
+        self.cache = KVCache(base.model.config, num_rows, num_slots, base.dtype, device)
+        self.texts: list[list[int]] = []  # prompt and answer so far of each live row; the last token is the root
+        self.broken: dict[int, str] = {}  # rows of the last step that no token can follow, and why
+        self.num_nodes = 1  # of the last step
         self._forward = base.forward()
         self._forward.reserve(num_slots)
-        self.arena = Arena(base.model.config, num_rows, num_slots, base.dtype, base.device)
-        self.arena.lengths.clear()
-        self.broken: dict[int, str] = {}  # rows of the last step that nothing can follow, and why
-        self.ids: list[list[int]] = []  # prompt and answer so far of each live row; the last is the root
-        device = base.device
-        self._targets: list[list[int]] = []  # what was chosen behind each node of a row's last step
-        self.num_nodes = 1  # of the last step
         self._num_slots = num_slots
         self._masks: dict[int, TreeMask] = {}  # by number of nodes: a drafter has few
-        self.rule = rule or AcceptConfig()
-        self._streams = Streams(num_rows, self.rule, base.vocab_size, drafter.num_nodes, device)
-        self._mixture = Mixture(self.rule, num_rows, base.vocab_size, device)
+        self._samplings: list[Sampling] = []
+        self._settings = SamplingBatch([], device)
+        self._streams = Streams(
+            num_rows, self.rule.coupled, self.rule.name == "rejection", base.vocab_size, drafter.num_nodes, device
+        )
+        self._processors = LogitsProcessors(num_rows, base.vocab_size, device)
+        self._targets: list[list[int]] = []  # the base's token after each node of a row's last step
         self._root_B = torch.zeros(0, dtype=torch.long, device=device)
-        self._layers = drafter.layers
-        num_numbers = base.hidden_size * (1 + len(self._layers))
+        num_numbers = base.hidden_size * (1 + len(drafter.layers))
         self._hidden_BD = torch.zeros(0, num_numbers, dtype=base.dtype, device=device)
 
     @torch.inference_mode()
-    def admit(
-        self,
-        row: int,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        end_ids: Sequence[Sequence[int]] | None = None,
-        samplings: Sequence[Sampling] | None = None,
-    ) -> None:
-        """Reads prompts into `row` and the rows behind it, which have ended or are the next behind the last.
+    def add(self, row: int, requests: Sequence[Request]) -> None:
+        """Reads prompts into `row` and the rows after it, which have ended or are the next after the last.
 
-        All of a prompt but its last token is committed; that becomes the root.
-        end_ids: for each row the tokens that would end its answer; only `min_new_tokens` asks for them.
-        samplings: of each row; None: the decoder's own for all.
+        All of a prompt but its last token is committed; that becomes the root. Where reading fails, nothing has
+        changed but rows that had ended.
         """
         start = time.perf_counter()
-        behind = row + len(prompts)
-        samplings = samplings or [self.sampling] * len(prompts)
-        self._streams.admit(row, seeds, [sampling.temperature for sampling in samplings])
-        texts = zip(samplings, prompts, end_ids or [()] * len(prompts), strict=True)
-        for place, text in enumerate(texts, start=row):
-            self._mixture.admit(place, *text)
-            self.drafter.admit(place)
-        hidden_BD = self._prefill(self.arena.part(row, len(prompts)), prompts, row)
-        self.arena.admit(row, [len(prompt) - 1 for prompt in prompts])
-        self.ids[row:behind] = [list(prompt) for prompt in prompts]
-        self._targets[row:behind] = [[] for _ in prompts]
+        after, num_before = row + len(requests), len(self.texts)
+        prompts = [request.prompt for request in requests]
+        for place in range(row, after):
+            self.drafter.add(place)
+        try:
+            hidden_BD = self._prefill(self.cache.part(row, len(requests)), prompts, row)
+        except BaseException:
+            for place in reversed(range(max(row, num_before), after)):
+                self.drafter.swap_remove(place)
+            raise
+        for place, request in enumerate(requests, start=row):
+            self.cache.add(place, len(request.prompt) - 1)
+            self._streams.add(place, request.seed)
+            self._processors.add(place, request.sampling, request.prompt, request.stop.ids)
+        self._samplings[row:after] = [request.sampling for request in requests]
+        self._settings = SamplingBatch(self._samplings, self.base.device)
+        self.texts[row:after] = [list(prompt) for prompt in prompts]
+        self._targets[row:after] = [[] for _ in prompts]
         root_B = torch.tensor([prompt[-1] for prompt in prompts], device=self.base.device)
-        self._root_B = torch.cat([self._root_B[:row], root_B, self._root_B[behind:]])
-        self._hidden_BD = torch.cat([self._hidden_BD[:row], hidden_BD, self._hidden_BD[behind:]])
+        self._root_B = torch.cat([self._root_B[:row], root_B, self._root_B[after:]])
+        self._hidden_BD = torch.cat([self._hidden_BD[:row], hidden_BD, self._hidden_BD[after:]])
         self.seconds["prefill"] += time.perf_counter() - start
 
     @torch.inference_mode()
-    def retire(self, row: int) -> None:
-        """The row has ended; the last one goes on in its place."""
-        for keeper in (self.arena, self.drafter, self._streams, self._mixture):
-            keeper.retire(row)
-        for lists in (self.ids, self._targets):
-            lists[row] = lists[-1]
-            lists.pop()
+    def swap_remove(self, row: int) -> None:
+        """Removes an ended row; the last row takes its slot."""
+        for keeper in (self.cache, self.drafter, self._streams, self._processors):
+            keeper.swap_remove(row)
+        lists: list[list[Any]] = [self.texts, self._targets, self._samplings]
+        for of_rows in lists:
+            of_rows[row] = of_rows[-1]
+            of_rows.pop()
+        self._settings = SamplingBatch(self._samplings, self.base.device)
         for rows_BX in (self._root_B, self._hidden_BD):
             rows_BX[row] = rows_BX[-1]
         self._root_B, self._hidden_BD = self._root_B[:-1], self._hidden_BD[:-1]
 
-    def _prefill(self, part: Arena, prompts: Sequence[Sequence[int]], first_row: int) -> Tensor:
+    def _prefill(self, part: KVCache, prompts: Sequence[Sequence[int]], first_row: int) -> Tensor:
         """The hidden states [B, D] at each prompt's last token but one; zeros where there is none.
 
-        Rows of different lengths go through together, padded at the end: the padding lies behind each row's
-        committed length, where no mask shows it and the first step writes over it. Rows that were read stay out of the
-        next chunk as far as longer ones come first.
+        Rows of different lengths are read together, padded at the end: the padding lies after each row's committed
+        length, where no mask shows it and the first step overwrites it. Longer prompts should come first: rows that
+        were read to their end are left out of the next chunk if no longer one comes after them.
         """
         device = self.base.device
         lengths = [len(prompt) - 1 for prompt in prompts]
@@ -134,9 +138,9 @@ class Decoder:
             positions_BT = torch.arange(begin, begin + T, device=device).expand(B, T)
             mask = TreeMask(T, begin, self.base.dtype, device)
             hidden_BTD = self._read(part, chunk_BT, positions_BT, mask, causal_1TT)
-            if self.drafter.reader is not None:
-                behind = [prompt[begin + 1 : begin + T + 1] for prompt in prompts[:B]]
-                self.drafter.reader.read(first_row, hidden_BTD, behind, part.lengths)
+            if self.drafter.reads_text:
+                following = [prompt[begin + 1 : begin + T + 1] for prompt in prompts[:B]]
+                self.drafter.read(first_row, hidden_BTD, following, part.lengths)
             part.commit([list(range(T))] * B)
             for row, length in enumerate(lengths[:B]):
                 if begin < length <= begin + T:
@@ -145,34 +149,25 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self) -> list[list[int]]:
-        """One step. Returns the tokens gained by each live row: what its path accepted, then the bonus token.
+        """One step. Returns the tokens gained by each live row: those of its accepted path, then the bonus token.
 
         A row that no token can follow is named in `broken`, with the reason. Its token means nothing, and neither does
-        what comes after it: it has to be retired.
+        what comes after it: it has to be removed.
         """
         marks = [time.perf_counter()]
-        noise = self._streams.at(self.arena.lengths, self.drafter.max_depth + 1)
-        known = Known(
-            self._hidden_BD,
-            self._root_B,
-            noise.ranking_BPV,
-            self._streams.temperature,
-            self.ids,
-            self._targets,
-            self._mixture.guess,
-            self._streams.draws,
-        )
-        draft = self.drafter.propose(known)
+        noise = self._streams.at(self.cache.lengths, self.drafter.max_depth + 1, self._settings)
+        draft = self.drafter.propose(self._draft_input(noise.ranking_BPV))
         marks.append(time.perf_counter())
 
-        verified = self._verify(draft, noise)
+        hidden_BND = self._read_draft(draft)
+        logits_BNV = self._forward.logits(hidden_BND[..., : self.base.hidden_size])
         marks.append(time.perf_counter())
 
-        accepted = self._mixture.accept(verified)
-        targets_BN, is_finite_BN = accepted.targets_BN, accepted.is_finite_BN
+        logits_BNV = self._processors.apply(logits_BNV, draft.tokens_BN, draft.shape, self.texts)
+        output = verify(self.rule, draft, logits_BNV, self._settings, noise)
         # The one wait of a step: what the host must know travels in one piece.
         flags, is_finite, tokens, targets = torch.stack(
-            [accepted.is_accepted_BN.long(), is_finite_BN.long(), draft.tokens_BN, targets_BN]
+            [output.is_accepted_BN.long(), output.is_finite_BN.long(), draft.tokens_BN, output.targets_BN]
         ).tolist()
         paths = [[node for node, flag in enumerate(row) if flag] for row in flags]
         gained = [
@@ -180,81 +175,75 @@ class Decoder:
             for path, row_tokens, row_targets in zip(paths, tokens, targets, strict=True)
         ]
         self.broken = {
-            row: self._what_is_broken(row, tokens[row])
+            row: why_broken(self.base, self.texts[row], tokens[row], self._samplings[row])
             for row, (path, finite) in enumerate(zip(paths, is_finite, strict=True))
             if not all(finite[node] for node in path)
         }
         marks.append(time.perf_counter())
 
         self._targets = targets
-        for row in self.broken:
-            verified.hidden_BND[row] = 0.0  # drafters keep what they read
-        if self.drafter.reader is not None:
-            self.drafter.reader.read(0, _along(verified.hidden_BND, paths), gained, self.arena.lengths)
-        self.arena.commit(paths)
-        for row, tokens_gained in enumerate(gained):
-            self.ids[row] += tokens_gained
-            self._mixture.extend(row, tokens_gained)
-        self._advance(verified.hidden_BND, targets_BN, [path[-1] for path in paths])
-        for row in self.broken:
-            self.arena.wipe(row)
+        self._commit(hidden_BND, output.targets_BN, paths, gained)
         marks.append(time.perf_counter())
         for part, begin, end in zip(("draft", "verify", "accept", "commit"), marks, marks[1:], strict=False):
             self.seconds[part] += end - begin
         return gained
 
-    def _verify(self, draft: Draft, noise: StepNoise) -> Judged:
-        """One forward over the whole tree: the hidden state and the base's own next token at every node."""
+    def _draft_input(self, noise_BPV: Tensor | None) -> DraftInput:
+        return DraftInput(
+            self._hidden_BD,
+            self._root_B,
+            noise_BPV,
+            self._settings.temperature_B11,
+            self.texts,
+            self._targets,
+            self._processors.guess if self._processors.is_active else None,
+            self._streams.is_rejection and self._settings.has_sampled,
+        )
+
+    def _read_draft(self, draft: Draft) -> Tensor:
+        """One forward over the whole tree: the hidden states [B, N, D] at every node, and those of the layers."""
         depths_RN = draft.shape.depths_RN
-        if self.arena.is_uniform:
-            positions_BN = (depths_RN + self.arena.lengths[0]).expand(len(draft.tokens_BN), -1)
+        if self.cache.is_uniform:
+            positions_BN = (depths_RN + self.cache.lengths[0]).expand(len(draft.tokens_BN), -1)
         else:
-            positions_BN = torch.tensor(self.arena.lengths, device=self.base.device)[:, None] + depths_RN
-        if max(self.arena.lengths) + self.drafter.max_depth + 1 > self.base.max_length:
-            # What lies beyond the context is never kept; but a learned position table ends there, and dynamic rope
-            # would change its frequencies for everybody.
+            positions_BN = torch.tensor(self.cache.lengths, device=self.base.device)[:, None] + depths_RN
+        if max(self.cache.lengths) + self.drafter.max_depth + 1 > self.base.max_length:
+            # Nodes beyond the context are never kept; but a learned position table ends there, and dynamic rope would
+            # change its frequencies for all rows.
             positions_BN = positions_BN.clamp(max=self.base.max_length - 1)
         self.num_nodes = N = draft.tokens_BN.shape[1]
         if N not in self._masks:
             self._masks[N] = TreeMask(N, self._num_slots, self.base.dtype, self.base.device)
-        hidden_BND = self._read(self.arena, draft.tokens_BN, positions_BN, self._masks[N], draft.shape.ancestors_RNN)
-        noise_BNV = _at_depths(noise.drawing_BPV, depths_RN) if noise.drawing_BPV is not None else None
-        final_BND = hidden_BND[..., : self.base.hidden_size] if self._layers else hidden_BND
-        logits_BNV = self._forward.logits(final_BND)
-        return self._mixture.judge(draft, hidden_BND, logits_BNV, noise_BNV, noise.chance(depths_RN), self.ids)
+        return self._read(self.cache, draft.tokens_BN, positions_BN, self._masks[N], draft.shape.ancestors_RNN)
 
     def _read(
-        self, arena: Arena, tokens_BN: Tensor, positions_BN: Tensor, mask: TreeMask, ancestors_RNN: Tensor
+        self, cache: KVCache, tokens_BN: Tensor, positions_BN: Tensor, mask: TreeMask, ancestors_RNN: Tensor
     ) -> Tensor:
-        arena.begin(tokens_BN.shape[1])
-        return self._forward.hidden(tokens_BN, positions_BN, arena, mask.of(arena, ancestors_RNN), self._layers)
+        cache.begin(tokens_BN.shape[1])
+        attention_mask = mask.of(cache, ancestors_RNN)
+        return self._forward.hidden(tokens_BN, positions_BN, cache, attention_mask, self.drafter.layers)
 
-    def _advance(self, hidden_BND: Tensor, targets_BN: Tensor, last_nodes: list[int]) -> None:
-        """The bonus token becomes the root, and the state it follows from is what the drafter reads next."""
+    def _commit(
+        self, hidden_BND: Tensor, targets_BN: Tensor, paths: list[list[int]], gained: Sequence[Sequence[int]]
+    ) -> None:
+        """Keeps the accepted paths. The bonus token becomes the root; the drafter reads the state before it next."""
+        for row in self.broken:
+            hidden_BND[row] = 0.0  # drafters keep what they read
+        if self.drafter.reads_text:
+            self.drafter.read(0, _along(hidden_BND, paths), gained, self.cache.lengths)
+        self.cache.commit(paths)
+        for text, tokens in zip(self.texts, gained, strict=True):
+            text += tokens
+        self._processors.extend(gained)
+        last_nodes = [path[-1] for path in paths]
         if len(last_nodes) == 1:
             self._hidden_BD, self._root_B = hidden_BND[:, last_nodes[0]], targets_BN[:, last_nodes[0]]
-            return
-        rows_B = torch.arange(len(last_nodes), device=self.base.device)
-        nodes_B = torch.tensor(last_nodes, device=self.base.device)
-        self._hidden_BD, self._root_B = hidden_BND[rows_B, nodes_B], targets_BN[rows_B, nodes_B]
-
-    def _what_is_broken(self, row: int, drafted: list[int]) -> str:
-        """Why no score behind this row's text was a number."""
-        text = self.ids[row]
-        # A candidate whose keys or values are NaN spoils what does not see it, because 0 x NaN is NaN.
-        with_drafts = [*text[:-1], *drafted][: self.base.max_length]
-        name = first_not_finite(self.base, text) or first_not_finite(self.base, with_drafts)
-        if name is None and self._mixture.is_processed(row):
-            return (
-                f"no token is left to write after {len(text)} tokens: logit_bias, banned_tokens and "
-                "min_new_tokens together forbid all. Forbid less."
-            )
-        where = f"the first output that is not finite is that of {name}" if name else "a pass without a tree is finite"
-        return (
-            f"the logits of {self.base.path} are not finite after {len(text)} tokens: {where}. Weights are "
-            f"broken, or too large for {str(self.base.dtype).removeprefix('torch.')}. Load it in float32 or bfloat16 "
-            "(base.dtype), or copy the model again."
-        )
+        else:
+            rows_B = torch.arange(len(last_nodes), device=self.base.device)
+            nodes_B = torch.tensor(last_nodes, device=self.base.device)
+            self._hidden_BD, self._root_B = hidden_BND[rows_B, nodes_B], targets_BN[rows_B, nodes_B]
+        for row in self.broken:
+            self.cache.wipe(row)
 
 
 def _along(hidden_BND: Tensor, paths: Sequence[Sequence[int]]) -> Tensor:
@@ -264,10 +253,3 @@ def _along(hidden_BND: Tensor, paths: Sequence[Sequence[int]]) -> Tensor:
         return hidden_BND[:, :longest]
     index_BN = torch.tensor([[*path, *[0] * (longest - len(path))] for path in paths], device=hidden_BND.device)
     return hidden_BND[torch.arange(len(paths), device=hidden_BND.device)[:, None], index_BN]
-
-
-def _at_depths(noise_BPV: Tensor, depths_RN: Tensor) -> Tensor:
-    """The noise of each node's position, [B, N, V]."""
-    if len(depths_RN) == 1:
-        return noise_BPV[:, depths_RN[0]]
-    return noise_BPV[torch.arange(len(depths_RN), device=depths_RN.device)[:, None], depths_RN]

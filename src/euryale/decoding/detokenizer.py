@@ -1,7 +1,7 @@
-"""How do token ids become text while they are still arriving?
+"""Token ids to text while they arrive, and the search for stop strings in it.
 
-A token may hold half a character, and some tokenizers write a token differently behind another one. So a piece is
-the difference between the decodings of a short window with and without the new ids, held back while it ends in an
+A token may hold half a character, and some tokenizers write a token differently after another one. So a piece is the
+difference between the decodings of a short window with and without the new ids, held back while it ends in an
 unfinished character, or in what may become a stop string.
 """
 
@@ -34,13 +34,41 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> t
     )
 
 
+class _StopString:
+    """The search for one string in a growing text: a constant number of operations a character (Knuth, Morris, Pratt).
+
+    `num_matched` is the length of the longest end of the text that begins the string.
+    """
+
+    def __init__(self, string: str) -> None:
+        self.string = string
+        self.num_matched = 0
+        self._shorter = [0] * len(string)  # by length - 1: the next shorter beginning that is an end of this one
+        for end in range(1, len(string)):
+            self._shorter[end] = self._longest(self._shorter[end - 1], string[end])
+
+    def feed(self, piece: str) -> int | None:
+        """The number of characters of `piece` up to the end of the first match; None: there is none yet."""
+        for place, character in enumerate(piece, start=1):
+            self.num_matched = self._longest(self.num_matched, character)
+            if self.num_matched == len(self.string):
+                return place
+        return None
+
+    def _longest(self, length: int, character: str) -> int:
+        """The longest end of (the first `length` characters, then this one) that begins the string."""
+        while length and self.string[length] != character:
+            length = self._shorter[length - 1]
+        return length + 1 if self.string[length] == character else 0
+
+
 class Detokenizer:
     """Text of one growing answer. `add` ids, take `new_text`, and `close` at the end."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...] = ()) -> None:
         self.tokenizer = tokenizer
-        self.stop = stop
-        self.text = ""  # all text so far; never shortened but by a stop string
+        self._stops = [_StopString(string) for string in stop]
+        self.text = ""  # all text so far; only a stop string shortens it
         self.is_stopped = False
         self._ids: list[int] = []
         self._window = 0  # first id that is decoded again for context
@@ -72,20 +100,16 @@ class Detokenizer:
         return piece
 
     def _append(self, piece: str) -> None:
-        start = len(self.text)
+        found = [(stop, stop.feed(piece)) for stop in self._stops]
+        begins = [len(self.text) + end - len(stop.string) for stop, end in found if end is not None]
         self.text += piece
-        found = [self.text.find(s, max(0, start - len(s) + 1)) for s in self.stop]
-        ends = [at for at in found if at >= 0]
-        if ends:
-            self.text = self.text[: min(ends)]
+        if begins:
+            self.text = self.text[: min(begins)]
             self.is_stopped = True
 
     def _possible_stop(self) -> int:
         """Length of the longest end of the text that begins a stop string."""
-        return max(
-            (n for s in self.stop for n in range(1, min(len(s), len(self.text) + 1)) if self.text.endswith(s[:n])),
-            default=0,
-        )
+        return max((stop.num_matched for stop in self._stops), default=0)
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

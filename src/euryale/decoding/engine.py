@@ -1,10 +1,11 @@
-"""How do prompts become text, several tokens a step, and exactly as plain decoding would write it?
+"""The front door of decoding: prompts to answers, several tokens a step, the text that plain decoding would write.
 
-The engine is the front door: it chooses drafter and tree, and lets a scheduler (scheduler.py) take steps until every
-prompt is answered. Autoregressive decoding is the same engine with drafter `none`.
+The engine chooses drafter and tree, and lets a scheduler (scheduler.py) take steps until every prompt is answered.
+Autoregressive decoding is the same engine with drafter `none`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
@@ -12,15 +13,17 @@ from typing import Unpack
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
 from euryale.decoding.accept import AcceptConfig
-from euryale.decoding.drafter_pool import Plan
+from euryale.decoding.config import check_least
+from euryale.decoding.drafter_pool import DrafterPool
 from euryale.decoding.drafters.build import DrafterConfig
 from euryale.decoding.noise import seeds_of
-from euryale.decoding.request import Ends, Generation, Prompt, Row, encode, row_of
+from euryale.decoding.request import Generation, Prompt, Request, StopConditions, encode
 from euryale.decoding.sampling import MoreSampling, Sampling
-from euryale.decoding.scheduler import Handle, Scheduler, StepSeen
+from euryale.decoding.scheduler import Scheduler, StepSeen
+from euryale.decoding.text_stream import TextStream, raise_errors
 from euryale.decoding.tree.calibration import TREE_FILE, Calibration, read_calibrations
 from euryale.decoding.tree.choose import TreeConfig
-from euryale.decoding.tree.tree import Budget, Tree
+from euryale.decoding.tree.tree import DynamicTree, Tree
 from euryale.errors import UserError
 from euryale.heads.checkpoint import load_heads, read_description
 from euryale.heads.heads import Heads
@@ -48,9 +51,7 @@ class Engine:
         rows; where there are more, every row's tree has fewer. Raises UserError: an unknown drafter, tree or accept
         rule, `heads` without heads, a tree deeper than the heads, a draft model with another tokenizer.
         """
-        for name, value in (("max_rows", max_rows), ("row_budget", 1 if row_budget is None else row_budget)):
-            if value < 1:
-                raise UserError(f"{name}={value} cannot be. Give a number of at least 1.")
+        check_least(1, max_rows=max_rows, row_budget=row_budget)
         self.accept = AcceptConfig.of(accept)
         self.accept.check()
         self.base = base
@@ -61,9 +62,9 @@ class Engine:
         self.calibrations = list(calibrations)
         self.seconds = dict.fromkeys(("prefill", "draft", "verify", "accept", "commit"), 0.0)  # since the last reset
         self.on_step: Callable[[StepSeen], None] | None = None  # called after each step; None costs nothing
-        self.last: Generation | None = None  # what `stream` gave, once it has ended
         self._tree = tree if isinstance(tree, (Tree, TreeConfig)) else TreeConfig(tree or "calibrated")
-        self._plan = Plan(base, heads, self.drafter, self._tree, self.calibrations, draft_base, self.accept)
+        self._pool = DrafterPool(base, heads, self.drafter, self._tree, self.calibrations, draft_base, self.accept)
+        self._pool.tell_tree()
 
     @staticmethod
     def load(
@@ -80,15 +81,16 @@ class Engine:
 
         An adapter that the heads were trained with is put on the base, or with `merge_adapter` into its weights.
 
-        Raises UserError: no checkpoint there, heads of another base, files cut short, an unknown drafter or tree, a
-        tree deeper than the heads, `calibrated` without a tree.json.
+        Raises UserError: no checkpoint there, heads of another base, files cut short, an unknown drafter, tree or
+        accept rule, a tree deeper than the heads, `calibrated` without a tree.json.
         """
         folder = Path(folder)
         description = read_description(folder)
         drafter = DrafterConfig(drafter) if isinstance(drafter, str) else drafter
         tree = TreeConfig(tree) if isinstance(tree, str) else tree
-        drafter.check()
-        tree.check()
+        accept = AcceptConfig.of(accept)
+        for config in (drafter, tree, accept):
+            config.check()
         if not isinstance(base, Base):
             trained_on = description.get("base")
             if not isinstance(trained_on, dict) or "path" not in trained_on:
@@ -109,42 +111,49 @@ class Engine:
         calibrations = read_calibrations(folder) if drafter.needs_heads and is_calibrated else []
         return Engine(base, heads, drafter, tree, calibrations, accept=accept)
 
-    def tree(self, temperature: float = 0.0, num_rows: int = 1) -> Tree | Budget:
+    def tree(self, temperature: float = 0.0, num_rows: int = 1) -> Tree | DynamicTree:
         """The tree that a step verifies at this temperature, or the number of nodes that it arranges anew.
 
         num_rows: that share the row budget.
         """
-        return self._plan.tree(temperature, self._most(num_rows))
+        return self._pool.tree(temperature, self._most_nodes(num_rows))
 
-    def _most(self, num_rows: int) -> int | None:
+    def _most_nodes(self, num_rows: int) -> int | None:
         """Nodes that each of so many rows may have."""
         return None if self.row_budget is None else max(1, self.row_budget // num_rows)
 
     @property
     def tree_name(self) -> str:
-        """As in TREES; `given` for a tree that came without a name."""
-        return self._tree.name if isinstance(self._tree, TreeConfig) else "given"
+        """The kind of tree that steps verify, as in TREES; `given` for a tree that came without a name.
+
+        Where nothing was calibrated, `calibrated` is `chain`, or `dynamic` for a drafter without heads.
+        """
+        return self._pool.tree_name
 
     def num_nodes(self, temperature: float = 0.0) -> int:
         """Nodes that a step verifies at most at this temperature, the root included."""
-        return self._plan.drafter(temperature).num_nodes
+        return self._pool.drafter(temperature).num_nodes
 
     def max_depth(self, temperature: float = 0.0) -> int:
         """Drafted tokens that a step can gain at most at this temperature."""
-        return self._plan.drafter(temperature).max_depth
+        return self._pool.drafter(temperature).max_depth
 
     def with_num_nodes(self, num_nodes: int) -> "Engine":
         """The same engine with trees of this many nodes, the root included, instead of the fastest."""
         if not isinstance(self._tree, TreeConfig):
             raise UserError(f"tree.num_nodes={num_nodes} was asked for, and the tree was given. Use tree=calibrated.")
-        tree = replace(self._tree, num_nodes=num_nodes)
-        parts = (self.calibrations, self._plan.draft_base, self.accept, self.max_rows, self.row_budget)
-        return Engine(self.base, self.heads, self.drafter, tree, *parts)
+        return self._with(replace(self._tree, num_nodes=num_nodes), self.row_budget)
 
     def with_row_budget(self, row_budget: int | None) -> "Engine":
         """The same engine with another bound on the nodes of a step over all rows."""
-        parts = (self.calibrations, self._plan.draft_base, self.accept, self.max_rows, row_budget)
-        return Engine(self.base, self.heads, self.drafter, self._tree, *parts)
+        return self._with(self._tree, row_budget)
+
+    def _with(self, tree: Tree | TreeConfig, row_budget: int | None) -> "Engine":
+        check_least(1, row_budget=row_budget)
+        engine = copy(self)
+        engine.seconds, engine.on_step = dict.fromkeys(self.seconds, 0.0), None
+        engine.row_budget, engine._tree, engine._pool = row_budget, tree, self._pool.for_tree(tree)
+        return engine
 
     def generate(
         self,
@@ -168,20 +177,23 @@ class Engine:
         context, numbers out of range, a base whose logits are no numbers.
         """
         is_single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
-        rows_asked: Sequence[Prompt] = [prompts] if is_single else prompts  # type: ignore[list-item,assignment]
+        asked: Sequence[Prompt] = [prompts] if is_single else prompts  # type: ignore[list-item,assignment]
         sampling = Sampling(temperature, top_p, **more)
-        ends = Ends.of(self.base, stop, stop_ids, ignore_eos)
-        rows = [row_of(self.base, prompt, max_new_tokens, ends) for prompt in rows_asked]
         sampling.check_tokens(self.base.vocab_size, max_new_tokens)
-        seeds = seeds_of(seed, len(rows))
-        if not rows:
+        conditions = StopConditions.of(self.base, stop, stop_ids, ignore_eos)
+        requests = [
+            Request.of(self.base, prompt, max_new_tokens, conditions, sampling, seed)
+            for prompt, seed in zip(asked, seeds_of(seed, len(asked)), strict=True)
+        ]
+        if not requests:
             return []
-        longest = max(len(row.prompt) + row.max_ids for row in rows)
-        scheduler = self._schedule(sampling, min(len(rows), self.max_rows), longest)
-        handles = [scheduler.add(row, seed, sampling) for row, seed in zip(rows, seeds, strict=True)]
+        longest = max(request.num_tokens for request in requests)
+        scheduler = self._schedule(sampling, min(len(requests), self.max_rows), longest)
+        for request in requests:
+            scheduler.add(request)
         while not scheduler.is_idle:
-            refuse_broken(scheduler.step())
-        return [handle.generation for handle in handles if handle.generation is not None]
+            raise_errors(scheduler.step())
+        return [request.generation for request in requests if request.generation is not None]
 
     def stream(
         self,
@@ -194,27 +206,15 @@ class Engine:
         stop_ids: Sequence[int] = (),
         ignore_eos: bool = False,
         **more: Unpack[MoreSampling],
-    ) -> Iterator[str]:
+    ) -> TextStream:
         """Yields the text of `generate` piece by piece; a piece is never taken back and never half a character.
 
-        When it has ended, `last` is the whole Generation. What cannot be is refused here, before the first piece.
+        When it has ended, its `generation` is the whole answer. Raises what `generate` raises, before the first piece.
         """
         sampling = Sampling(temperature, top_p, **more)
-        row = row_of(self.base, prompt, max_new_tokens, Ends.of(self.base, stop, stop_ids, ignore_eos))
-        sampling.check_tokens(self.base.vocab_size, max_new_tokens)
-        seeds = seeds_of(seed, 1)
-        self.last = None
-        return self._pieces(row, sampling, seeds[0])
-
-    def _pieces(self, row: Row, sampling: Sampling, seed: int) -> Iterator[str]:
-        scheduler = self._schedule(sampling, 1, len(row.prompt) + row.max_ids)
-        handle = scheduler.add(row, seed, sampling)
-        while not scheduler.is_idle:
-            refuse_broken(scheduler.step())
-            if handle.generation is not None:
-                self.last = handle.generation
-            if piece := handle.new_text():
-                yield piece
+        conditions = StopConditions.of(self.base, stop, stop_ids, ignore_eos)
+        request = Request.of(self.base, prompt, max_new_tokens, conditions, sampling, seed)
+        return TextStream(request, self._schedule(sampling, 1, request.num_tokens))
 
     def scheduler(
         self,
@@ -233,13 +233,9 @@ class Engine:
 
         Raises UserError: numbers out of range.
         """
-        for name, value, least in (
-            ("num_rows", num_rows, 1),
-            ("row_tokens", row_tokens, 2),
-            ("max_waiting", max_waiting or 0, 0),
-        ):
-            if value < least:
-                raise UserError(f"{name}={value} cannot be. Give a number of at least {least}.")
+        check_least(1, num_rows=num_rows)
+        check_least(2, row_tokens=row_tokens)
+        check_least(0, max_waiting=max_waiting)
         sampling = Sampling(temperature, top_p, **more)
         sampling.check_tokens(self.base.vocab_size, sampling.min_new_tokens)
         return self._schedule(sampling, num_rows, min(row_tokens, self.base.max_length), max_waiting)
@@ -251,15 +247,9 @@ class Engine:
     def _schedule(
         self, sampling: Sampling, num_rows: int, row_tokens: int, max_waiting: int | None = None
     ) -> Scheduler:
-        drafter = self._plan.drafter(sampling.temperature, self._most(num_rows))
-        how = (self.base, drafter, sampling, num_rows, row_tokens, self.seconds, self.accept, max_waiting)
-        scheduler = Scheduler(*how)
+        drafter = self._pool.drafter(sampling.temperature, self._most_nodes(num_rows))
+        scheduler = Scheduler(
+            self.base, drafter, sampling, num_rows, row_tokens, self.seconds, self.accept, max_waiting
+        )
         scheduler.on_step = self.on_step
         return scheduler
-
-
-def refuse_broken(ended: Sequence[Handle]) -> None:
-    """Raises UserError for the first answer that no token could follow."""
-    for handle in ended:
-        if handle.error is not None:
-            raise UserError(handle.error)

@@ -1,20 +1,20 @@
-"""Where do keys and values live, and what does a step keep of them?
+"""Keys and values of the live rows, and the attention mask of a tree over them.
 
-One arena is allocated for all that is ever decoded at once: every layer, row and slot in one tensor. A forward
-writes its N nodes behind each row's committed length; `commit` moves the accepted ones (at most depth rows) to the
-front and adds to the length. A rejected node costs nothing: the next step writes over it, and no mask shows it before.
+One cache is allocated for all rows that are ever decoded at once: every layer, row and slot in one tensor. A forward
+writes its N nodes after each row's committed length; `commit` moves the accepted nodes (at most one a depth) to the
+front and adds to the length. A rejected node costs nothing: the next step overwrites it, and no mask shows it before.
 
-The rows that live are the first ones, as many as there are lengths, so a forward reads a plain view however many there
-are. A prompt that arrives is read into a part of its own; where a row ends, the last one is copied into its place.
+The live rows are the first ones, as many as there are lengths, so a forward reads a plain view whatever their number.
+A new prompt is read into a part of its own. When a row ends, the last row is copied into its place (swap-remove).
 
-The arena owns the lengths; nobody else adds to a position.
+The cache owns the lengths; no other class adds to a position.
 
 Letters: L layers, B batch, H key/value heads, S slots, D head width, N nodes or tokens of a forward.
 """
 
 import copy
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -25,53 +25,53 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class _Layer(CacheLayerMixin):
-    """One layer's view of the arena, in the form that transformers asks of a cache layer."""
+    """One layer's view of the cache, in the form that transformers asks of a cache layer."""
 
     is_compileable = False
     is_sliding = False
 
-    def __init__(self, arena: "Arena", keys_BHSD: Tensor, values_BHSD: Tensor) -> None:
+    def __init__(self, cache: "KVCache", keys_BHSD: Tensor, values_BHSD: Tensor) -> None:
         super().__init__()
-        self.arena = arena
+        self.cache = cache
         self.keys: Tensor = keys_BHSD
         self.values: Tensor = values_BHSD
         self.is_initialized = True
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing to do: the arena exists before the first forward."""
+        """Nothing to do: the cache exists before the first forward."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Writes [B, H, N, D] behind the committed slots; returns the slots the forward may look at."""
-        arena, N = self.arena, key_states.shape[-2]
-        B = len(arena.lengths)
-        if arena.rows_B1 is None:
-            start = arena.lengths[0]
+        """Writes [B, H, N, D] after the committed slots; returns the slots that the forward may attend to."""
+        cache, N = self.cache, key_states.shape[-2]
+        B = len(cache.lengths)
+        if cache.rows_B1 is None:
+            start = cache.lengths[0]
             self.keys[:B, :, start : start + N] = key_states
             self.values[:B, :, start : start + N] = value_states
         else:
-            self.keys[arena.rows_B1, :, arena.slots_BN] = key_states.transpose(1, 2)
-            self.values[arena.rows_B1, :, arena.slots_BN] = value_states.transpose(1, 2)
-        return self.keys[:B, :, : arena.bound], self.values[:B, :, : arena.bound]
+            self.keys[cache.rows_B1, :, cache.slots_BN] = key_states.transpose(1, 2)
+            self.values[cache.rows_B1, :, cache.slots_BN] = value_states.transpose(1, 2)
+        return self.keys[:B, :, : cache.bound], self.values[:B, :, : cache.bound]
 
     def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
-        return self.arena.bound, 0
+        return self.cache.bound, 0
 
     def get_seq_length(self) -> int:
-        return max(self.arena.lengths)
+        return max(self.cache.lengths)
 
     def get_max_length(self) -> int:
-        return self.arena.num_slots
+        return self.cache.num_slots
 
     get_max_cache_shape = get_max_length  # its name before transformers 5.20
 
     def reset(self) -> None:
-        self.arena.lengths = [0] * len(self.arena.lengths)
+        self.cache.lengths = [0] * len(self.cache.lengths)
 
 
-class Arena(Cache):
+class KVCache(Cache):
     """Preallocated keys and values of at most `num_rows` rows of `num_slots` tokens, uncommitted nodes included.
 
-    A new arena holds that many rows of length 0; `lengths.clear()` leaves none, for `admit` to fill.
+    A new cache holds no row; `add` makes a row live.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Arena(Cache):
         # Zeros once: a never-written slot is masked, but NaN x 0 would still be NaN.
         self.kv = torch.zeros(shape, dtype=dtype, device=device)
         self.num_slots = num_slots
-        self.lengths = [0] * num_rows  # of the live rows, which come first
+        self.lengths: list[int] = []  # committed tokens of the live rows, which come first
         self.bound = 0
         self.rows_B1: Tensor | None = None
         self.slots_BN: Tensor | None = None
@@ -95,20 +95,20 @@ class Arena(Cache):
         """Every row is equally long: plain slices serve instead of index tensors."""
         return min(self.lengths) == max(self.lengths)
 
-    def part(self, row: int, num_rows: int) -> "Arena":
-        """An arena of nothing but these rows, at length 0, in the same memory: the others do not wait for it."""
+    def part(self, row: int, num_rows: int) -> "KVCache":
+        """A cache of these rows alone, at length 0, in the same memory: a forward over it leaves other rows out."""
         part = copy.copy(self)
         part.kv = self.kv[:, :, row : row + num_rows]
         part.lengths = [0] * num_rows
         part.layers = [_Layer(part, keys, values) for keys, values in part.kv.unbind(0)]
         return part
 
-    def admit(self, row: int, lengths: Sequence[int]) -> None:
-        """What a part wrote from `row` on lives now: in the place of rows that ended, or behind the last."""
-        self.lengths[row : row + len(lengths)] = lengths
+    def add(self, row: int, length: int) -> None:
+        """Makes `row` live: an ended row's place, or the next after the last. length: what a part wrote."""
+        self.lengths[row : row + 1] = [length]
 
-    def retire(self, row: int) -> None:
-        """The row has ended. The last one goes on in its place: its committed slots are copied, once."""
+    def swap_remove(self, row: int) -> None:
+        """Removes an ended row. The last row takes its slot: its committed keys and values are copied, once."""
         last = len(self.lengths) - 1
         length = self.lengths.pop()
         if row != last:
@@ -116,13 +116,13 @@ class Arena(Cache):
             self.lengths[row] = length
 
     def wipe(self, row: int) -> None:
-        """Forgets keys and values that may be no numbers: no mask hides those, because 0 x NaN is NaN."""
+        """Zeroes keys and values that may be NaN: no mask hides those, because 0 x NaN is NaN."""
         self.kv[:, :, row] = 0.0
 
     def begin(self, num_tokens: int) -> None:
-        """Says where the next forward's tokens go. Call it before every forward."""
+        """Sets where the next forward's tokens are written. Call it before every forward."""
         self.bound = max(self.lengths) + num_tokens
-        assert self.bound <= self.num_slots, f"the arena of {self.num_slots} slots is full: {self.bound} are needed"
+        assert self.bound <= self.num_slots, f"the cache of {self.num_slots} slots is full: {self.bound} are needed"
         self.rows_B1 = self.slots_BN = None
         if not self.is_uniform:
             device = self.kv.device
@@ -131,9 +131,9 @@ class Arena(Cache):
             self.rows_B1 = torch.arange(len(self.lengths), device=device)[:, None]
 
     def stores(self) -> list[Callable[[Tensor], tuple[Tensor, Tensor]]]:
-        """For each layer what takes the next forward's keys and values, [B, N, 2, H, D]; see lean.Store.
+        """For each layer a function that stores the next forward's keys and values, [B, N, 2, H, D]; see Store.
 
-        Does what every layer's `update` does, with views that are made once for all layers.
+        The same as every layer's `update`, with views that are made once for all layers.
         """
         B, bound = len(self.lengths), self.bound
         live = self.kv[:, :, :B]
@@ -181,7 +181,7 @@ def _store(
 
 
 class TreeMask:
-    """Makes the attention mask of one forward: each node sees its row's committed slots and its own ancestors."""
+    """The attention mask of one forward: each node sees its row's committed slots and its own ancestors."""
 
     def __init__(self, num_nodes: int, num_slots: int, dtype: torch.dtype, device: torch.device | str) -> None:
         self.num_nodes = num_nodes
@@ -192,26 +192,26 @@ class TreeMask:
         # before the nodes, so equally long rows (always so for one) cost no work in a step.
         self._template = torch.zeros(num_nodes, num_slots + num_nodes, dtype=dtype, device=device)
 
-    def of(self, arena: Arena, ancestors_RNN: Tensor) -> Tensor | None:
+    def of(self, cache: KVCache, ancestors_RNN: Tensor) -> Tensor | None:
         """[1 or B, 1, N, bound], to be added to the scores; None when one node sees everything there is.
 
         ancestors_RNN (R = 1, or B where rows differ) must not be written to afterwards: it is known by identity.
         """
         N = self.num_nodes
         hidden = torch.finfo(self.dtype).min
-        if arena.is_uniform and len(ancestors_RNN) == 1:
+        if cache.is_uniform and len(ancestors_RNN) == 1:
             if N == 1:
                 return None
             if self._shown is not ancestors_RNN:
                 self._shown = ancestors_RNN
                 self._template[:, self._num_slots :].zero_().masked_fill_(~ancestors_RNN[0], hidden)
-            return self._template[None, None, :, self._num_slots - arena.lengths[0] :]
-        lengths_B1 = torch.tensor(arena.lengths, device=ancestors_RNN.device)[:, None]
-        return draw_mask(ancestors_RNN, lengths_B1, arena.bound, self.dtype)
+            return self._template[None, None, :, self._num_slots - cache.lengths[0] :]
+        lengths_B1 = torch.tensor(cache.lengths, device=ancestors_RNN.device)[:, None]
+        return draw_mask(ancestors_RNN, lengths_B1, cache.bound, self.dtype)
 
 
 def draw_mask(seen_RNM: Tensor, lengths_B1: Tensor, num_slots: int, dtype: torch.dtype) -> Tensor:
-    """[B, 1, N, num_slots]: N queries see the first lengths_B1 slots of their row, and of the M behind what is said."""
+    """[B, 1, N, num_slots]: N queries see the first lengths_B1 slots of their row; of the M slots after, seen_RNM."""
     M = seen_RNM.shape[2]
     node_BS = torch.arange(num_slots, device=lengths_B1.device) - lengths_B1  # below 0: a committed slot
     B, S = node_BS.shape

@@ -1,142 +1,202 @@
-"""Which logits does a node of a tree have, when they depend on the text before it?
+"""Logits of the nodes of a tree, changed by bias, penalties, bans and the least length of the row's settings.
 
-Every node stands for another text: what is committed, and the node's own path. So penalties, bans and the least
-length are worked out node by node, for all nodes at once. The order and meaning are those of transformers' `generate`
-(bias, repetition, bans, least length); presence and frequency penalties, which it does not have, are those of the
-OpenAI interface and of vLLM: they count the answer's tokens, not the prompt's.
+Every node stands for another text: the committed text and the node's own path. So penalties, bans and the least length
+are computed node by node, for all nodes of all rows at once. The order and meaning are those of transformers'
+`generate` (bias, repetition, bans, least length); presence and frequency penalties, which it does not have, are those
+of the OpenAI interface and of vLLM: they count the answer's tokens, not the prompt's.
 
-Nothing here runs unless one of these settings was asked for.
+Nothing here runs unless a live row asks for one of these settings. A setting that a row does not ask for leaves the
+row's logits as they are. At most three tables of rows x vocabulary exist, each from the first row that needs it.
 
-Letters: B batch, R rows of a shape (1 or B), N nodes, V vocabulary, T tokens, M tokens before the
-last of a banned sequence.
+Letters: B batch, R rows of a shape (1 or B), N nodes, P parents, V vocabulary, M entries of a list over all rows.
 """
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from euryale.decoding.banned_sequences import BannedSequences
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree.tree import Shape
 
 
-class PathProcessors:
-    """What the texts of the live rows do to the logits of the next step's nodes."""
+class _Row(NamedTuple):
+    sampling: Sampling
+    num_prompt: int
+    end_ids: tuple[int, ...]
 
-    def __init__(self, sampling: Sampling, num_rows: int, vocab_size: int, device: torch.device) -> None:
-        """num_rows: that live at once, at most."""
-        self.sampling = sampling
-        self.device = device
-        self._num_prompt: list[int] = []
-        self._has_penalty = bool(sampling.presence_penalty or sampling.frequency_penalty)
-        self._is_in_text_BV = torch.zeros(num_rows, vocab_size, dtype=torch.bool, device=device)
-        self._in_answer_BV = torch.zeros(num_rows, vocab_size, device=device)
-        self._is_end_BV = torch.zeros(num_rows, vocab_size, dtype=torch.bool, device=device)
-        self._bias_V = torch.zeros(vocab_size, device=device)
-        for token, bias in sampling.logit_bias.items():
-            self._bias_V[token] += bias
-        self._bans = [word for word in sampling.banned_words() if len(word) > 1]
-        self._is_banned_V = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-        self._is_banned_V[[word[0] for word in sampling.banned_words() if len(word) == 1]] = True
 
-    @staticmethod
-    def of(sampling: Sampling, num_rows: int, vocab_size: int, device: torch.device) -> "PathProcessors | None":
-        """None when the logits stay as they are."""
-        unprocessed = Sampling(sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p)
-        return None if sampling == unprocessed else PathProcessors(sampling, num_rows, vocab_size, device)
+class _Penalties(NamedTuple):
+    """[B, 1, 1] each; None where no row asks."""
 
-    def admit(self, row: int, prompt: Sequence[int], end_ids: Sequence[int]) -> None:
-        """A new prompt takes this row. end_ids: what would end its answer, which min_new_tokens holds back."""
-        self._num_prompt[row : row + 1] = [len(prompt)]
-        self._in_answer_BV[row] = 0
-        for is_there_V, ids in ((self._is_in_text_BV[row], prompt), (self._is_end_BV[row], end_ids)):
-            is_there_V.zero_()[list(ids)] = True
+    repetition: Tensor | None
+    presence: Tensor | None
+    frequency: Tensor | None
 
-    def retire(self, row: int) -> None:
-        """The row has ended; the last one goes on in its place."""
-        num_prompt = self._num_prompt.pop()
-        if row < len(self._num_prompt):
-            self._num_prompt[row] = num_prompt
-            for table_BV in (self._is_in_text_BV, self._in_answer_BV, self._is_end_BV):
-                table_BV[row] = table_BV[len(self._num_prompt)]
 
-    def extend(self, row: int, tokens: Sequence[int]) -> None:
-        """The row's answer has grown by these tokens; the last is its next root."""
-        tokens_T = torch.tensor(list(tokens), device=self.device)
-        self._is_in_text_BV[row, tokens_T] = True
-        self._in_answer_BV[row].scatter_add_(0, tokens_T, torch.ones(len(tokens), device=self.device))
+class LogitsProcessors:
+    """What the settings and texts of the live rows do to the logits of a step's nodes."""
 
-    def apply(
-        self,
-        logits_BNV: Tensor,
-        tokens_BN: Tensor,
-        shape: Shape,
-        texts: Sequence[Sequence[int]],
-    ) -> Tensor:
-        """The logits of what follows each node. Node 0 is the root, the last token of its row's text.
+    def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
+        """num_rows: of the batch, at most."""
+        self._shape = (num_rows, vocab_size)
+        self._device = device
+        self._rows: list[_Row] = []
+        self._is_in_text_BV: Tensor | None = None  # bool, for the repetition penalty
+        self._in_answer_BV: Tensor | None = None  # counts, for presence and frequency penalties
+        self._bias_BV: Tensor | None = None  # logit_bias; -inf for banned tokens
+        self._changed()
 
-        texts: each row's prompt and answer so far.
-        The result is float32, or float64 when the logits are.
+    @property
+    def is_active(self) -> bool:
+        """Whether a live row asks for anything."""
+        return self._is_active
+
+    def add(self, row: int, sampling: Sampling, prompt: Sequence[int], end_ids: Sequence[int]) -> None:
+        """Makes `row` live: an ended row's place, or the next after the last.
+
+        end_ids: the tokens that would end the answer; min_new_tokens forbids them.
         """
-        sampling = self.sampling
-        scores_BNV = logits_BNV.to(torch.promote_types(logits_BNV.dtype, torch.float32)) + self._bias_V
-        if sampling.repetition_penalty != 1.0 or self._has_penalty:
-            on_path_BNV = _count_path(scores_BNV, tokens_BN, shape.ancestors_RNN)
+        self._rows[row : row + 1] = [_Row(sampling, len(prompt), tuple(end_ids))]
+        self._changed()
         if sampling.repetition_penalty != 1.0:
-            is_in_text_BNV = (on_path_BNV > 0) | self._is_in_text_BV[: len(texts), None]
-            penalty = sampling.repetition_penalty
-            penalised_BNV = torch.where(scores_BNV < 0, scores_BNV * penalty, scores_BNV / penalty)
-            scores_BNV = torch.where(is_in_text_BNV, penalised_BNV, scores_BNV)
-        if self._has_penalty:
-            count_BNV = on_path_BNV + self._in_answer_BV[: len(texts), None]
-            scores_BNV = scores_BNV - sampling.frequency_penalty * count_BNV
-            scores_BNV = scores_BNV - sampling.presence_penalty * (count_BNV > 0)
-        scores_BNV = scores_BNV.masked_fill(self._is_banned_V, -math.inf)
-        if self._bans:
-            scores_BNV = self._ban_sequences(scores_BNV, tokens_BN, shape.parents_RN, texts)
-        if sampling.min_new_tokens:
-            answered = [len(text) - num for text, num in zip(texts, self._num_prompt, strict=True)]
-            num_new_BN = torch.tensor(answered, device=self.device)[:, None] + shape.depths_RN
-            is_early_BN1 = (num_new_BN < sampling.min_new_tokens)[..., None]
-            scores_BNV = scores_BNV.masked_fill(is_early_BN1 & self._is_end_BV[: len(texts), None], -math.inf)
+            if self._is_in_text_BV is None:
+                self._is_in_text_BV = torch.zeros(self._shape, dtype=torch.bool, device=self._device)
+            self._is_in_text_BV[row].zero_()[list(prompt)] = True
+        if _counts(sampling):
+            if self._in_answer_BV is None:
+                self._in_answer_BV = torch.zeros(self._shape, device=self._device)
+            self._in_answer_BV[row] = 0
+        bias = dict(sampling.logit_bias) | {word[0]: -math.inf for word in sampling.banned_words() if len(word) == 1}
+        if bias and self._bias_BV is None:
+            self._bias_BV = torch.zeros(self._shape, device=self._device)
+        if self._bias_BV is not None:
+            self._bias_BV[row] = 0
+            if bias:
+                self._bias_BV[row, list(bias)] = torch.tensor(list(bias.values()), device=self._device)
+
+    def swap_remove(self, row: int) -> None:
+        """Removes an ended row; the last row takes its slot."""
+        last = len(self._rows) - 1
+        self._rows[row] = self._rows[last]
+        self._rows.pop()
+        for table_BV in (self._is_in_text_BV, self._in_answer_BV, self._bias_BV):
+            if table_BV is not None and row != last:
+                table_BV[row] = table_BV[last]
+        self._changed()
+
+    def extend(self, gained: Sequence[Sequence[int]]) -> None:
+        """Each row's answer has grown by these tokens; the last is its next root."""
+        for table_BV, is_asked in (
+            (self._is_in_text_BV, [row.sampling.repetition_penalty != 1.0 for row in self._rows]),
+            (self._in_answer_BV, [_counts(row.sampling) for row in self._rows]),
+        ):
+            pairs = [(row, token) for row, tokens in enumerate(gained) if is_asked[row] for token in tokens]
+            if table_BV is not None and pairs:
+                row_M, token_M = torch.tensor(pairs, device=self._device).unbind(1)
+                ones_M = torch.ones(len(pairs), dtype=table_BV.dtype, device=self._device)
+                table_BV.index_put_((row_M, token_M), ones_M, accumulate=table_BV.dtype != torch.bool)
+
+    def apply(self, logits_BNV: Tensor, tokens_BN: Tensor, shape: Shape, texts: Sequence[Sequence[int]]) -> Tensor:
+        """The logits of what follows each node, float32 (float64 when the logits are); unchanged where no row asks.
+
+        Node 0 is the root, the last token of its row's text. texts: each row's prompt and answer so far.
+        """
+        if not self._is_active:
+            return logits_BNV
+        B = len(texts)
+        scores_BNV = logits_BNV.to(torch.promote_types(logits_BNV.dtype, torch.float32))
+        if self._bias_BV is not None:
+            scores_BNV = scores_BNV + self._bias_BV[:B, None]
+        penalties = self._penalties_in(scores_BNV.dtype)
+        if any(penalty is not None for penalty in penalties):
+            on_path_BNV = _count_path(scores_BNV, tokens_BN, shape.ancestors_RNN)
+        if penalties.repetition is not None and self._is_in_text_BV is not None:
+            is_in_text_BNV = (on_path_BNV > 0) | self._is_in_text_BV[:B, None]
+            scores_BNV = _repetition(scores_BNV, is_in_text_BNV, penalties.repetition)
+        if self._in_answer_BV is not None and (penalties.frequency is not None or penalties.presence is not None):
+            scores_BNV = _count_penalties(scores_BNV, on_path_BNV + self._in_answer_BV[:B, None], penalties)
+        if self._sequences is not None:
+            scores_BNV = self._sequences.apply(scores_BNV, tokens_BN, shape.parents_RN, texts)
+        if self._end_row_M is not None:
+            scores_BNV = self._hold_back_ends(scores_BNV, shape.depths_RN, texts)
         return scores_BNV
 
     def guess(self, scores_BPV: Tensor, ids: Tensor | None) -> Tensor:
-        """A drafter's scores of what may come, as bias, bans of single tokens and penalties of the text change them.
+        """A drafter's scores after bias, bans of single tokens and penalties of the text so far.
 
-        What stands on the path is left out, and so are bans of sequences and the least length: a guess may be wrong.
-        ids: the tokens that the scores stand for; None: all.
+        The path, bans of sequences and the least length are left out: a guess may be wrong. ids: the tokens that the
+        scores stand for; None: all.
         """
+        B = len(scores_BPV)
 
-        def of(table_xV: Tensor) -> Tensor:
-            return table_xV if ids is None else table_xV[..., ids]
+        def of(table_BV: Tensor) -> Tensor:
+            return (table_BV[:B] if ids is None else table_BV[:B, ids])[:, None]
 
-        B, sampling = len(scores_BPV), self.sampling
-        scores_BPV = scores_BPV.to(torch.promote_types(scores_BPV.dtype, torch.float32)) + of(self._bias_V)
-        if sampling.repetition_penalty != 1.0:
-            penalty = sampling.repetition_penalty
-            penalised_BPV = torch.where(scores_BPV < 0, scores_BPV * penalty, scores_BPV / penalty)
-            scores_BPV = torch.where(of(self._is_in_text_BV[:B])[:, None], penalised_BPV, scores_BPV)
-        if self._has_penalty:
-            count_BV = of(self._in_answer_BV[:B])
-            loss_BV = sampling.frequency_penalty * count_BV + sampling.presence_penalty * (count_BV > 0)
-            scores_BPV = scores_BPV - loss_BV[:, None]
-        # Not -inf, which is no score to rank by: a tree may need more candidates than are allowed.
-        return scores_BPV.masked_fill(of(self._is_banned_V), torch.finfo(torch.float32).min / 4)
+        scores_BPV = scores_BPV.to(torch.promote_types(scores_BPV.dtype, torch.float32))
+        if self._bias_BV is not None:
+            scores_BPV = scores_BPV + of(self._bias_BV)
+        penalties = self._penalties_in(scores_BPV.dtype)
+        if penalties.repetition is not None and self._is_in_text_BV is not None:
+            scores_BPV = _repetition(scores_BPV, of(self._is_in_text_BV), penalties.repetition)
+        if self._in_answer_BV is not None and (penalties.frequency is not None or penalties.presence is not None):
+            scores_BPV = _count_penalties(scores_BPV, of(self._in_answer_BV), penalties)
+        # Not -inf, which is not a score to rank by: a tree may need more candidates than are allowed.
+        return scores_BPV.clamp(min=torch.finfo(torch.float32).min / 4)
 
-    def _ban_sequences(
-        self, scores_BNV: Tensor, tokens_BN: Tensor, parents_RN: Tensor, texts: Sequence[Sequence[int]]
-    ) -> Tensor:
-        """Bans the last token of a sequence behind every node whose text ends in the tokens before it."""
-        longest = max(len(word) for word in self._bans) - 1
-        before_BNM, is_there_BNM = _before(tokens_BN, parents_RN, texts, longest)
-        for *start, last in self._bans:
-            wanted_M = torch.tensor(start[::-1], device=self.device)
-            M = len(start)
-            is_match_BN = ((before_BNM[..., :M] == wanted_M) & is_there_BNM[..., :M]).all(-1)
-            scores_BNV[..., last].masked_fill_(is_match_BN, -math.inf)
-        return scores_BNV
+    def _changed(self) -> None:
+        """Lays out again what depends on which rows are live."""
+        self._is_active = any(row.sampling.is_processed for row in self._rows)
+        self._penalties: dict[torch.dtype, _Penalties] = {}
+        self._sequences = BannedSequences.of([row.sampling for row in self._rows], self._device)
+        ends = [(row, end) for row, (s, _, end_ids) in enumerate(self._rows) if s.min_new_tokens for end in end_ids]
+        self._end_row_M, self._end_token_M = None, None
+        if ends:
+            self._end_row_M, self._end_token_M = torch.tensor(sorted(set(ends)), device=self._device).unbind(1)
+
+    def _penalties_in(self, dtype: torch.dtype) -> _Penalties:
+        if dtype not in self._penalties:
+            columns = []
+            for name, off in (("repetition_penalty", 1.0), ("presence_penalty", 0.0), ("frequency_penalty", 0.0)):
+                values = [getattr(row.sampling, name) for row in self._rows]
+                is_asked = any(value != off for value in values)
+                column = torch.tensor(values, dtype=dtype, device=self._device)[:, None, None] if is_asked else None
+                columns.append(column)
+            self._penalties[dtype] = _Penalties(*columns)
+        return self._penalties[dtype]
+
+    def _hold_back_ends(self, scores_BNV: Tensor, depths_RN: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Bans what would end an answer sooner than min_new_tokens allows."""
+        assert self._end_row_M is not None and self._end_token_M is not None
+        missing = [
+            row.sampling.min_new_tokens + row.num_prompt - len(text)
+            for row, text in zip(self._rows, texts, strict=True)
+        ]
+        is_early_BN = depths_RN < torch.tensor(missing, device=self._device)[:, None]
+        loss_BN = torch.zeros_like(is_early_BN, dtype=scores_BNV.dtype).masked_fill_(is_early_BN, -math.inf)
+        node_N = torch.arange(scores_BNV.shape[1], device=self._device)
+        index = (self._end_row_M[:, None], node_N, self._end_token_M[:, None])
+        return scores_BNV.index_put(index, loss_BN[self._end_row_M], accumulate=True)
+
+
+def _counts(sampling: Sampling) -> bool:
+    return bool(sampling.presence_penalty or sampling.frequency_penalty)
+
+
+def _repetition(scores_BNV: Tensor, is_in_text_BNV: Tensor, penalty_B11: Tensor) -> Tensor:
+    penalised_BNV = torch.where(scores_BNV < 0, scores_BNV * penalty_B11, scores_BNV / penalty_B11)
+    return torch.where(is_in_text_BNV, penalised_BNV, scores_BNV)
+
+
+def _count_penalties(scores_BNV: Tensor, count_BNV: Tensor, penalties: _Penalties) -> Tensor:
+    if penalties.frequency is not None:
+        scores_BNV = scores_BNV - penalties.frequency * count_BNV
+    if penalties.presence is not None:
+        scores_BNV = scores_BNV - penalties.presence * (count_BNV > 0)
+    return scores_BNV
 
 
 def _count_path(scores_BNV: Tensor, tokens_BN: Tensor, ancestors_RNN: Tensor) -> Tensor:
@@ -146,25 +206,3 @@ def _count_path(scores_BNV: Tensor, tokens_BN: Tensor, ancestors_RNN: Tensor) ->
     weights_RNN[:, :, 0] = 0
     tokens_BNN = tokens_BN[:, None].expand(B, N, N)
     return torch.zeros_like(scores_BNV).scatter_add_(2, tokens_BNN, weights_RNN.expand(B, N, N))
-
-
-def _before(tokens_BN: Tensor, parents_RN: Tensor, texts: Sequence[Sequence[int]], num: int) -> tuple[Tensor, Tensor]:
-    """The last `num` tokens of each node's text, the latest first, [B, N, num]; and whether there are so many."""
-    N, device = tokens_BN.shape[1], tokens_BN.device
-    # Behind the nodes stand the tokens before the root, latest first; going back is following one index.
-    tails = [list(text[-2 : -2 - num : -1]) for text in texts]
-    tail_BM = torch.tensor([tail + [0] * (num - len(tail)) for tail in tails], device=device)
-    is_there_BM = torch.tensor([[m < len(tail) for m in range(num)] for tail in tails], device=device)
-    known_BX = torch.cat([tokens_BN, tail_BM], 1)
-    is_there_BX = torch.cat([torch.ones_like(tokens_BN, dtype=torch.bool), is_there_BM], 1)
-    parents_BN = parents_RN.expand_as(tokens_BN)
-    back_BX = torch.cat([parents_BN, torch.arange(1, num + 1, device=device).expand(len(tails), -1) + N], 1)
-    back_BX = back_BX.clamp(max=N + num - 1)
-    back_BX[:, 0] = N
-    at_BN = torch.arange(N, device=device).expand_as(tokens_BN)
-    before, is_there = [], []
-    for _ in range(num):
-        before.append(known_BX.gather(1, at_BN))
-        is_there.append(is_there_BX.gather(1, at_BN))
-        at_BN = back_BX.gather(1, at_BN)
-    return torch.stack(before, -1), torch.stack(is_there, -1)

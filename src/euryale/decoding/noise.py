@@ -1,9 +1,9 @@
-"""Where does randomness come from, so that the text depends on the seed alone?
+"""Keyed Gumbel noise: a sampled text depends on its seed alone.
 
 Sampling a token is argmax(logits / T + Gumbel noise) (the Gumbel-max trick). Here the noise of a token is a pure
-function of (seed, absolute position, token id): a 32-bit hash of the three. Whoever verifies the token, in
-whatever tree, batch or order, draws the same one; and a drafter that ranks its candidates with the same noise
-guesses the draw, not only the distribution.
+function of (seed, absolute position, token id): a 32-bit hash of the three. The verifier draws the same token in every
+tree, batch and order; and a drafter that ranks its candidates with the same noise guesses the draw, not only the
+distribution.
 
 Letters: B batch, W positions kept, V vocabulary, N nodes.
 """
@@ -54,14 +54,14 @@ def gumbel(seed: int, first_position: int, num_positions: int, vocab_size: int, 
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """Raises UserError for what is no seed."""
+    """Raises UserError for a number that is not a seed."""
     for seed in seeds:
         if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
             raise UserError(f"seed={seed} is out of range. Give a whole number from 0 to 2**63 - 1.")
 
 
 def seeds_of(seed: int | Sequence[int], num_rows: int) -> list[int]:
-    """One seed for all rows, or one each. Raises UserError for another number of them, and for what is no seed."""
+    """One seed for all rows, or one each. Raises UserError for another number of seeds, and for what is not one."""
     seeds = list(seed) if isinstance(seed, Sequence) else [seed] * num_rows
     if len(seeds) != num_rows:
         raise UserError(f"{len(seeds)} seeds were given for {num_rows} prompts. Give one for all, or one each.")
@@ -70,7 +70,7 @@ def seeds_of(seed: int | Sequence[int], num_rows: int) -> list[int]:
 
 
 def stream_seed(seed: int, stream: int) -> int:
-    """The seed of noise that has nothing to do with the seed's own; stream 1 and up."""
+    """The seed of noise that is independent of the seed's own; stream 1 and up."""
     return ((int(seed) + 1) * 0x9E3779B97F4A7C15 + stream * 0xD1B54A32D192ED03) % 2**63
 
 
@@ -85,20 +85,20 @@ class KeyedNoise:
         self._starts: list[int] = []
         self._window = torch.empty(num_rows, 0, vocab_size, device=device)
 
-    def admit(self, row: int, seeds: Sequence[int]) -> None:
-        """New rows live from `row` on: in the place of rows that ended, or behind the last."""
-        check_seeds(seeds)
-        self.seeds[row : row + len(seeds)] = seeds
-        self._starts[row : row + len(seeds)] = [-1] * len(seeds)
+    def add(self, row: int, seed: int) -> None:
+        """Makes `row` live: an ended row's place, or the next after the last."""
+        check_seeds([seed])
+        self.seeds[row : row + 1] = [seed]
+        self._starts[row : row + 1] = [-1]
 
-    def retire(self, row: int) -> None:
-        """The row has ended; the last one goes on in its place."""
+    def swap_remove(self, row: int) -> None:
+        """Removes an ended row; the last row takes its slot."""
         seed, start = self.seeds.pop(), self._starts.pop()
         if row < len(self.seeds):
             self.seeds[row], self._starts[row] = seed, start
             self._window[row] = self._window[len(self.seeds)]
 
-    def at(self, first_positions: list[int], num_positions: int) -> Tensor:
+    def at(self, first_positions: Sequence[int], num_positions: int) -> Tensor:
         """[B, num_positions, V]: row b's noise at its first position and those after it. A view; do not write."""
         W = max(_WINDOW, num_positions, self._window.shape[1])
         if self._window.shape[1] < W:

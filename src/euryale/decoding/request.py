@@ -1,12 +1,19 @@
-"""What is known of one prompt while it is answered, and of its answer afterwards?"""
+"""One prompt on its way to an answer: what was asked, what was written so far, and the answer at its end."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from transformers import PreTrainedTokenizerBase
+
 from euryale.base.base import Base
 from euryale.decoding.detokenizer import Detokenizer, check_stop, special_ids
+from euryale.decoding.noise import check_seeds
+from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError
+
+Prompt = str | Sequence[int]
 
 
 @dataclass
@@ -33,15 +40,15 @@ class Generation:
         return len(self.ids) / self.num_steps if self.num_steps else 0.0
 
 
-class Ends(NamedTuple):
-    """What ends an answer, beside its length."""
+class StopConditions(NamedTuple):
+    """What ends an answer, apart from its length."""
 
     strings: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()
     eos_ids: tuple[int, ...] = ()
 
     @staticmethod
-    def of(base: Base, stop: str | Sequence[str] | None, stop_ids: Sequence[int], ignore_eos: bool) -> "Ends":
+    def of(base: Base, stop: str | Sequence[str] | None, stop_ids: Sequence[int], ignore_eos: bool) -> "StopConditions":
         """A stop string that is a special token stops by its id. Raises UserError for what can never match."""
         strings = check_stop(stop)
         wrong = [token for token in stop_ids if not 0 <= token < base.vocab_size]
@@ -51,55 +58,128 @@ class Ends(NamedTuple):
                 "can never be written."
             )
         ids = (*stop_ids, *special_ids(base.tokenizer, strings))
-        return Ends(strings, ids, () if ignore_eos else base.eos_ids)
+        return StopConditions(strings, ids, () if ignore_eos else base.eos_ids)
 
     @property
     def ids(self) -> tuple[int, ...]:
         return (*self.eos_ids, *self.stop_ids)
 
 
-@dataclass
-class Row:
-    """One prompt on its way to a Generation."""
+class Times(NamedTuple):
+    """time.perf_counter() at the events of a request; None: it has not happened."""
+
+    submitted: float
+    admitted: float | None = None  # its prompt was read
+    first_token: float | None = None
+    ended: float | None = None
+
+
+@dataclass(eq=False)
+class Request:
+    """A prompt, how it is to be answered, and its answer so far. `generation` is the whole answer once it has ended."""
 
     prompt: list[int]
-    max_ids: int  # where the answer ends at the latest
-    reason_at_max: str  # "length" (as asked) or "context" (the base can hold no more)
-    detokenizer: Detokenizer | None
-    ends: Ends = Ends()
-    ids: list[int] = field(default_factory=list)
-    accepted: list[int] = field(default_factory=list)
-    nodes: list[int] = field(default_factory=list)
-    finish_reason: str | None = None
+    tokenizer: PreTrainedTokenizerBase
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+    stop: StopConditions = StopConditions()
+    max_ids: int = 128  # the answer ends at this length at the latest
+    reason_at_max: str = "length"  # or "context": the base can hold no more
     is_lossless: bool = True
+    ids: list[int] = field(default_factory=list)  # of the answer so far
+    accepted: list[int] = field(default_factory=list)  # tokens gained by each step
+    nodes: list[int] = field(default_factory=list)  # nodes that each step verified
+    finish_reason: str | None = None
+    error: str | None = None  # why it ended with finish_reason "error"
+    generation: Generation | None = None
+    times: Times = field(default_factory=lambda: Times(time.perf_counter()))
 
-    def take(self, tokens: list[int]) -> None:
+    def __post_init__(self) -> None:
+        # Made here where the text decides when the answer ends, else when text is first asked for.
+        self._detokenizer = Detokenizer(self.tokenizer, self.stop.strings) if self.stop.strings else None
+
+    @staticmethod
+    def of(
+        base: Base, prompt: Prompt, max_new_tokens: int, stop: StopConditions, sampling: Sampling, seed: int
+    ) -> "Request":
+        """Raises UserError for a prompt that leaves no room in the context, and for numbers out of range."""
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens={max_new_tokens} cannot be. Give a number of at least 1.")
+        check_seeds([seed])
+        ids = encode(base, prompt)
+        room = base.max_length - len(ids)
+        if room < 1:
+            raise UserError(
+                f"the prompt has {len(ids)} tokens and the context of {base.path} ends at {base.max_length}. "
+                "Shorten the prompt."
+            )
+        sampling.check_tokens(base.vocab_size, max_new_tokens)
+        reason_at_max = "length" if max_new_tokens <= room else "context"
+        return Request(ids, base.tokenizer, sampling, seed, stop, min(max_new_tokens, room), reason_at_max)
+
+    @property
+    def num_tokens(self) -> int:
+        """Of prompt and answer together, at most."""
+        return len(self.prompt) + self.max_ids
+
+    def admit(self) -> None:
+        """Its prompt was read: it is live from now on."""
+        self.times = self.times._replace(admitted=time.perf_counter())
+
+    def take(self, tokens: Sequence[int], num_nodes: int) -> None:
         """Adds one step's tokens up to the first that ends the answer; an end inside a path cuts the path."""
+        if not self.ids:
+            self.times = self.times._replace(first_token=time.perf_counter())
         start = len(self.ids)
         for token in tokens:
             self.ids.append(token)
-            if token in self.ends.eos_ids:
+            if token in self.stop.eos_ids:
                 self.finish_reason = "eos"
-            elif token in self.ends.stop_ids or self.detokenizer is not None and self.detokenizer.add(token):
+            elif token in self.stop.stop_ids or self._detokenizer is not None and self._detokenizer.add(token):
                 self.finish_reason = "stop"
             elif len(self.ids) == self.max_ids:
                 self.finish_reason = self.reason_at_max
             if self.finish_reason:
                 break
         self.accepted.append(len(self.ids) - start)
+        self.nodes.append(num_nodes)
+
+    def new_text(self) -> str:
+        """The text written since the last call; a piece is never taken back and never half a character."""
+        return self._text().new_text(is_last=self.generation is not None)
+
+    def end(self, reason: str | None = None) -> None:
+        """Makes the Generation. Its text comes from the same detokenizer as the pieces, so both agree."""
+        self.finish_reason = reason or self.finish_reason
+        assert self.finish_reason is not None
+        ended = time.perf_counter()
+        self.times = self.times._replace(ended=ended)
+        detokenizer = self._text()
+        detokenizer.close()
+        # A stop string may come to light only here, when half a character after it was held back.
+        reason = "stop" if detokenizer.is_stopped else self.finish_reason
+        seconds, num_steps = ended - self.times.submitted, len(self.accepted)
+        self.generation = Generation(
+            detokenizer.text, self.ids, num_steps, self.accepted, reason, seconds, self.is_lossless, self.nodes
+        )
 
     @property
     def text_ids(self) -> list[int]:
         """The ids whose text is the answer's: an id that ended it is not shown."""
-        has_end = self.finish_reason in ("eos", "stop") and self.ids[-1] in self.ends.ids
+        has_end = self.finish_reason in ("eos", "stop") and self.ids[-1] in self.stop.ids
         return self.ids[:-1] if has_end else self.ids
 
-
-Prompt = str | Sequence[int]
+    def _text(self) -> Detokenizer:
+        """Made when text is first asked for; from then on `take` feeds it."""
+        if self._detokenizer is None:
+            self._detokenizer = Detokenizer(self.tokenizer)
+            for token in self.text_ids:
+                self._detokenizer.add(token)
+        return self._detokenizer
 
 
 def encode(base: Base, prompt: Prompt) -> list[int]:
-    """Prompt -> token ids, begin-of-text added as the tokenizer does. Raises UserError for what is no prompt."""
+    """Prompt -> token ids, begin-of-text added as the tokenizer does. Raises UserError for what is not a prompt."""
     ids = base.tokenizer(prompt, verbose=False)["input_ids"] if isinstance(prompt, str) else [int(i) for i in prompt]
     if not ids and base.bos_id is not None:
         ids = [base.bos_id]
@@ -111,19 +191,3 @@ def encode(base: Base, prompt: Prompt) -> list[int]:
             f"{base.vocab_size - 1}. Give ids of this base, or text and the tokenizer that belongs to it."
         )
     return list(ids)
-
-
-def row_of(base: Base, prompt: Prompt, max_new_tokens: int, ends: Ends) -> Row:
-    """Raises UserError for a prompt that leaves no room in the context, or no tokens to write."""
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens={max_new_tokens} cannot be. Give a number of at least 1.")
-    ids = encode(base, prompt)
-    room = base.max_length - len(ids)
-    if room < 1:
-        raise UserError(
-            f"the prompt has {len(ids)} tokens and the context of {base.path} ends at {base.max_length}. "
-            "Shorten the prompt."
-        )
-    detokenizer = Detokenizer(base.tokenizer, ends.strings) if ends.strings else None
-    reason_at_max = "length" if max_new_tokens <= room else "context"
-    return Row(ids, min(max_new_tokens, room), reason_at_max, detokenizer, ends)

@@ -1,19 +1,14 @@
-"""How is a token drawn from logits?
+"""Sampling settings of one answer: the ten knobs of the API, the command line and YAML.
 
-Logits are first processed (processors.py: bias, penalties, bans), then divided by the temperature, then filtered by
-top-k, top-p and min-p, in the order and the meaning of transformers' `generate`; the token is the argmax of what is
-left plus keyed Gumbel noise. Temperature 0 is the argmax of the processed logits.
-
-Letters: B batch, N nodes, V vocabulary.
+Logits are first processed (logits_processors.py: bias, penalties, bans), then divided by the temperature, then filtered
+by top-k, top-p and min-p (sampling_batch.py), in the order and the meaning of transformers' `generate`; the token is
+the argmax of the filtered scores plus keyed Gumbel noise. Temperature 0 is the argmax of the processed logits.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple, TypedDict
-
-import torch
-from torch import Tensor
+from typing import Any, TypedDict
 
 from euryale.errors import UserError
 
@@ -83,6 +78,11 @@ class Sampling:
             )
 
     @property
+    def is_processed(self) -> bool:
+        """Whether bias, penalties, bans or a least length change the logits before anything is drawn."""
+        return self != Sampling(self.temperature, self.top_p, self.top_k, self.min_p)
+
+    @property
     def is_known_to_transformers(self) -> bool:
         """Whether transformers' `generate` can be told all of it."""
         return not self.presence_penalty and not self.frequency_penalty
@@ -111,62 +111,6 @@ class AnySampling(MoreSampling, total=False):
 
     temperature: float
     top_p: float
-
-
-class Drawn(NamedTuple):
-    """The base's own next token at every node."""
-
-    tokens_BN: Tensor
-    # Whether the token's score is a number. NaN and infinity win every argmax, so they are found here for the price
-    # of looking at one score a node.
-    is_finite_BN: Tensor
-
-
-def draw(logits_BNV: Tensor, sampling: Sampling, noise_BNV: Tensor | None) -> Drawn:
-    """Draws a token at every node from its processed logits. Ties go to the lowest id.
-
-    noise_BNV is the keyed noise of the position that the token would take; None at T = 0.
-    """
-    scores_BNV = logits_BNV
-    if sampling.temperature > 0.0:
-        assert noise_BNV is not None, "sampling needs noise"
-        scores_BNV = warp(logits_BNV, sampling) + noise_BNV
-    tokens_BN = scores_BNV.argmax(-1)
-    return Drawn(tokens_BN, scores_BNV.gather(-1, tokens_BN[..., None])[..., 0].isfinite())
-
-
-def warp(logits_xV: Tensor, sampling: Sampling) -> Tensor:
-    """Processed logits [..., V] -> scores whose softmax is the distribution that is sampled; T must be above 0."""
-    scores_xV = logits_xV.float() / sampling.temperature
-    if sampling.top_k:
-        scores_xV = keep_top_k(scores_xV, sampling.top_k)
-    if sampling.top_p < 1.0:
-        scores_xV = keep_top_p(scores_xV, sampling.top_p)
-    if sampling.min_p:
-        scores_xV = keep_min_p(scores_xV, sampling.min_p)
-    return scores_xV
-
-
-def keep_top_k(scores_xV: Tensor, top_k: int) -> Tensor:
-    """Sets to -inf all that score less than the top_k-th best (so equals of it stay, as in transformers)."""
-    if top_k >= scores_xV.shape[-1]:
-        return scores_xV
-    return scores_xV.masked_fill(scores_xV < scores_xV.topk(top_k).values[..., -1:], -math.inf)
-
-
-def keep_top_p(scores_xV: Tensor, top_p: float) -> Tensor:
-    """Sets to -inf all but the smallest set of likeliest tokens whose share reaches top_p (Holtzman et al. 2020)."""
-    sorted_xV, order_xV = scores_xV.sort(dim=-1, descending=True, stable=True)
-    share_xV = sorted_xV.softmax(-1)
-    before_xV = share_xV.cumsum(-1) - share_xV  # the share of all likelier tokens: below top_p means still needed
-    dropped_xV = torch.zeros_like(before_xV, dtype=torch.bool).scatter(-1, order_xV, before_xV >= top_p)
-    return scores_xV.masked_fill(dropped_xV, -math.inf)
-
-
-def keep_min_p(scores_xV: Tensor, min_p: float) -> Tensor:
-    """Sets to -inf what is less than min_p times as likely as the likeliest token (Nguyen et al. 2024)."""
-    share_xV = scores_xV.softmax(-1)
-    return scores_xV.masked_fill(share_xV < min_p * share_xV.amax(-1, keepdim=True), -math.inf)
 
 
 def _is_whole(value: object) -> bool:

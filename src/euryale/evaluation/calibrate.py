@@ -23,9 +23,10 @@ from torch import Tensor
 from euryale.base.base import Base
 from euryale.data.row_prompts import Opening
 from euryale.decoding.decoder import Decoder
-from euryale.decoding.drafters.build import build_drafter
+from euryale.decoding.drafters.build import build_drafter, build_matrices
 from euryale.decoding.engine import Engine
 from euryale.decoding.noise import gumbel
+from euryale.decoding.request import Request
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree.calibration import TREE_FORMAT, Calibration
 from euryale.decoding.tree.tree import Path, Tree
@@ -227,18 +228,18 @@ def time_steps(
     The context is the prompt repeated to calibrate.context_tokens, and every timed step starts from it again.
     """
     context = (prompt * (config.context_tokens // len(prompt) + 1))[: min(config.context_tokens, base.max_length // 2)]
-    decoders = {}
+    decoders, matrices = {}, build_matrices(base, heads)
     for size, tree in trees.items():
         n = tree.num_nodes
-        drafter = build_drafter("heads" if n > 1 else "none", base, heads, tree)
+        drafter = build_drafter("heads" if n > 1 else "none", base, heads, tree, matrices=matrices)
         seconds = dict.fromkeys(("prefill", "draft", "verify", "accept", "commit"), 0.0)
-        decoders[size] = Decoder(base, drafter, Sampling(temperature), 1, len(context) + 2 * n + 8, seconds)
-        decoders[size].admit(0, [context], [config.seed])
+        decoders[size] = Decoder(base, drafter, 1, len(context) + 2 * n + 8, seconds)
+        decoders[size].add(0, [Request(context, base.tokenizer, Sampling(temperature), config.seed)])
     times: dict[Size, list[float]] = {size: [] for size in trees}
     for _ in range(config.repeats):
         for size, decoder in decoders.items():
             for step in range(_BURST):
-                decoder.arena.lengths = [len(context) - 1]
+                decoder.cache.lengths = [len(context) - 1]
                 _synchronise(base)
                 start = time.perf_counter()
                 decoder.step()

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from euryale.base.base import Base
-from euryale.decoding.logits_processors import PathProcessors
+from euryale.decoding.logits_processors import LogitsProcessors
 from euryale.decoding.noise import gumbel
-from euryale.decoding.sampling import Sampling, warp
+from euryale.decoding.sampling import Sampling
+from euryale.decoding.sampling_batch import SamplingBatch, warp
 from euryale.decoding.tree.tree import Shape
 
 ULPS = 4  # units in the last place of the dtype, at the size of the place's largest logit
@@ -55,13 +56,14 @@ def judge(base: Base, prompt: Sequence[int], new: Sequence[int], sampling: Sampl
     positions_1T = torch.arange(len(known), device=base.device)[None]
     hidden_TD = base.forward_packed(ids_1T, positions_1T, torch.zeros_like(ids_1T))[0, len(prompt) - 1 :]
     new_T = torch.tensor(list(new), device=base.device)
-    processors = PathProcessors.of(sampling, 1, base.vocab_size, base.device)
+    processors = LogitsProcessors(1, base.vocab_size, base.device)
     places = Places([], [], [])
     for start in range(0, len(new), _CHUNK):
         part = slice(start, start + _CHUNK)
         logits_TV = base.logits(hidden_TD[part]).float()
-        if processors is not None:
-            logits_TV = _processed(processors, logits_TV, prompt, new, start, base.eos_ids)
+        if sampling.is_processed:
+            processors.add(0, sampling, prompt, base.eos_ids)
+            logits_TV = _processed(processors, logits_TV, prompt, new, start)
         scores_TV = _scores(logits_TV, sampling, seed, len(prompt) + start)
         best_T2 = scores_TV.topk(2).values
         emitted_T = scores_TV.gather(1, new_T[part, None])[:, 0]
@@ -73,18 +75,15 @@ def judge(base: Base, prompt: Sequence[int], new: Sequence[int], sampling: Sampl
 
 
 def _processed(
-    processors: PathProcessors,
+    processors: LogitsProcessors,
     logits_TV: Tensor,
     prompt: Sequence[int],
     new: Sequence[int],
     start: int,
-    end_ids: Sequence[int],
 ) -> Tensor:
     """A text is a tree without branches: every token is a node, below the one before it."""
     T, device = len(logits_TV), logits_TV.device
-    processors.admit(0, prompt, end_ids)
-    if start:
-        processors.extend(0, new[:start])
+    processors.extend([new[:start]])
     text = [*prompt, *new[: start + T - 1]]
     depths_1T = torch.arange(T, device=device)[None]
     causal_1TT = torch.ones(1, T, T, dtype=torch.bool, device=device).tril()
@@ -96,7 +95,7 @@ def _processed(
 def _scores(logits_TV: Tensor, sampling: Sampling, seed: int, first_position: int) -> Tensor:
     if sampling.temperature == 0:
         return logits_TV
-    scores_TV = warp(logits_TV, sampling)
+    scores_TV = warp(logits_TV[None], SamplingBatch([sampling], logits_TV.device))[0]
     T, V = scores_TV.shape
     return scores_TV + gumbel(seed, first_position, T, V, scores_TV.device)
 

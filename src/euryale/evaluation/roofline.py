@@ -13,7 +13,7 @@ import torch
 from euryale.base.base import Base
 from euryale.decoding.drafters.tree_growth import MOST_PARENTS
 from euryale.decoding.engine import Engine
-from euryale.decoding.tree.tree import Budget, Tree
+from euryale.decoding.tree.tree import DynamicTree, Tree
 
 _MIN_BUFFER, _MAX_BUFFER = 2**20, 2**30  # bytes
 _REPEATS = 5
@@ -75,9 +75,9 @@ def measure_ceiling(engine: Engine, temperature: float = 0.0) -> Ceiling:
     )
 
 
-def _num_parents(tree: Tree | Budget, depth: int) -> int:
+def _num_parents(tree: Tree | DynamicTree, depth: int) -> int:
     """How many nodes of this depth are asked for children."""
-    if isinstance(tree, Budget):
+    if isinstance(tree, DynamicTree):
         return min(MOST_PARENTS, tree.num_nodes - 1) if depth else 1
     is_parent = set(tree.parents)
     return sum(d == depth and n in is_parent for n, d in enumerate(tree.depths))

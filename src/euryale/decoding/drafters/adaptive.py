@@ -1,4 +1,4 @@
-"""How many nodes is the next step worth?
+"""A drafter that chooses the number of nodes of the next step.
 
 Calibration says what a tree of n nodes gains on average and what a step over it costs here. Texts differ: the same
 tree gains twice as much in one as in another. So what was lately accepted is compared with what calibration promised,
@@ -11,14 +11,14 @@ A step over B rows of n nodes is priced as one over B x n nodes: both are as man
 
 from collections.abc import Mapping, Sequence
 
-from euryale.decoding.drafters.interface import Draft, Drafter, Known, TextReader
+from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput
 
 _WEIGHT = 0.15  # of the latest step in the ratio: it remembers some seven
 _FORGET = 0.01  # of the way back to what calibration said, with every step that tries nothing
 _MOST = 4.0  # a ratio beyond this is luck
 
 
-class AdaptiveDrafter:
+class AdaptiveDrafter(Drafter):
     """Several drafters, one for each number of nodes; each step asks one of them."""
 
     def __init__(
@@ -33,8 +33,7 @@ class AdaptiveDrafter:
         self.num_nodes = max(drafter.num_nodes for drafter in drafters.values())
         self.max_depth = max(drafter.max_depth for drafter in drafters.values())
         self.layers = max((drafter.layers for drafter in drafters.values()), key=len)
-        self.reader: TextReader | None = None
-        assert all(drafter.reader is None for drafter in drafters.values()), "whoever is not asked would not follow"
+        assert not any(drafter.reads_text for drafter in drafters.values()), "one that is not asked would not follow"
         self.ratio = 1.0  # drafted tokens that were accepted lately, to those that calibration promised
         self._asked = 1
         self._lengths: list[int | None] = []  # of each row's text at the last step; None: it is new
@@ -43,27 +42,27 @@ class AdaptiveDrafter:
         begun = {n: drafter.begin(num_rows, num_slots) for n, drafter in self._drafters.items()}
         return AdaptiveDrafter(begun, self._tau, self._step_ms)
 
-    def admit(self, row: int) -> None:
+    def add(self, row: int) -> None:
         for drafter in self._drafters.values():
-            drafter.admit(row)
+            drafter.add(row)
         self._lengths[row : row + 1] = [None]
 
-    def retire(self, row: int) -> None:
+    def swap_remove(self, row: int) -> None:
         for drafter in self._drafters.values():
-            drafter.retire(row)
+            drafter.swap_remove(row)
         self._lengths[row] = self._lengths[-1]
         self._lengths.pop()
 
-    def propose(self, known: Known) -> Draft:
-        self._learn(known.ids)
-        self._asked = self.choose(len(known.ids))
-        return self._drafters[self._asked].propose(known)
+    def propose(self, draft_input: DraftInput) -> Draft:
+        self._learn(draft_input.texts)
+        self._asked = self.choose(len(draft_input.texts))
+        return self._drafters[self._asked].propose(draft_input)
 
-    def _learn(self, ids: Sequence[Sequence[int]]) -> None:
+    def _learn(self, texts: Sequence[Sequence[int]]) -> None:
         """Compares what the last step gained with what was promised, over the rows that took it."""
-        before = zip(ids, self._lengths, strict=True)
-        grown = [len(row) - length for row, length in before if length is not None and len(row) > length]
-        self._lengths = [len(row) for row in ids]
+        before = zip(texts, self._lengths, strict=True)
+        grown = [len(text) - length for text, length in before if length is not None and len(text) > length]
+        self._lengths = [len(text) for text in texts]
         if not grown:
             return
         if self._asked == 1:

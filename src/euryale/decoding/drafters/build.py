@@ -1,6 +1,6 @@
-"""Who proposes the tokens of a tree? The closed list of drafters, by the name they have everywhere.
+"""The closed list of drafters, by the name they have everywhere.
 
-none           nobody: autoregressive decoding
+none           no drafts: autoregressive decoding
 heads          the trained heads, of whatever kind
 eagle          the trained heads, which have to be of kind eagle
 lookup         what followed the same tokens earlier in prompt and answer
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from euryale.base.base import Base
 from euryale.decoding.drafters.adaptive import AdaptiveDrafter
-from euryale.decoding.drafters.eagle import EagleDrafter
+from euryale.decoding.drafters.eagle import EagleDrafter, EagleMatrices
 from euryale.decoding.drafters.head_matrices import HeadMatrices
 from euryale.decoding.drafters.heads import HeadsDrafter
 from euryale.decoding.drafters.heads_lookup import HeadsLookupDrafter
@@ -26,14 +26,14 @@ from euryale.decoding.drafters.model import ModelDrafter, check_same_tokens, loa
 from euryale.decoding.drafters.none import NoDrafter
 from euryale.decoding.tree.calibration import Calibration
 from euryale.decoding.tree.choose import MOST_NODES
-from euryale.decoding.tree.tree import Budget, Tree
+from euryale.decoding.tree.tree import DynamicTree, Tree
 from euryale.errors import UserError
 from euryale.heads.heads import Heads
 
 
 @dataclass
 class DrafterConfig:
-    """Who proposes."""
+    """Which drafter, and its settings."""
 
     name: str = "heads"
     depth: int = 8
@@ -51,13 +51,13 @@ class DrafterConfig:
             raise UserError(f"drafter.depth={self.depth} cannot be. Give a number of tokens from 1 to 64 (8 is usual).")
         if not 1 <= self.spare <= 64:
             raise UserError(f"drafter.spare={self.spare} cannot be. Give a number of nodes from 1 to 64 (4 is usual).")
-        for name, value, least in (
-            ("window", self.window, 1),
-            ("ngram", self.ngram, 2),
-            ("candidates", self.candidates, 1),
+        for name, value, least, usual in (
+            ("window", self.window, 1, DrafterConfig.window),
+            ("ngram", self.ngram, 2, DrafterConfig.ngram),
+            ("candidates", self.candidates, 1, DrafterConfig.candidates),
         ):
             if not least <= value <= 64:
-                raise UserError(f"drafter.{name}={value} cannot be. Give a number from {least} to 64 (4 is usual).")
+                raise UserError(f"drafter.{name} must be from {least} to 64; got {value}. {usual} is usual.")
         if self.name == "lookahead" and self.num_nodes > MOST_NODES:
             raise UserError(
                 f"drafter.window={self.window}, ngram={self.ngram} and candidates={self.candidates} need steps of "
@@ -78,38 +78,50 @@ class DrafterConfig:
         return most_nodes(self.window, self.ngram, self.candidates)
 
 
-class Parts(NamedTuple):
+Matrices = HeadMatrices | EagleMatrices
+
+
+def build_matrices(base: Base, heads: Heads) -> Matrices:
+    """What all drafters of these heads share, whatever their trees: the heads' matrices, laid out for drafting."""
+    return EagleMatrices(base, heads) if heads.config.kind == "eagle" else HeadMatrices(base, heads)
+
+
+class Ingredients(NamedTuple):
     """What drafters are made of; each takes what it needs."""
 
     base: Base
     heads: Heads | None
-    tree: Tree | Budget
-    calibration: Calibration | None  # tells a tree that grows best first how often the heads are right
+    tree: Tree | DynamicTree
+    calibration: Calibration | None  # how often the heads are right, for a dynamic tree
     draft_base: Base | None
+    matrices: Matrices | None
 
 
-def _heads(config: DrafterConfig, parts: Parts) -> Drafter:
-    assert parts.heads is not None, "check_heads has seen them"
-    if parts.heads.config.kind == "eagle":
-        return EagleDrafter(parts.base, parts.heads, parts.tree, parts.calibration)
-    return HeadsDrafter(parts.base, parts.heads, parts.tree, parts.calibration)
+def _heads(config: DrafterConfig, given: Ingredients) -> Drafter:
+    assert given.heads is not None, "check_heads has seen them"
+    if given.tree.num_nodes == 1:
+        return NoDrafter(given.base)
+    matrices = given.matrices or build_matrices(given.base, given.heads)
+    if isinstance(matrices, EagleMatrices):
+        return EagleDrafter(given.base, given.heads, given.tree, given.calibration, matrices)
+    return HeadsDrafter(given.base, given.heads, given.tree, given.calibration, matrices)
 
 
-def _model(config: DrafterConfig, parts: Parts) -> ModelDrafter:
-    assert parts.draft_base is not None, "settle_draft_base has loaded it"
-    return ModelDrafter(parts.base, parts.draft_base, parts.tree)
+def _model(config: DrafterConfig, given: Ingredients) -> ModelDrafter:
+    assert given.draft_base is not None, "settle_draft_base has loaded it"
+    return ModelDrafter(given.base, given.draft_base, given.tree)
 
 
-def _lookahead(config: DrafterConfig, parts: Parts) -> LookaheadDrafter:
-    return LookaheadDrafter(parts.base, config.window, config.ngram, config.candidates, parts.tree.num_nodes)
+def _lookahead(config: DrafterConfig, given: Ingredients) -> LookaheadDrafter:
+    return LookaheadDrafter(given.base, config.window, config.ngram, config.candidates, given.tree.num_nodes)
 
 
-_BUILDERS: dict[str, Callable[[DrafterConfig, Parts], Drafter]] = {
-    "none": lambda config, parts: NoDrafter(parts.base),
+_BUILDERS: dict[str, Callable[[DrafterConfig, Ingredients], Drafter]] = {
+    "none": lambda config, given: NoDrafter(given.base),
     "heads": _heads,
-    "lookup": lambda config, parts: LookupDrafter(parts.base, parts.tree),
+    "lookup": lambda config, given: LookupDrafter(given.base, given.tree),
     "lookahead": _lookahead,
-    "heads+lookup": lambda config, parts: HeadsLookupDrafter(parts.base, _heads(config, parts), config.spare),
+    "heads+lookup": lambda config, given: HeadsLookupDrafter(given.base, _heads(config, given), config.spare),
     "eagle": _heads,
     "model": _model,
 }
@@ -120,29 +132,33 @@ def build_drafter(
     config: DrafterConfig | str,
     base: Base,
     heads: Heads | None,
-    tree: Tree | Budget,
+    tree: Tree | DynamicTree,
     calibration: Calibration | None = None,
     draft_base: Base | None = None,
+    matrices: Matrices | None = None,
 ) -> Drafter:
-    """Raises UserError for an unknown name, or for a drafter that needs heads or a model where there are none."""
+    """matrices: of these heads (build_matrices), to be shared by several drafters; None: its own.
+
+    Raises UserError for an unknown name, or for a drafter that needs heads or a model where there are none.
+    """
     if isinstance(config, str):
         config = DrafterConfig(config)
     config.check()
     check_heads(config, heads)
     draft_base = settle_draft_base(config, base, draft_base)
-    return _BUILDERS[config.name](config, Parts(base, heads, tree, calibration, draft_base))
+    return _BUILDERS[config.name](config, Ingredients(base, heads, tree, calibration, draft_base, matrices))
 
 
 def build_adaptive(
-    base: Base, heads: Heads | None, sizes: Mapping[int, Tree | Budget], calibration: Calibration
+    base: Base,
+    heads: Heads,
+    sizes: Mapping[int, Tree | DynamicTree],
+    calibration: Calibration,
+    matrices: Matrices | None = None,
 ) -> AdaptiveDrafter:
     """The heads on trees of several sizes, by number of nodes, over the same matrices."""
-    assert heads is not None, "check_heads has seen them"
-    matrices = HeadMatrices(base, heads, max(tree.max_depth for tree in sizes.values()))
-    drafters: dict[int, Drafter] = {
-        n: HeadsDrafter(base, heads, tree, calibration, matrices) if n > 1 else NoDrafter(base)
-        for n, tree in sizes.items()
-    }
+    matrices = matrices or build_matrices(base, heads)
+    drafters = {n: build_drafter("heads", base, heads, tree, calibration, None, matrices) for n, tree in sizes.items()}
     promised = {n: calibration.promise(n, tree.max_depth) for n, tree in sizes.items()}
     return AdaptiveDrafter(
         drafters, {n: tau for n, (tau, _) in promised.items()}, {n: ms for n, (_, ms) in promised.items()}

@@ -1,7 +1,6 @@
 """Matrices of the heads, laid out for drafting one level at a time."""
 
 from collections.abc import Callable, Sequence
-from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from euryale.base.base import Base
-from euryale.decoding.drafters.interface import Known, with_noise
+from euryale.decoding.drafters.interface import DraftInput
 from euryale.decoding.drafters.ngram_index import of_slots
 from euryale.heads.blocks import HeadBody, corrected
 from euryale.heads.heads import Heads
@@ -50,7 +49,7 @@ class TokenTable:
 
 
 class HeadMatrices:
-    """The first `num_heads` heads, ready to be asked one level at a time.
+    """The heads, ready to be asked one level at a time: one set for all trees.
 
     The fast twin of `Heads.head_hidden`: the part of every first matrix that reads the hidden state and the root is
     one product for all heads, and each level adds only what its path brings. Everything is in the base's dtype, or in
@@ -58,7 +57,7 @@ class HeadMatrices:
     """
 
     @torch.no_grad()
-    def __init__(self, base: Base, heads: Heads, num_heads: int) -> None:
+    def __init__(self, base: Base, heads: Heads) -> None:
         self.base = base
         self.dtype = draft_dtype(base)
         self.reads_path = heads.config.reads_path
@@ -66,20 +65,28 @@ class HeadMatrices:
         self.draft_ids = heads.draft_ids
         self._reads_root = heads.config.root_token
         self._embed = TokenTable(base, self.dtype) if self._reads_root else None
-        K, D = num_heads, heads.hidden_size
         self._source = heads
-        self._num_heads = K
-        self._enter_with(K)
+        K, D = heads.num_heads, heads.hidden_size
         firsts = [heads.blocks(k)[0] for k in range(K)]
-        behind_root = [None if f.tokens_in is None else f.tokens_in.weight[:, D:] for f in firsts]
-        self._found_KVF = self._tables_of_found(behind_root) if self.induction else None
+        with_root = [
+            torch.cat([f.hidden_in.weight] + ([f.tokens_in.weight[:, :D]] if f.tokens_in is not None else []), 1)
+            for f in firsts
+        ]
+        self._entry_weight_OC = torch.cat(with_root).to(self.dtype)
+        self._entry_bias_O = torch.cat([f.hidden_in.bias for f in firsts]).to(self.dtype)
+        self._entries: dict[int, Product] = {}  # by number of heads
+        after_root = [None if f.tokens_in is None else f.tokens_in.weight[:, D:] for f in firsts]
+        self._found_KVF = self._tables_of_found(after_root) if self.induction else None
         if self._found_KVF is not None:
-            behind_root = [None if weight_FC is None else weight_FC[:, :-D] for weight_FC in behind_root]
+            after_root = [None if weight_FC is None else weight_FC[:, :-D] for weight_FC in after_root]
         self._paths = [
             None if weight_FC is None or not weight_FC.shape[1] else self._product(weight_FC)
-            for weight_FC in behind_root
+            for weight_FC in after_root
         ]
-        self._bodies = [[_Finish(body, self._product) for body in heads.blocks(k)] for k in range(K)]
+        self._bodies = [
+            [_Finish(body, self._product, is_first=layer == 0) for layer, body in enumerate(heads.blocks(k))]
+            for k in range(K)
+        ]
         if heads.config.output == "shared":
             self._outputs: list[Callable[[Tensor], Tensor]]
             self._outputs = [self._product(heads.draft_weight(0, base.lm_head_weight))] * K  # one copy serves all
@@ -88,20 +95,13 @@ class HeadMatrices:
         else:
             self._outputs = self._corrected_outputs(base.lm_head_weight, K)
 
-    def first(self, num_heads: int) -> "HeadMatrices":
-        """The first of these heads, over the same matrices; what they read first is one smaller product."""
-        part = copy(self)
-        part._num_heads = num_heads
-        part._enter_with(num_heads)
-        return part
-
     def _product(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> Product:
         return packed(weight_OI.to(self.dtype).contiguous(), None if bias_O is None else bias_O.to(self.dtype))
 
-    def _tables_of_found(self, behind_root: Sequence[Tensor | None]) -> list[Tensor] | None:
+    def _tables_of_found(self, after_root: Sequence[Tensor | None]) -> list[Tensor] | None:
         """For each head what every token brings that followed earlier, [V + 1, F], -1 zeros; None: too much to keep."""
         D, V = self._source.hidden_size, self.base.vocab_size
-        weights = [weight_FC[:, -D:].to(self.dtype) for weight_FC in behind_root if weight_FC is not None]
+        weights = [weight_FC[:, -D:].to(self.dtype) for weight_FC in after_root if weight_FC is not None]
         if self._embed is None or sum(map(Tensor.numel, weights)) // D * V > _TABLE_ENTRIES:
             return None
         tokens_V = torch.cat([torch.arange(V), torch.tensor([-1])]).to(self.base.device)
@@ -123,33 +123,28 @@ class HeadMatrices:
         return outputs
 
     @torch.no_grad()
-    def _enter_with(self, num_heads: int) -> None:
-        D = self._source.hidden_size
-        firsts = [self._source.blocks(k)[0] for k in range(num_heads)]
-        with_root = [
-            torch.cat([f.hidden_in.weight] + ([f.tokens_in.weight[:, :D]] if f.tokens_in is not None else []), 1)
-            for f in firsts
-        ]
-        if num_heads:  # a tree of the root alone asks no head
-            bias = torch.cat([f.hidden_in.bias for f in firsts])
-            self._entry = self._product(torch.cat(with_root), bias)  # [C, and D for the root] -> [K x F]
+    def prepare(self, num_heads: int) -> None:
+        """Lays out the first matrices of so many heads as one product, [C, and D for the root] -> [K x F].
 
-    def enter(self, known: Known) -> Entry:
-        """What hidden state and root bring to every head; once a step."""
-        states_BC = known.hidden_BD.to(self.dtype)
-        entry = states_BC if self._embed is None else torch.cat([states_BC, self._embed(known.root_B)], -1)
-        return Entry(
-            states_BC[:, None, : self.base.hidden_size], self._entry(entry).unflatten(-1, (self._num_heads, -1))
-        )
+        On a GPU it is a view of those of all heads; on a CPU each number of heads needs a layout of its own.
+        """
+        if num_heads and num_heads not in self._entries:
+            F = len(self._entry_bias_O) // self._source.num_heads
+            weight_OC, bias_O = self._entry_weight_OC[: num_heads * F], self._entry_bias_O[: num_heads * F]
+            self._entries[num_heads] = packed(weight_OC, bias_O)
 
-    def scores(
-        self, k: int, known: Known, entry: Entry, path_BPC: Tensor | None, found_BP: Tensor | None = None
-    ) -> Tensor:
-        """Head k's scores [B, P, V] over the draft vocabulary, whose best are its candidates.
+    def enter(self, draft_input: DraftInput, num_heads: int) -> Entry:
+        """What hidden state and root bring to the first `num_heads` heads (`prepare`d before); once a step."""
+        states_BC = draft_input.hidden_BD.to(self.dtype)
+        reads_BC = states_BC if self._embed is None else torch.cat([states_BC, self._embed(draft_input.root_B)], -1)
+        inner_BKF = self._entries[num_heads](reads_BC).unflatten(-1, (num_heads, -1))
+        return Entry(states_BC[:, None, : self.base.hidden_size], inner_BKF)
+
+    def logits(self, k: int, entry: Entry, path_BPC: Tensor | None, found_BP: Tensor | None = None) -> Tensor:
+        """Head k's logits [B, P, V] over the draft vocabulary.
 
         path_BPC: embeddings of each parent's path below the root, side by side; None at the root and where the heads
-        do not read it. found_BP: with `induction` what followed each path's end earlier (-1: nothing). At T > 0 the
-        scores are logits / T and the noise of the tokens' position.
+        do not read it. found_BP: with `induction` what followed each path's end earlier (-1: nothing).
         """
         inner_BPF = entry.inner_BKF[:, k : k + 1]
         path = self._paths[k]
@@ -163,7 +158,7 @@ class HeadMatrices:
         x_BPD = entry.hidden_B1D
         for layer, body in enumerate(self._bodies[k]):
             x_BPD = body(x_BPD, inner_BPF if layer == 0 else None)
-        return with_noise(self._outputs[k](x_BPD), known, k, self.draft_ids)
+        return self._outputs[k](x_BPD)
 
     def extend(self, path_BPC: Tensor | None, slots: Tensor, tokens_BP: Tensor) -> Tensor | None:
         """The paths one token longer: `slots` says whose path each token continues ([P], or [B, P] by row)."""
@@ -178,13 +173,17 @@ class HeadMatrices:
 class _Finish:
     """A head body over products."""
 
-    def __init__(self, body: HeadBody, product: Callable[..., Product]) -> None:
+    def __init__(self, body: HeadBody, product: Callable[..., Product], is_first: bool) -> None:
+        """is_first: its first matrix is asked with those of the other heads (HeadMatrices.enter)."""
         self._out = None if body.out is None else product(body.out.weight)
-        self._entry = product(body.hidden_in.weight, body.hidden_in.bias)
+        self._entry = None if is_first else product(body.hidden_in.weight, body.hidden_in.bias)
         self._is_residual = body.residual
 
     def __call__(self, x: Tensor, inner: Tensor | None) -> Tensor:
-        inner = silu(self._entry(x) if inner is None else inner)
+        if inner is None:
+            assert self._entry is not None, "the first body is given what it reads"
+            inner = self._entry(x)
+        inner = silu(inner)
         answer = inner if self._out is None else self._out(inner)
         return x + answer if self._is_residual else answer
 
@@ -200,7 +199,7 @@ class _Corrected:
 
 
 def draft_dtype(base: Base) -> torch.dtype:
-    """The dtype that heads are asked in: for matrices worth it (products.py) bfloat16, where that is quick."""
+    """The dtype that heads are asked in: for matrices worth it (packed_linear.py) bfloat16, where that is quick."""
     is_large = base.hidden_size >= _LARGE
     is_quick = is_large and base.device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if base.dtype == torch.float32 and is_quick else base.dtype

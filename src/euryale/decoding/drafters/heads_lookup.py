@@ -1,4 +1,4 @@
-"""How do copied tokens join the tree of the heads?
+"""Copied tokens in the tree of the heads.
 
 The heads fill their tree; the likeliest continuation found in the row's own text (lookup.py) follows that tree as far
 as it says the same, and where they part it hangs its own chain of spare nodes. Siblings stay different, and text that
@@ -7,16 +7,18 @@ repeats is drafted further than the heads reach.
 Letters: B batch, R rows of a shape, N nodes of the heads' tree, S spare nodes, C tokens of a continuation.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from euryale.base.base import Base
-from euryale.decoding.drafters.interface import Draft, Drafter, Known
+from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput
 from euryale.decoding.drafters.lookup import Memory
 from euryale.decoding.tree.tree import Shape
 
 
-class HeadsLookupDrafter:
+class HeadsLookupDrafter(Drafter):
     """A heads drafter and `spare` nodes more."""
 
     def __init__(self, base: Base, heads: Drafter, spare: int) -> None:
@@ -26,31 +28,31 @@ class HeadsLookupDrafter:
         self._memories: list[Memory] = []
         self.num_nodes = heads.num_nodes + spare
         self.max_depth = heads.max_depth + spare
-        self.layers = heads.layers
-        self.reader = heads.reader
+        self.layers, self.reads_text = heads.layers, heads.reads_text
 
     def begin(self, num_rows: int, num_slots: int) -> "HeadsLookupDrafter":
         return HeadsLookupDrafter(self._base, self._heads.begin(num_rows, num_slots), self._spare)
 
-    def admit(self, row: int) -> None:
-        """Nothing of the text before is looked up."""
-        self._heads.admit(row)
+    def add(self, row: int) -> None:
+        self._heads.add(row)
         self._memories[row : row + 1] = [Memory()]
 
-    def retire(self, row: int) -> None:
-        """The last row's memory goes on in this place."""
-        self._heads.retire(row)
+    def swap_remove(self, row: int) -> None:
+        self._heads.swap_remove(row)
         self._memories[row] = self._memories[-1]
         self._memories.pop()
 
-    def propose(self, known: Known) -> Draft:
+    def read(self, row: int, states_BTC: Tensor, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> None:
+        self._heads.read(row, states_BTC, tokens, starts)
+
+    def propose(self, draft_input: DraftInput) -> Draft:
         chains = []
-        for memory, ids in zip(self._memories, known.ids, strict=True):
-            memory.read(ids)
+        for memory, text in zip(self._memories, draft_input.texts, strict=True):
+            memory.read(text)
             chains.append(memory.chain(self.max_depth))
         lengths_B = torch.tensor([len(chain) for chain in chains], device=self._base.device)
         padded = [chain + [0] * (self.max_depth - len(chain)) for chain in chains]
-        draft = self._heads.propose(known)
+        draft = self._heads.propose(draft_input)
         return graft(draft, torch.tensor(padded, device=self._base.device), lengths_B, self._spare, self.max_depth)
 
 

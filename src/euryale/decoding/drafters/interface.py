@@ -1,6 +1,6 @@
-"""What do the step and a drafter say to each other?
+"""What the decode step and a drafter tell each other.
 
-The step says what is Known. The drafter answers with a Draft: N tokens, and the Shape in which they hang together.
+The step gives a DraftInput. The drafter answers with a Draft: N tokens, and the Shape of the tree that they make.
 N is the same in every step, or one of a few sizes; tokens, and for some drafters parents, differ from step to step
 and from row to row. Fewer candidates than nodes is a mask: an empty node is computed with the others, never accepted.
 
@@ -11,21 +11,20 @@ V vocabulary.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from euryale.decoding.tree.tree import Shape
 
 
-class Known(NamedTuple):
+class DraftInput(NamedTuple):
     """What is known when a step begins."""
 
-    hidden_BD: Tensor  # the base's final state at the last committed token, and those of the drafter's `layers` behind
+    hidden_BD: Tensor  # the base's final state at the last committed token, then those of the drafter's `layers`
     root_B: Tensor  # the token after it, decided but not in the cache yet
-    noise_BPV: Tensor | None  # keyed noise of the positions after the root's, nearest first; None at T = 0
-    temperature: float | Tensor  # [B, 1, 1] where rows differ; those at T = 0 have no noise and count as 1
-    ids: Sequence[Sequence[int]] = ()  # each row's prompt and answer so far, its root last
-    targets: Sequence[Sequence[int]] = ()  # what the base chose behind each node of a row's last draft; new rows: none
+    noise_BPV: Tensor | None = None  # keyed noise of the positions after the root's, nearest first; None at T = 0
+    temperature_B11: Tensor | float = 1.0  # rows at T = 0 have no noise and count as 1
+    texts: Sequence[Sequence[int]] = ()  # each row's prompt and answer so far, its root last
+    targets: Sequence[Sequence[int]] = ()  # the base's token after each node of a row's last draft; new rows: none
     process: Callable[[Tensor, Tensor | None], Tensor] | None = None  # scores [B, P, V] of these ids (None: all) as the
     # settings of the rows change them: bias, bans, penalties of the text so far
     draws: bool = False  # the noise is the drafter's own: candidates are draws, and the draft says of what (log_q_BNV)
@@ -41,74 +40,36 @@ class Draft(NamedTuple):
     # nodes; None: they were named with certainty. Only a drafter that was asked to draw gives it.
     log_q_BNV: Tensor | None = None
 
-    def of_rows(self, rows_G: Tensor) -> "Draft":
-        """The draft of some of its rows."""
-        shape = self.shape if len(self.shape.parents_RN) == 1 else Shape(*(part[rows_G] for part in self.shape))
-        is_real_GN = None if self.is_real_BN is None else self.is_real_BN[rows_G]
-        log_q_GNV = None if self.log_q_BNV is None else self.log_q_BNV[rows_G]
-        return Draft(self.tokens_BN[rows_G], shape, is_real_GN, log_q_GNV)
-
-
-def log_q(scores_BPV: Tensor, known: Known, level: int, ids: Tensor | None) -> Tensor:
-    """The log of what candidates with these scores were drawn from, [B, P, V], over the whole vocabulary.
-
-    scores = log q + Gumbel noise, so their best are a draw from q without replacement. `ids` are the tokens that the
-    scores stand for; None: all.
-    """
-    assert known.noise_BPV is not None, "drawing needs noise"
-    noise_BV = known.noise_BPV[:, level]
-    if ids is None:
-        return (scores_BPV - noise_BV[:, None]).log_softmax(-1)
-    log_q_BPV = scores_BPV.new_full((*scores_BPV.shape[:2], noise_BV.shape[-1]), -torch.inf)
-    log_q_BPV[..., ids] = (scores_BPV - noise_BV[:, ids][:, None]).log_softmax(-1)
-    return log_q_BPV
-
-
-def with_noise(scores_BPV: Tensor, known: Known, level: int, ids: Tensor | None) -> Tensor:
-    """What candidates `level` + 1 tokens behind the root are ranked by: at T > 0 logits / T and their position's noise.
-
-    `ids` are the tokens that the scores stand for; None: all.
-    """
-    if known.process is not None:
-        scores_BPV = known.process(scores_BPV, ids)
-    if known.noise_BPV is None:
-        return scores_BPV
-    noise_BV = known.noise_BPV[:, level]
-    if ids is not None:
-        noise_BV = noise_BV[:, ids]
-    return scores_BPV.float() / known.temperature + noise_BV[:, None]
-
-
-class TextReader(Protocol):
-    """Is told what the base says of every token that is committed."""
-
-    def read(self, row: int, states_BTC: Tensor, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> None:
-        """Rows `row` and those behind it: the base's states from position starts[b] on, as in Known.hidden_BD.
-
-        tokens[b] are the tokens behind these positions, one each; what states_BTC holds beyond them means nothing.
-        What was read before of a row from its start on is forgotten.
-        """
-        ...
-
 
 class Drafter(Protocol):
-    """Fills at most num_nodes nodes, at most max_depth below the root. Siblings carry different tokens."""
+    """Fills at most num_nodes nodes, at most max_depth below the root. Siblings carry different tokens.
+
+    A drafter inherits what is the same for drafters that remember nothing of a row.
+    """
 
     num_nodes: int
     max_depth: int
-    layers: tuple[int, ...]  # of the base whose outputs it reads beside the last, numbered from 1
-    reader: TextReader | None  # who follows the text as it is committed; None: nobody
+    layers: tuple[int, ...] = ()  # of the base, numbered from 1, whose outputs it reads after the last one's
+    reads_text: bool = False  # whether `read` is to be called
 
     def begin(self, num_rows: int, num_slots: int) -> "Drafter":
         """The drafter of at most num_rows rows of num_slots tokens, none of which lives; itself if it has no memory."""
-        ...
+        return self
 
-    def admit(self, row: int) -> None:
-        """A new text takes this row: the place of one that ended, or the next behind the last."""
-        ...
+    def add(self, row: int) -> None:
+        """Makes `row` live with a new text: an ended row's place, or the next after the last."""
+        return None
 
-    def retire(self, row: int) -> None:
-        """The row has ended; the last one goes on in its place."""
-        ...
+    def swap_remove(self, row: int) -> None:
+        """Removes an ended row; the last row takes its slot."""
+        return None
 
-    def propose(self, known: Known) -> Draft: ...
+    def read(self, row: int, states_BTC: Tensor, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> None:
+        """Rows `row` and those after it: the base's states from position starts[b] on, as in DraftInput.hidden_BD.
+
+        tokens[b] are the tokens after these positions, one each; what states_BTC holds beyond them means nothing.
+        What was read before of a row from its start on is forgotten.
+        """
+        return None
+
+    def propose(self, draft_input: DraftInput) -> Draft: ...

@@ -1,4 +1,4 @@
-"""How does a base draft for itself? Lookahead decoding (Fu et al. 2024): Jacobi iteration and a pool of n-grams.
+"""Lookahead decoding (Fu et al. 2024): a base drafts for itself, by Jacobi iteration and a pool of n-grams.
 
 Every step carries a window of guesses: `window` columns, each a chain of ngram - 1 tokens that start one position
 further than the column before it. What the base says behind a column's last guess makes its chain an n-gram, which
@@ -19,39 +19,36 @@ holds the n-grams of prompt and answer.
 from collections.abc import Sequence
 
 from euryale.base.base import Base
-from euryale.decoding.drafters.interface import Draft, Known, TextReader
-from euryale.decoding.drafters.padded import Nodes, RaggedDraft
+from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput
+from euryale.decoding.drafters.padded import Nodes, PaddedDraft
 
 
-class LookaheadDrafter:
+class LookaheadDrafter(Drafter):
     """Needs a base alone: no training, no second model."""
-
-    layers: tuple[int, ...] = ()
-    reader: TextReader | None = None
 
     def __init__(self, base: Base, window: int, ngram: int, candidates: int, num_nodes: int) -> None:
         """num_nodes: of a step at most; n-grams come first, then the window as far as there is room."""
         self._base = base
-        self._how = (window, ngram, candidates)
-        self.num_nodes = min(num_nodes, most_nodes(*self._how))
+        self._window, self._ngram, self._candidates = window, ngram, candidates
+        self.num_nodes = min(num_nodes, most_nodes(window, ngram, candidates))
         self.max_depth = min(self.num_nodes - 1, max(window - 1 + ngram - 2, ngram - 1))
         self._rows: list[Iteration] = []
-        self._ragged = RaggedDraft(self.num_nodes, self.max_depth, base.device)
+        self._padded = PaddedDraft(self.num_nodes, self.max_depth, base.device)
 
     def begin(self, num_rows: int, num_slots: int) -> "LookaheadDrafter":
-        return LookaheadDrafter(self._base, *self._how, self.num_nodes)
+        return LookaheadDrafter(self._base, self._window, self._ngram, self._candidates, self.num_nodes)
 
-    def admit(self, row: int) -> None:
-        self._rows[row : row + 1] = [Iteration(*self._how, self.num_nodes)]
+    def add(self, row: int) -> None:
+        self._rows[row : row + 1] = [Iteration(self._window, self._ngram, self._candidates, self.num_nodes)]
 
-    def retire(self, row: int) -> None:
+    def swap_remove(self, row: int) -> None:
         self._rows[row] = self._rows[-1]
         self._rows.pop()
 
-    def propose(self, known: Known) -> Draft:
-        targets = known.targets or [()] * len(self._rows)
-        rows = [row.nodes(*text) for row, *text in zip(self._rows, known.ids, targets, strict=True)]
-        return self._ragged.of(known.root_B, rows)
+    def propose(self, draft_input: DraftInput) -> Draft:
+        targets = draft_input.targets or [()] * len(self._rows)
+        texts = zip(self._rows, draft_input.texts, targets, strict=True)
+        return self._padded.of(draft_input.root_B, [row.nodes(text, chosen) for row, text, chosen in texts])
 
 
 def pad(guesses: list[int | None], num: int) -> list[int | None]:

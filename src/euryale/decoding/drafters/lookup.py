@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from euryale.base.base import Base
-from euryale.decoding.drafters.interface import Draft, Known, TextReader
-from euryale.decoding.drafters.padded import Nodes, RaggedDraft
-from euryale.decoding.tree.tree import Budget, Tree
+from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput
+from euryale.decoding.drafters.padded import Nodes, PaddedDraft
+from euryale.decoding.tree.tree import DynamicTree, Tree
 
 _ANCHOR = 3  # tokens that the index knows; longer matches are compared
 _LONGEST = 16  # tokens compared at most
@@ -91,38 +91,35 @@ class Memory:
         return known
 
 
-class LookupDrafter:
+class LookupDrafter(Drafter):
     """Copies from the row's own text; needs no training and no model."""
 
-    layers: tuple[int, ...] = ()
-    reader: TextReader | None = None
-
-    def __init__(self, base: Base, tree: Tree | Budget) -> None:
+    def __init__(self, base: Base, tree: Tree | DynamicTree) -> None:
         self.tree = tree
         self.num_nodes, self.max_depth = tree.num_nodes, tree.max_depth
         self._base = base
         self._memories: list[Memory] = []
-        self._ragged = RaggedDraft(self.num_nodes, self.max_depth, base.device)
+        self._padded = PaddedDraft(self.num_nodes, self.max_depth, base.device)
 
     def begin(self, num_rows: int, num_slots: int) -> "LookupDrafter":
         return LookupDrafter(self._base, self.tree)
 
-    def admit(self, row: int) -> None:
+    def add(self, row: int) -> None:
         self._memories[row : row + 1] = [Memory()]
 
-    def retire(self, row: int) -> None:
+    def swap_remove(self, row: int) -> None:
         self._memories[row] = self._memories[-1]
         self._memories.pop()
 
-    def propose(self, known: Known) -> Draft:
+    def propose(self, draft_input: DraftInput) -> Draft:
         rows = []
-        for memory, ids in zip(self._memories, known.ids, strict=True):
+        for memory, ids in zip(self._memories, draft_input.texts, strict=True):
             memory.read(ids)
             rows.append(arrange(memory.guess(self.max_depth), self.tree))
-        return self._ragged.of(known.root_B, rows)
+        return self._padded.of(draft_input.root_B, rows)
 
 
-def arrange(root: Guess, tree: Tree | Budget) -> Nodes:
+def arrange(root: Guess, tree: Tree | DynamicTree) -> Nodes:
     """The nodes that carry a candidate."""
     tokens, parents = [root.token], [0]
     if isinstance(tree, Tree):

@@ -1,6 +1,6 @@
-"""What followed in this text when the last tokens of a path stood here before?
+"""The token that followed, earlier in a text, the last tokens of a path.
 
-The fast twin of model/induction.py. The last three tokens of a place are one number, so that a level compares the ends
+The fast twin of heads/induction.py. The last three tokens of a place are one number, so that a level compares the ends
 of its paths with all places of the text, for all lengths of a suffix, in one operation. Nothing waits for the device.
 Where the device is the processor itself there is nothing to wait for, and a dictionary is a third of the time.
 
@@ -20,12 +20,14 @@ _BEFORE_A_TEXT, _BEFORE_A_PATH = _TOKEN, _TOKEN - 1  # not alike: what is not th
 _WHOLE = (1 << _BITS * MOST_INDUCTION) - 1
 
 
-def recall(longest: int, num_rows: int, num_slots: int, device: torch.device) -> "Recall | HostRecall":
-    """The one for this device. longest: tokens of a suffix at most; num_rows texts of num_slots tokens at first."""
-    return HostRecall(longest) if device.type == "cpu" else Recall(longest, num_rows, num_slots, device)
+def build_ngram_index(
+    longest: int, num_rows: int, num_slots: int, device: torch.device
+) -> "NgramIndex | HostNgramIndex":
+    """The index for this device. longest: tokens of a suffix at most; num_rows texts of num_slots tokens at first."""
+    return HostNgramIndex(longest) if device.type == "cpu" else NgramIndex(longest, num_rows, num_slots, device)
 
 
-class HostRecall:
+class HostNgramIndex:
     """For each row and length of a suffix a dictionary from suffixes to what followed them last."""
 
     def __init__(self, longest: int) -> None:
@@ -33,19 +35,19 @@ class HostRecall:
         self._rows: list[list[dict[int, int]]] = []
         self._lengths: list[int] = []  # of each row's text so far
 
-    def admit(self, row: int) -> None:
-        """As in Recall."""
+    def add(self, row: int) -> None:
+        """As in NgramIndex."""
         self._rows[row : row + 1] = [[{} for _ in self._masks]]
         self._lengths[row : row + 1] = [0]
 
-    def retire(self, row: int) -> None:
-        """As in Recall."""
+    def swap_remove(self, row: int) -> None:
+        """As in NgramIndex."""
         self._rows[row], self._lengths[row] = self._rows[-1], self._lengths[-1]
         self._rows.pop()
         self._lengths.pop()
 
     def read(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        """As in Recall."""
+        """As in NgramIndex."""
         for row, text in enumerate(texts):
             first = max(self._lengths[row] - 1, 0)
             for suffix, behind in zip(_suffixes(text, first, len(text) - 1), text[first + 1 :], strict=True):
@@ -55,7 +57,7 @@ class HostRecall:
         return torch.tensor([[_end(text)] for text in texts])
 
     def followers(self, ends_BP: Tensor) -> Tensor:
-        """As in Recall."""
+        """As in NgramIndex."""
         return torch.tensor(
             [[self._find(row, end) for end in ends] for row, ends in zip(self._rows, ends_BP.tolist(), strict=True)]
         )
@@ -68,7 +70,7 @@ class HostRecall:
         return -1
 
 
-class Recall:
+class NgramIndex:
     """What stands where in each row's text, and what followed it."""
 
     def __init__(self, longest: int, num_rows: int, num_slots: int, device: torch.device) -> None:
@@ -80,13 +82,13 @@ class Recall:
         self._lengths: list[int] = []  # of each row's text so far
         self._resize(num_slots)
 
-    def admit(self, row: int) -> None:
-        """A new text takes this row: that of one that ended, or the next behind the last."""
+    def add(self, row: int) -> None:
+        """Makes `row` live with a new text: an ended row's place, or the next after the last."""
         self._lengths[row : row + 1] = [0]
         self._suffixes_BLS[row] = -1
 
-    def retire(self, row: int) -> None:
-        """The row has ended; the last one goes on in its place."""
+    def swap_remove(self, row: int) -> None:
+        """Removes an ended row; the last row takes its slot."""
         last = len(self._lengths) - 1
         self._both_BLS[row] = self._both_BLS[last]
         self._lengths[row] = self._lengths[last]

@@ -1,4 +1,4 @@
-"""How do rows whose trees differ in size and shape become one draft?
+"""One draft of rows whose trees differ in size and shape.
 
 Rows are filled up with nodes that carry no candidate. A step has one of a few sizes, none larger than needed; where no
 row found anything it is a plain step of one node.
@@ -19,7 +19,7 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # nodes of a step: few different sh
 Nodes = tuple[list[int], list[int]]  # tokens and parents of a row's nodes, the root first, parents before children
 
 
-class RaggedDraft:
+class PaddedDraft:
     """Drafts of at most num_nodes nodes a row, at most max_depth below the root."""
 
     def __init__(self, num_nodes: int, max_depth: int, device: torch.device) -> None:

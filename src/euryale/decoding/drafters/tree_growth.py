@@ -1,71 +1,88 @@
-"""How does a tree of tokens grow out of scores?
+"""Trees of tokens grown level by level out of logits.
 
-Level by level. `ask` gives the scores of the tokens that may follow each parent of a level, over the vocabulary that
-is drafted from; their best become the parent's children.
+A drafter is an iterator over levels: it yields the logits of the tokens that may follow each parent of a level, and is
+sent the parents of the next level. The best tokens of a level become the parents' children.
 
-A FixedTree takes the candidates of the ranks that it was made of. BestFirst spends a budget of nodes where they look
-likeliest in this step: the chance of a path is the product of its tokens' shares of the softmax of their scores. Where
-the drafter is sure the tree becomes a chain, where it hesitates it becomes wide (Li et al. 2024, EAGLE-2, section 4).
-Drafters tend to be surer than they are right: where it was counted how often the candidate of each rank is right, a
-token's chance is the geometric mean of its share and that.
+A FixedGrowth takes the candidates of the ranks that its tree was made of. A DynamicGrowth spends a number of nodes
+where they look likeliest in this step: the chance of a path is the product of its tokens' shares of the softmax of
+their scores. Where the drafter is sure the tree becomes a chain, where it hesitates it becomes wide (Li et al. 2024,
+EAGLE-2, section 4). Drafters tend to be surer than they are right: where it was counted how often the candidate of each
+rank is right, a token's chance is the geometric mean of its share and that.
 
 Letters: B batch, N nodes, V vocabulary, P parents of a level, C children of a level, R candidates a parent, M all
 candidates of a step.
 """
 
-from typing import NamedTuple, Protocol
+from collections.abc import Generator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from euryale.decoding.drafters.interface import Draft
+from euryale.decoding.drafters.interface import Draft, DraftInput
 from euryale.decoding.tree.calibration import Calibration
-from euryale.decoding.tree.tree import Budget, Shape, Tree
+from euryale.decoding.tree.tree import DynamicTree, Shape, Tree
 
-_MOST_RANKS = 10  # candidates a parent in a tree that grows best first: what calibration counts as well
+_MOST_RANKS = 10  # candidates a parent in a dynamic tree: what calibration counts as well
 MOST_PARENTS = 8  # nodes of a level whose children it asks for, in trees of _NODES_A_PARENT times as many and more
 _NODES_A_PARENT = 8
 _LEAST_CHANCE = -30.0  # of a token, in nats: keeps the sums small enough for the next line to count
-_DEPTH_COST = 1e-4  # nats: puts a child behind its parent where rounding makes them equal
+_DEPTH_COST = 1e-4  # nats: puts a child after its parent where rounding makes them equal
 
 
-class Ask(Protocol):
-    """Scores [B, P, V] of what may follow each parent; P = 1 where they are the same for all.
+class Parents(NamedTuple):
+    """The nodes of a level whose children are wanted next."""
 
-    The parents of level 0 are the roots. Below, slots says which parent of the level above each token continues
-    ([P], or [B, P] where rows differ), and tokens_BP are the parents themselves.
-    """
-
-    def __call__(self, level: int, slots: Tensor | None, tokens_BP: Tensor | None) -> Tensor: ...
+    slots: Tensor  # which parent of the level above each of them continues; [P], or [B, P] where rows differ
+    tokens_BP: Tensor
 
 
-class Growth(Protocol):
-    num_nodes: int
-    max_depth: int
-
-    def grow(self, root_B: Tensor, ask: Ask, draft_ids: Tensor | None) -> Draft:
-        """draft_ids turns a place among the scores into a token; None: the place is the token."""
-        ...
-
-    def spread(self, log_q: list[Tensor]) -> Tensor | None:
-        """What each level's candidates were drawn from, [B, P, V] -> the same by node, [B, N, V] (Draft.log_q_BNV).
-
-        None where nothing was drawn, or where the tree chose among what was drawn: then candidates are named.
-        """
-        ...
+# Yields logits [B, P, V] of what may follow each parent of a level (P = 1 where they are the same for all parents), and
+# is sent the parents of the next level. The only parent of level 0 is the root.
+Levels = Generator[Tensor, Parents, None]
 
 
 def build_growth(
-    tree: Tree | Budget,
+    tree: Tree | DynamicTree,
     num_candidates: int,
     device: torch.device,
     per_parent: bool,
     calibration: Calibration | None = None,
-) -> Growth:
+) -> "TreeGrowth":
     """per_parent: whether a parent's candidates depend on it, or are the same for its whole level."""
-    if isinstance(tree, Budget):
-        return BestFirst(tree, num_candidates, device, calibration)
-    return FixedTree(tree, device, per_parent)
+    if isinstance(tree, DynamicTree):
+        return DynamicGrowth(tree, num_candidates, device, calibration)
+    return FixedGrowth(tree, device, per_parent)
+
+
+def rank(logits_BPV: Tensor, draft_input: DraftInput, level: int, ids: Tensor | None) -> Tensor:
+    """The scores that candidates `level` + 1 tokens after the root are ranked by: those the verifier will draw with.
+
+    Processed logits; at T > 0 divided by T, with their position's noise. `ids` are the tokens that the logits stand
+    for; None: all.
+    """
+    if draft_input.process is not None:
+        logits_BPV = draft_input.process(logits_BPV, ids)
+    if draft_input.noise_BPV is None:
+        return logits_BPV
+    noise_BV = draft_input.noise_BPV[:, level]
+    if ids is not None:
+        noise_BV = noise_BV[:, ids]
+    return logits_BPV.float() / draft_input.temperature_B11 + noise_BV[:, None]
+
+
+def log_q(scores_BPV: Tensor, draft_input: DraftInput, level: int, ids: Tensor | None) -> Tensor:
+    """The log of what candidates with these scores were drawn from, [B, P, V], over the whole vocabulary.
+
+    scores = log q + Gumbel noise (rank), so their best are a draw from q without replacement.
+    """
+    assert draft_input.noise_BPV is not None, "drawing needs noise"
+    noise_BV = draft_input.noise_BPV[:, level]
+    if ids is None:
+        return (scores_BPV - noise_BV[:, None]).log_softmax(-1)
+    log_q_BPV = scores_BPV.new_full((*scores_BPV.shape[:2], noise_BV.shape[-1]), -torch.inf)
+    log_q_BPV[..., ids] = (scores_BPV - noise_BV[:, ids][:, None]).log_softmax(-1)
+    return log_q_BPV
 
 
 class _Level(NamedTuple):
@@ -78,37 +95,45 @@ class _Level(NamedTuple):
     slots_P: Tensor  # each such child's own parent slot, whose path it continues
 
 
-class FixedTree:
+class FixedGrowth:
     """The same nodes in every step."""
 
     def __init__(self, tree: Tree, device: torch.device, per_parent: bool) -> None:
         self.num_nodes, self.max_depth = tree.num_nodes, tree.max_depth
         self._shape = Shape.of_tree(tree, device)
-        self._levels = _plan(tree, per_parent, device)
+        self._levels = _plan_levels(tree, per_parent, device)
         order = [0] + [node for depth in range(1, tree.max_depth + 1) for node in _nodes_at(tree, depth)]
         place = sorted(range(tree.num_nodes), key=order.__getitem__)
         self._place_N = None if place == list(range(tree.num_nodes)) else torch.tensor(place, device=device)
 
-    def grow(self, root_B: Tensor, ask: Ask, draft_ids: Tensor | None) -> Draft:
-        tokens = [root_B[:, None]]
-        slots: Tensor | None = None
-        parents_BP: Tensor | None = None
+    def grow(self, draft_input: DraftInput, levels: Levels, draft_ids: Tensor | None) -> Draft:
+        """draft_ids turns a place among the logits into a token; None: the place is the token."""
+        tokens = [draft_input.root_B[:, None]]
+        drawn_from: list[Tensor] = []
+        parents: Parents | None = None
         for number, level in enumerate(self._levels):
-            candidates = _best_ids(ask(number, slots, parents_BP), level.num_ranks)
+            logits_BPV = next(levels) if parents is None else levels.send(parents)
+            scores_BPV = rank(logits_BPV, draft_input, number, draft_ids)
+            if draft_input.draws:
+                drawn_from.append(log_q(scores_BPV, draft_input, number, draft_ids))
+            candidates = _best_ids(scores_BPV, level.num_ranks)
             children_BC = candidates.flatten(1).index_select(1, level.child_slots_C)
             if draft_ids is not None:
                 children_BC = draft_ids[children_BC]
             tokens.append(children_BC)
-            slots, parents_BP = level.slots_P, children_BC.index_select(1, level.parents_P)
+            parents = Parents(level.slots_P, children_BC.index_select(1, level.parents_P))
         tokens_BN = torch.cat(tokens, 1)
-        return Draft(tokens_BN if self._place_N is None else tokens_BN.index_select(1, self._place_N), self._shape)
+        if self._place_N is not None:
+            tokens_BN = tokens_BN.index_select(1, self._place_N)
+        return Draft(tokens_BN, self._shape, log_q_BNV=self._by_node(drawn_from))
 
-    def spread(self, log_q: list[Tensor]) -> Tensor | None:
-        if not log_q:
+    def _by_node(self, drawn_from: list[Tensor]) -> Tensor | None:
+        """What each level's candidates were drawn from, [B, P, V] -> the same by node, [B, N, V]."""
+        if not drawn_from:
             return None
-        B, _, V = log_q[0].shape
-        log_q_BNV = log_q[0].new_full((B, self.num_nodes, V), -torch.inf)  # a node without children draws nothing
-        for level, log_q_BPV in zip(self._levels, log_q, strict=True):
+        B, _, V = drawn_from[0].shape
+        log_q_BNV = drawn_from[0].new_full((B, self.num_nodes, V), -torch.inf)  # a node without children draws nothing
+        for level, log_q_BPV in zip(self._levels, drawn_from, strict=True):
             log_q_BNV[:, level.nodes_P] = log_q_BPV
         return log_q_BNV
 
@@ -122,7 +147,7 @@ def _nodes_at(tree: Tree, depth: int) -> list[int]:
     return [node for node in range(tree.num_nodes) if tree.depths[node] == depth]
 
 
-def _plan(tree: Tree, per_parent: bool, device: torch.device) -> list[_Level]:
+def _plan_levels(tree: Tree, per_parent: bool, device: torch.device) -> list[_Level]:
     """Turns a tree into index tensors. Where a level's parents do not differ, one slot stands for all of them."""
     levels = []
     parents = [0]
@@ -149,35 +174,38 @@ def _plan(tree: Tree, per_parent: bool, device: torch.device) -> list[_Level]:
     return levels
 
 
-class BestFirst:
+class DynamicGrowth:
     """The nodes that look best in this step; their number is the same in every step."""
 
     def __init__(
-        self, budget: Budget, num_candidates: int, device: torch.device, calibration: Calibration | None = None
+        self, tree: DynamicTree, num_candidates: int, device: torch.device, calibration: Calibration | None = None
     ) -> None:
         self._device = device
-        self._num_ranks = R = min(_MOST_RANKS, num_candidates, max(1, budget.num_nodes - 1))
+        self._num_ranks = R = min(_MOST_RANKS, num_candidates, max(1, tree.num_nodes - 1))
         # Asking is what drafting costs. On the bundled base two parents gave trees of 4 and 8 nodes, and three those of
         # 16, the tokens a step that eight gave; trees of 64 lost 0.03 to 0.07 with four.
-        self._num_parents = min(MOST_PARENTS, max(2, 1 + budget.num_nodes // _NODES_A_PARENT), budget.num_nodes - 1, R)
-        self.max_depth = min(budget.max_depth, budget.num_nodes - 1)
+        self._num_parents = min(MOST_PARENTS, max(2, 1 + tree.num_nodes // _NODES_A_PARENT), tree.num_nodes - 1, R)
+        self.max_depth = min(tree.max_depth, tree.num_nodes - 1)
         self.num_nodes = 1
         if self.max_depth:
-            self.num_nodes = min(budget.num_nodes, 1 + R + (self.max_depth - 1) * self._num_parents * R)
+            self.num_nodes = min(tree.num_nodes, 1 + R + (self.max_depth - 1) * self._num_parents * R)
 
         self._usual_halves: tuple[Tensor, ...] | None = None  # by level
         if calibration is not None:
             self._usual_halves = (_rank_chances(calibration, self.max_depth, R).log().to(device) / 2).unbind()
 
-    def grow(self, root_B: Tensor, ask: Ask, draft_ids: Tensor | None) -> Draft:
-        B, R = len(root_B), self._num_ranks
-        chance_BP = torch.zeros(B, 1, device=self._device)  # logarithms, of the parents asked now
+    def grow(self, draft_input: DraftInput, levels: Levels, draft_ids: Tensor | None) -> Draft:
+        """As FixedGrowth.grow; candidates are named with certainty, because the tree chooses among what was drawn."""
+        root_B, R = draft_input.root_B, self._num_ranks
+        B = len(root_B)
+        chance_BP = torch.zeros(B, 1, device=self._device)  # logarithms, of the parents of this level
         parents_BP = torch.zeros(B, 1, dtype=torch.long, device=self._device)  # their places among all candidates
-        tokens, chances, parents = [root_B[:, None]], [chance_BP + 1.0], [parents_BP]
-        slots: Tensor | None = None
-        asked_BP: Tensor | None = None
+        tokens, chances, above = [root_B[:, None]], [chance_BP + 1.0], [parents_BP]
+        parents: Parents | None = None
         for level in range(self.max_depth):
-            best_BPR, ids_BPR = ask(level, slots, asked_BP).log_softmax(-1, dtype=torch.float32).topk(R)
+            logits_BPV = next(levels) if parents is None else levels.send(parents)
+            scores_BPV = rank(logits_BPV, draft_input, level, draft_ids)
+            best_BPR, ids_BPR = scores_BPV.log_softmax(-1, dtype=torch.float32).topk(R)
             if self._usual_halves is not None:
                 best_BPR = torch.add(self._usual_halves[level], best_BPR, alpha=0.5)
             chance_BM = (chance_BP[:, :, None] + best_BPR.clamp(min=_LEAST_CHANCE) - _DEPTH_COST).flatten(1)
@@ -187,14 +215,11 @@ class BestFirst:
             first = sum(part.shape[1] for part in tokens)
             tokens.append(ids_BM)
             chances.append(chance_BM)
-            parents.append(parents_BP[:, :, None].expand(-1, -1, R).flatten(1))
+            above.append(parents_BP[:, :, None].expand(-1, -1, R).flatten(1))
             if level + 1 < self.max_depth:
                 chance_BP, best_BP = chance_BM.topk(self._num_parents)
-                parents_BP, slots, asked_BP = first + best_BP, best_BP // R, ids_BM.gather(1, best_BP)
-        return self._keep_best(torch.cat(tokens, 1), torch.cat(chances, 1), torch.cat(parents, 1))
-
-    def spread(self, log_q: list[Tensor]) -> Tensor | None:
-        return None
+                parents_BP, parents = first + best_BP, Parents(best_BP // R, ids_BM.gather(1, best_BP))
+        return self._keep_best(torch.cat(tokens, 1), torch.cat(chances, 1), torch.cat(above, 1))
 
     def _keep_best(self, tokens_BM: Tensor, chances_BM: Tensor, parents_BM: Tensor) -> Draft:
         """The parent of whatever is kept is likelier, hence kept before it: the order is a tree's."""
@@ -216,3 +241,6 @@ def _rank_chances(calibration: Calibration, num_depths: int, num_ranks: int) -> 
             if path[-1] < num_ranks:
                 right_KR[len(path) - 1, path[-1]] += chance
     return (right_KR / reached_K[:-1, None].clamp(min=1e-6)).clamp(min=1e-4)
+
+
+TreeGrowth = FixedGrowth | DynamicGrowth

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from euryale.decoding.tree.calibration import Calibration, nearest
-from euryale.decoding.tree.tree import ROOT_ONLY, Budget, Tree, chain, check_depth, medusa63
+from euryale.decoding.tree.tree import ROOT_ONLY, DynamicTree, Tree, chain, check_depth, medusa63
 from euryale.errors import UserError
 from euryale.heads.heads import Heads
 
@@ -55,7 +55,7 @@ def plan_tree(
     depth: int,
     calibrations: Sequence[Calibration],
     temperature: float,
-) -> Tree | Budget:
+) -> Tree | DynamicTree:
     """The tree of a drafter that reads these heads (None: of one that reaches `depth` tokens ahead).
 
     Raises UserError: a tree deeper than the heads, more nodes than were calibrated.
@@ -73,7 +73,7 @@ def plan_tree(
     elif asked.name == "dynamic":
         usual = nearest(calibrations, temperature).num_nodes if calibrations else DEFAULT_NODES
         limit = nearest(calibrations, temperature).max_depth if calibrations and not asked.num_nodes else None
-        return Budget(asked.num_nodes or usual, min(limit or num_heads, num_heads))
+        return DynamicTree(asked.num_nodes or usual, min(limit or num_heads, num_heads))
     elif asked.name == "calibrated" and calibrations:
         calibration = nearest(calibrations, temperature)
         _check_num_nodes(asked.num_nodes, len(calibration.paths) + 1)
@@ -94,12 +94,12 @@ def plan_tree(
 
 def plan_sizes(
     asked: TreeConfig, heads: Heads, calibrations: Sequence[Calibration], temperature: float
-) -> dict[int, Tree | Budget]:
+) -> dict[int, Tree | DynamicTree]:
     """Trees of every size whose steps were timed, at most `num_nodes` large, by number of nodes.
 
     Raises UserError when too few were timed to choose among.
     """
-    sizes: dict[int, Tree | Budget] = {1: ROOT_ONLY}
+    sizes: dict[int, Tree | DynamicTree] = {1: ROOT_ONLY}
     calibration = nearest(calibrations, temperature) if calibrations else None
     for n in sorted(int(n) for n in calibration.step_ms) if calibration is not None else []:
         if calibration is not None and str(n) in calibration.tau and 1 < n <= (asked.num_nodes or MOST_NODES):
@@ -115,7 +115,7 @@ def plan_sizes(
     return sizes
 
 
-def _without_heads(asked: Tree | TreeConfig, depth: int) -> Tree | Budget:
+def _without_heads(asked: Tree | TreeConfig, depth: int) -> Tree | DynamicTree:
     if isinstance(asked, Tree):
         return asked
     if asked.name == "chain":
@@ -123,7 +123,7 @@ def _without_heads(asked: Tree | TreeConfig, depth: int) -> Tree | Budget:
     if asked.name == "medusa63":
         return medusa63() if asked.max_depth is None else medusa63().pruned(asked.max_depth, MOST_NODES)
     num_nodes = asked.num_nodes or DEFAULT_NODES
-    return Budget(num_nodes, depth) if num_nodes > 1 else ROOT_ONLY
+    return DynamicTree(num_nodes, depth) if num_nodes > 1 else ROOT_ONLY
 
 
 def _check_num_nodes(asked: int | None, most: int) -> None:

@@ -119,7 +119,7 @@ class Tree:
 
 
 @dataclass(frozen=True)
-class Budget:
+class DynamicTree:
     """A number of nodes, the root included, that each step arranges anew: the likeliest first."""
 
     num_nodes: int
