@@ -69,7 +69,7 @@ class AnswerConfig(DecodeConfig):
         return Sampling(**values)
 
     def more_sampling(self) -> MoreSampling:
-        """What was asked beside temperature and top_p."""
+        """The settings that differ from the defaults, except temperature and top_p."""
         asked = self.sampling().keywords()
         return MoreSampling(**{k: v for k, v in asked.items() if k in MoreSampling.__annotations__})  # type: ignore[typeddict-item]
 

@@ -19,12 +19,11 @@ from euryale.decoding.broken import why_broken
 from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput
 from euryale.decoding.kv_cache import KVCache, TreeMask
 from euryale.decoding.logits_processors import LogitsProcessors
+from euryale.decoding.prefill import prefill
 from euryale.decoding.random_streams import Streams
 from euryale.decoding.request import Request
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.sampling_batch import SamplingBatch
-
-_PREFILL_CHUNK = 512  # prompt tokens a forward: bounds the memory of long prompts
 
 
 class Decoder:
@@ -61,7 +60,7 @@ class Decoder:
         self._num_slots = num_slots
         self._masks: dict[int, TreeMask] = {}  # by number of nodes: a drafter has few
         self._samplings: list[Sampling] = []
-        self._settings = SamplingBatch([], device)
+        self._settings: SamplingBatch | None = None  # of these; None: rows have come or gone since
         self._streams = Streams(
             num_rows, self.rule.coupled, self.rule.name == "rejection", base.vocab_size, drafter.num_nodes, device
         )
@@ -84,7 +83,9 @@ class Decoder:
         for place in range(row, after):
             self.drafter.add(place)
         try:
-            hidden_BD = self._prefill(self.cache.part(row, len(requests)), prompts, row)
+            hidden_BD = prefill(
+                self.base, self._forward, self.drafter, self.cache.part(row, len(requests)), prompts, row
+            )
         except BaseException:
             for place in reversed(range(max(row, num_before), after)):
                 self.drafter.swap_remove(place)
@@ -94,7 +95,7 @@ class Decoder:
             self._streams.add(place, request.seed)
             self._processors.add(place, request.sampling, request.prompt, request.stop.ids)
         self._samplings[row:after] = [request.sampling for request in requests]
-        self._settings = SamplingBatch(self._samplings, self.base.device)
+        self._settings = None
         self.texts[row:after] = [list(prompt) for prompt in prompts]
         self._targets[row:after] = [[] for _ in prompts]
         root_B = torch.tensor([prompt[-1] for prompt in prompts], device=self.base.device)
@@ -111,41 +112,10 @@ class Decoder:
         for of_rows in lists:
             of_rows[row] = of_rows[-1]
             of_rows.pop()
-        self._settings = SamplingBatch(self._samplings, self.base.device)
+        self._settings = None
         for rows_BX in (self._root_B, self._hidden_BD):
             rows_BX[row] = rows_BX[-1]
         self._root_B, self._hidden_BD = self._root_B[:-1], self._hidden_BD[:-1]
-
-    def _prefill(self, part: KVCache, prompts: Sequence[Sequence[int]], first_row: int) -> Tensor:
-        """The hidden states [B, D] at each prompt's last token but one; zeros where there is none.
-
-        Rows of different lengths are read together, padded at the end: the padding lies after each row's committed
-        length, where no mask shows it and the first step overwrites it. Longer prompts should come first: rows that
-        were read to their end are left out of the next chunk if no longer one comes after them.
-        """
-        device = self.base.device
-        lengths = [len(prompt) - 1 for prompt in prompts]
-        longest = max(lengths)
-        hidden_BD = torch.zeros(len(prompts), self._hidden_BD.shape[1], dtype=self.base.dtype, device=device)
-        ids = [[*prompt[:-1], *[0] * (longest - length)] for prompt, length in zip(prompts, lengths, strict=True)]
-        ids_BT = torch.tensor(ids, dtype=torch.long, device=device)
-        for begin in range(0, longest, _PREFILL_CHUNK):
-            B = max(row for row, length in enumerate(lengths) if length > begin) + 1
-            del part.lengths[B:]
-            chunk_BT = ids_BT[:B, begin : begin + _PREFILL_CHUNK]
-            T = chunk_BT.shape[1]
-            causal_1TT = torch.ones(1, T, T, dtype=torch.bool, device=device).tril()
-            positions_BT = torch.arange(begin, begin + T, device=device).expand(B, T)
-            mask = TreeMask(T, begin, self.base.dtype, device)
-            hidden_BTD = self._read(part, chunk_BT, positions_BT, mask, causal_1TT)
-            if self.drafter.reads_text:
-                following = [prompt[begin + 1 : begin + T + 1] for prompt in prompts[:B]]
-                self.drafter.read(first_row, hidden_BTD, following, part.lengths)
-            part.commit([list(range(T))] * B)
-            for row, length in enumerate(lengths[:B]):
-                if begin < length <= begin + T:
-                    hidden_BD[row] = hidden_BTD[row, length - 1 - begin]
-        return hidden_BD
 
     @torch.inference_mode()
     def step(self) -> list[list[int]]:
@@ -155,8 +125,9 @@ class Decoder:
         what comes after it: it has to be removed.
         """
         marks = [time.perf_counter()]
-        noise = self._streams.at(self.cache.lengths, self.drafter.max_depth + 1, self._settings)
-        draft = self.drafter.propose(self._draft_input(noise.ranking_BPV))
+        self._settings = settings = self._settings or SamplingBatch(self._samplings, self.base.device)
+        noise = self._streams.at(self.cache.lengths, self.drafter.max_depth + 1, settings)
+        draft = self.drafter.propose(self._draft_input(noise.ranking_BPV, settings))
         marks.append(time.perf_counter())
 
         hidden_BND = self._read_draft(draft)
@@ -164,7 +135,7 @@ class Decoder:
         marks.append(time.perf_counter())
 
         logits_BNV = self._processors.apply(logits_BNV, draft.tokens_BN, draft.shape, self.texts)
-        output = verify(self.rule, draft, logits_BNV, self._settings, noise)
+        output = verify(self.rule, draft, logits_BNV, settings, noise)
         # The one wait of a step: what the host must know travels in one piece.
         flags, is_finite, tokens, targets = torch.stack(
             [output.is_accepted_BN.long(), output.is_finite_BN.long(), draft.tokens_BN, output.targets_BN]
@@ -188,16 +159,16 @@ class Decoder:
             self.seconds[part] += end - begin
         return gained
 
-    def _draft_input(self, noise_BPV: Tensor | None) -> DraftInput:
+    def _draft_input(self, noise_BPV: Tensor | None, settings: SamplingBatch) -> DraftInput:
         return DraftInput(
             self._hidden_BD,
             self._root_B,
             noise_BPV,
-            self._settings.temperature_B11,
+            settings.temperature_B11,
             self.texts,
             self._targets,
             self._processors.guess if self._processors.is_active else None,
-            self._streams.is_rejection and self._settings.has_sampled,
+            self._streams.is_rejection and settings.has_sampled,
         )
 
     def _read_draft(self, draft: Draft) -> Tensor:
@@ -214,14 +185,9 @@ class Decoder:
         self.num_nodes = N = draft.tokens_BN.shape[1]
         if N not in self._masks:
             self._masks[N] = TreeMask(N, self._num_slots, self.base.dtype, self.base.device)
-        return self._read(self.cache, draft.tokens_BN, positions_BN, self._masks[N], draft.shape.ancestors_RNN)
-
-    def _read(
-        self, cache: KVCache, tokens_BN: Tensor, positions_BN: Tensor, mask: TreeMask, ancestors_RNN: Tensor
-    ) -> Tensor:
-        cache.begin(tokens_BN.shape[1])
-        attention_mask = mask.of(cache, ancestors_RNN)
-        return self._forward.hidden(tokens_BN, positions_BN, cache, attention_mask, self.drafter.layers)
+        self.cache.begin(N)
+        mask = self._masks[N].of(self.cache, draft.shape.ancestors_RNN)
+        return self._forward.hidden(draft.tokens_BN, positions_BN, self.cache, mask, self.drafter.layers)
 
     def _commit(
         self, hidden_BND: Tensor, targets_BN: Tensor, paths: list[list[int]], gained: Sequence[Sequence[int]]

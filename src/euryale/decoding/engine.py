@@ -174,7 +174,7 @@ class Engine:
         frequency_penalty, logit_bias, banned_tokens, min_new_tokens.
 
         Raises UserError: an empty prompt without a begin-of-text token to stand for it, a prompt that fills the
-        context, numbers out of range, a base whose logits are no numbers.
+        context, numbers out of range, a base whose logits are not finite.
         """
         is_single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
         asked: Sequence[Prompt] = [prompts] if is_single else prompts  # type: ignore[list-item,assignment]
@@ -241,7 +241,7 @@ class Engine:
         return self._schedule(sampling, num_rows, min(row_tokens, self.base.max_length), max_waiting)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Prompt -> token ids, begin-of-text added as the tokenizer does. Raises UserError for what is no prompt."""
+        """Prompt -> token ids, begin-of-text added as the tokenizer does. Raises UserError for what is not a prompt."""
         return encode(self.base, prompt)
 
     def _schedule(

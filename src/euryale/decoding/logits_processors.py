@@ -30,11 +30,41 @@ class _Row(NamedTuple):
 
 
 class _Penalties(NamedTuple):
-    """[B, 1, 1] each; None where no row asks."""
+    """[B, 1, 1] each, in the dtype of the scores; None where no row asks."""
 
     repetition: Tensor | None
     presence: Tensor | None
     frequency: Tensor | None
+
+
+class _Ends(NamedTuple):
+    """The tokens that would end an answer, of every row with a least length."""
+
+    row_M: Tensor
+    token_M: Tensor
+
+
+class _Batch:
+    """The settings of the live rows, laid out for a step."""
+
+    def __init__(self, rows: Sequence[_Row], device: torch.device) -> None:
+        self._rows, self._device = list(rows), device
+        self.is_active = any(row.sampling.is_processed for row in rows)
+        self.sequences = BannedSequences.of([row.sampling for row in rows], device)
+        ends = {(row, end) for row, (s, _, end_ids) in enumerate(rows) if s.min_new_tokens for end in end_ids}
+        self.ends = _Ends(*torch.tensor(sorted(ends), device=device).unbind(1)) if ends else None
+        self._penalties: dict[torch.dtype, _Penalties] = {}
+
+    def penalties(self, dtype: torch.dtype) -> _Penalties:
+        if dtype not in self._penalties:
+            columns = []
+            for name, off in (("repetition_penalty", 1.0), ("presence_penalty", 0.0), ("frequency_penalty", 0.0)):
+                values = [getattr(row.sampling, name) for row in self._rows]
+                is_asked = any(value != off for value in values)
+                column = torch.tensor(values, dtype=dtype, device=self._device)[:, None, None] if is_asked else None
+                columns.append(column)
+            self._penalties[dtype] = _Penalties(*columns)
+        return self._penalties[dtype]
 
 
 class LogitsProcessors:
@@ -48,12 +78,12 @@ class LogitsProcessors:
         self._is_in_text_BV: Tensor | None = None  # bool, for the repetition penalty
         self._in_answer_BV: Tensor | None = None  # counts, for presence and frequency penalties
         self._bias_BV: Tensor | None = None  # logit_bias; -inf for banned tokens
-        self._changed()
+        self._laid_out: _Batch | None = None
 
     @property
     def is_active(self) -> bool:
         """Whether a live row asks for anything."""
-        return self._is_active
+        return self._batch.is_active
 
     def add(self, row: int, sampling: Sampling, prompt: Sequence[int], end_ids: Sequence[int]) -> None:
         """Makes `row` live: an ended row's place, or the next after the last.
@@ -61,7 +91,7 @@ class LogitsProcessors:
         end_ids: the tokens that would end the answer; min_new_tokens forbids them.
         """
         self._rows[row : row + 1] = [_Row(sampling, len(prompt), tuple(end_ids))]
-        self._changed()
+        self._laid_out = None
         if sampling.repetition_penalty != 1.0:
             if self._is_in_text_BV is None:
                 self._is_in_text_BV = torch.zeros(self._shape, dtype=torch.bool, device=self._device)
@@ -86,7 +116,7 @@ class LogitsProcessors:
         for table_BV in (self._is_in_text_BV, self._in_answer_BV, self._bias_BV):
             if table_BV is not None and row != last:
                 table_BV[row] = table_BV[last]
-        self._changed()
+        self._laid_out = None
 
     def extend(self, gained: Sequence[Sequence[int]]) -> None:
         """Each row's answer has grown by these tokens; the last is its next root."""
@@ -105,13 +135,13 @@ class LogitsProcessors:
 
         Node 0 is the root, the last token of its row's text. texts: each row's prompt and answer so far.
         """
-        if not self._is_active:
+        if not self._batch.is_active:
             return logits_BNV
         B = len(texts)
         scores_BNV = logits_BNV.to(torch.promote_types(logits_BNV.dtype, torch.float32))
         if self._bias_BV is not None:
             scores_BNV = scores_BNV + self._bias_BV[:B, None]
-        penalties = self._penalties_in(scores_BNV.dtype)
+        penalties = self._batch.penalties(scores_BNV.dtype)
         if any(penalty is not None for penalty in penalties):
             on_path_BNV = _count_path(scores_BNV, tokens_BN, shape.ancestors_RNN)
         if penalties.repetition is not None and self._is_in_text_BV is not None:
@@ -119,10 +149,10 @@ class LogitsProcessors:
             scores_BNV = _repetition(scores_BNV, is_in_text_BNV, penalties.repetition)
         if self._in_answer_BV is not None and (penalties.frequency is not None or penalties.presence is not None):
             scores_BNV = _count_penalties(scores_BNV, on_path_BNV + self._in_answer_BV[:B, None], penalties)
-        if self._sequences is not None:
-            scores_BNV = self._sequences.apply(scores_BNV, tokens_BN, shape.parents_RN, texts)
-        if self._end_row_M is not None:
-            scores_BNV = self._hold_back_ends(scores_BNV, shape.depths_RN, texts)
+        if self._batch.sequences is not None:
+            scores_BNV = self._batch.sequences.apply(scores_BNV, tokens_BN, shape.parents_RN, texts)
+        if self._batch.ends is not None:
+            scores_BNV = self._hold_back(self._batch.ends, scores_BNV, shape.depths_RN, texts)
         return scores_BNV
 
     def guess(self, scores_BPV: Tensor, ids: Tensor | None) -> Tensor:
@@ -139,7 +169,7 @@ class LogitsProcessors:
         scores_BPV = scores_BPV.to(torch.promote_types(scores_BPV.dtype, torch.float32))
         if self._bias_BV is not None:
             scores_BPV = scores_BPV + of(self._bias_BV)
-        penalties = self._penalties_in(scores_BPV.dtype)
+        penalties = self._batch.penalties(scores_BPV.dtype)
         if penalties.repetition is not None and self._is_in_text_BV is not None:
             scores_BPV = _repetition(scores_BPV, of(self._is_in_text_BV), penalties.repetition)
         if self._in_answer_BV is not None and (penalties.frequency is not None or penalties.presence is not None):
@@ -147,30 +177,15 @@ class LogitsProcessors:
         # Not -inf, which is not a score to rank by: a tree may need more candidates than are allowed.
         return scores_BPV.clamp(min=torch.finfo(torch.float32).min / 4)
 
-    def _changed(self) -> None:
-        """Lays out again what depends on which rows are live."""
-        self._is_active = any(row.sampling.is_processed for row in self._rows)
-        self._penalties: dict[torch.dtype, _Penalties] = {}
-        self._sequences = BannedSequences.of([row.sampling for row in self._rows], self._device)
-        ends = [(row, end) for row, (s, _, end_ids) in enumerate(self._rows) if s.min_new_tokens for end in end_ids]
-        self._end_row_M, self._end_token_M = None, None
-        if ends:
-            self._end_row_M, self._end_token_M = torch.tensor(sorted(set(ends)), device=self._device).unbind(1)
+    @property
+    def _batch(self) -> _Batch:
+        """Made in the first step after rows have come or gone."""
+        if self._laid_out is None:
+            self._laid_out = _Batch(self._rows, self._device)
+        return self._laid_out
 
-    def _penalties_in(self, dtype: torch.dtype) -> _Penalties:
-        if dtype not in self._penalties:
-            columns = []
-            for name, off in (("repetition_penalty", 1.0), ("presence_penalty", 0.0), ("frequency_penalty", 0.0)):
-                values = [getattr(row.sampling, name) for row in self._rows]
-                is_asked = any(value != off for value in values)
-                column = torch.tensor(values, dtype=dtype, device=self._device)[:, None, None] if is_asked else None
-                columns.append(column)
-            self._penalties[dtype] = _Penalties(*columns)
-        return self._penalties[dtype]
-
-    def _hold_back_ends(self, scores_BNV: Tensor, depths_RN: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
+    def _hold_back(self, ends: _Ends, scores_BNV: Tensor, depths_RN: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
         """Bans what would end an answer sooner than min_new_tokens allows."""
-        assert self._end_row_M is not None and self._end_token_M is not None
         missing = [
             row.sampling.min_new_tokens + row.num_prompt - len(text)
             for row, text in zip(self._rows, texts, strict=True)
@@ -178,8 +193,8 @@ class LogitsProcessors:
         is_early_BN = depths_RN < torch.tensor(missing, device=self._device)[:, None]
         loss_BN = torch.zeros_like(is_early_BN, dtype=scores_BNV.dtype).masked_fill_(is_early_BN, -math.inf)
         node_N = torch.arange(scores_BNV.shape[1], device=self._device)
-        index = (self._end_row_M[:, None], node_N, self._end_token_M[:, None])
-        return scores_BNV.index_put(index, loss_BN[self._end_row_M], accumulate=True)
+        index = (ends.row_M[:, None], node_N, ends.token_M[:, None])
+        return scores_BNV.index_put(index, loss_BN[ends.row_M], accumulate=True)
 
 
 def _counts(sampling: Sampling) -> bool:

@@ -8,6 +8,7 @@ the argmax of the filtered scores plus keyed Gumbel noise. Temperature 0 is the 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, TypedDict
 
 from euryale.errors import UserError
@@ -77,7 +78,7 @@ class Sampling:
                 f"min_new_tokens={self.min_new_tokens} is more than max_new_tokens={max_new_tokens}. Change one."
             )
 
-    @property
+    @cached_property
     def is_processed(self) -> bool:
         """Whether bias, penalties, bans or a least length change the logits before anything is drawn."""
         return self != Sampling(self.temperature, self.top_p, self.top_k, self.min_p)
@@ -94,7 +95,7 @@ class Sampling:
 
 
 class MoreSampling(TypedDict, total=False):
-    """The keyword arguments of `Engine.generate` beside temperature and top_p; see Sampling."""
+    """The keyword arguments of `Engine.generate` except temperature and top_p; see Sampling."""
 
     top_k: int
     min_p: float
@@ -118,5 +119,5 @@ def _is_whole(value: object) -> bool:
 
 
 def _is_bias(value: object) -> bool:
-    """-inf is a ban; what is no number, or infinitely wanted, is not asked for."""
+    """A number that can be added to a logit; -inf is a ban."""
     return isinstance(value, int | float) and value < math.inf

@@ -4,7 +4,7 @@ none           no drafts: autoregressive decoding
 heads          the trained heads, of whatever kind
 eagle          the trained heads, which have to be of kind eagle
 lookup         what followed the same tokens earlier in prompt and answer
-lookahead      the base itself: Jacobi iteration beside the step, and the n-grams it finds
+lookahead      the base itself: Jacobi iteration within the step, and the n-grams it finds
 heads+lookup   the heads, and a copied chain in nodes of its own
 model          a smaller model with the same tokenizer
 """

@@ -67,7 +67,7 @@ class EagleMatrices:
         return torch.stack([turned(pair[:, :, 0], turn_BT2E), pair[:, :, 1]], 2)
 
     def enter(self, states_BPC: Tensor, tokens_BP: Tensor, turn_RP2E: Tensor) -> Entry:
-        """What the layer makes of states and the tokens behind them."""
+        """What the layer makes of states and the tokens after them."""
         whole = self._whole(self._reading(states_BPC, tokens_BP))
         query_key, value, inner = whole.tensor_split([2 * self._num_attended, 3 * self._num_attended], -1)
         query, key = turned(query_key.unflatten(-1, (2, *self.shape)), turn_RP2E[:, :, None]).unbind(2)

@@ -1,7 +1,7 @@
 """Lookahead decoding (Fu et al. 2024): a base drafts for itself, by Jacobi iteration and a pool of n-grams.
 
 Every step carries a window of guesses: `window` columns, each a chain of ngram - 1 tokens that start one position
-further than the column before it. What the base says behind a column's last guess makes its chain an n-gram, which
+further than the column before it. What the base says after a column's last guess makes its chain an n-gram, which
 goes into the row's pool; the chains then lose their first token and take the new one as their last. Meanwhile the
 n-grams of the pool that begin with the root are verified. Both branches are paths of one trie, so equal beginnings
 are computed once and siblings differ; a window token that is right is accepted like any other.
@@ -9,7 +9,7 @@ are computed once and siblings differ; a window token that is right is accepted 
     column       0    1    2       position: root + column + level
     level 0     root  a    b       a follows the root and b follows a: the oldest guesses
     level 1      c    d    e       c follows the root, d follows a, e follows b
-    new          f    g    h       the base's choice behind c, d, e: root c f, a d g, b e h are 3-grams
+    new          f    g    h       the base's choice after c, d, e: root c f, a d g, b e h are 3-grams
 
 The base's choice is made with the noise of its position, and guesses keep theirs when a step gains several tokens
 (columns move left, and empty ones are filled), so that sampled text is iterated on as greedy text is. The pool also
@@ -52,7 +52,7 @@ class LookaheadDrafter(Drafter):
 
 
 def pad(guesses: list[int | None], num: int) -> list[int | None]:
-    """None behind the last, up to so many."""
+    """The guesses, filled up with None to so many."""
     return guesses + [None] * (num - len(guesses))
 
 
@@ -73,7 +73,7 @@ class Iteration:
         self._num_read = 0  # tokens of the text
 
     def nodes(self, ids: Sequence[int], targets: Sequence[int]) -> Nodes:
-        """What the next step verifies. targets: what the base chose behind every node of the last one."""
+        """What the next step verifies. targets: what the base chose after every node of the last one."""
         self._iterate(ids, targets)
         for end in range(max(self._num_read + 1, self._ngram), len(ids) + 1):
             self._pool.add(ids[end - self._ngram : end])
@@ -92,16 +92,16 @@ class Iteration:
         """Harvests the n-grams of the last step's window, and moves it on to where the text ends now."""
         gained = len(ids) - self._num_read
         assert gained > 0, "every step gains a token"
-        behind: list[list[int | None]] = [list(level) for level in self._window[1:]]
+        moving: list[list[int | None]] = [list(level) for level in self._window[1:]]
         if targets and self._window:
             new = [None if end is None else targets[end] for end in self._ends]
             for column, token in enumerate(new):
                 if token is not None:
                     self._pool.add([*(level[column] for level in self._window), token])
-            behind.append(new)
+            moving.append(new)
         # What becomes level l stood a position further than level l did, and so does the root where it gained a token:
         # guesses stay in their column. Where it gained more they move left.
-        moved = [level[gained - 1 :] for level in behind]
+        moved = [level[gained - 1 :] for level in moving]
         self._window = [
             [
                 self._fill(ids, len(ids) - 1 + column + level) if guess is None else guess

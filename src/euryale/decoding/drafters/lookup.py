@@ -42,7 +42,7 @@ class Memory:
         self._places: dict[tuple[int, ...], list[int]] = {}  # tokens -> where the next token stands, oldest first
 
     def read(self, ids: Sequence[int]) -> None:
-        """The text so far. Its own end is no place to copy from, so it waits for the next token."""
+        """The text so far. Its own end is not a place to copy from, so it waits for the next token."""
         assert len(ids) >= self._num_indexed, "the text of a row only grows"
         self._ids = ids
         for place in range(self._num_indexed + 1, len(ids)):

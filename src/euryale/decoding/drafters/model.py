@@ -28,7 +28,7 @@ _MOST_NEW = 512  # tokens read at once: bounds the memory of a long prompt
 
 
 def load_draft_base(path: str | None, base: Base) -> Base:
-    """Loads the drafting model beside the base, in its dtype and on its device.
+    """Loads the drafting model in the base's dtype and on its device.
 
     Raises UserError: no path, a model that cannot be loaded, another tokenizer.
     """
@@ -48,7 +48,7 @@ def load_draft_base(path: str | None, base: Base) -> Base:
 def check_same_tokens(draft_base: Base, base: Base) -> None:
     """Raises UserError unless both models mean the same by every token id.
 
-    Output matrices may be padded to different sizes; ids behind the tokenizer's are never drafted.
+    Output matrices may be padded to different sizes; ids beyond the tokenizer's are never drafted.
     """
     own, theirs = (model.tokenizer.get_vocab() for model in (base, draft_base))
     if own != theirs:

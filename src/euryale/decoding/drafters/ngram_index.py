@@ -50,9 +50,9 @@ class HostNgramIndex:
         """As in NgramIndex."""
         for row, text in enumerate(texts):
             first = max(self._lengths[row] - 1, 0)
-            for suffix, behind in zip(_suffixes(text, first, len(text) - 1), text[first + 1 :], strict=True):
+            for suffix, following in zip(_suffixes(text, first, len(text) - 1), text[first + 1 :], strict=True):
                 for mask, follower in zip(self._masks, self._rows[row], strict=True):
-                    follower[suffix & mask] = behind
+                    follower[suffix & mask] = following
             self._lengths[row] = len(text)
         return torch.tensor([[_end(text)] for text in texts])
 
@@ -100,10 +100,10 @@ class NgramIndex:
             self._resize(2 * max(map(len, texts)))
         new: list[list[int]] = []  # all rows' in one transfer
         for row, text in enumerate(texts):
-            first = max(self._lengths[row] - 1, 0)  # the root, in whose place nothing stood behind it yet
+            first = max(self._lengths[row] - 1, 0)  # the root, in whose place nothing followed yet
             suffixes = _suffixes(text, first, len(text) - 1)
-            for place, (suffix, behind) in enumerate(zip(suffixes, text[first + 1 :], strict=True), start=first):
-                new.append([row, 1 + place, *(suffix & mask for mask in self._masks), behind])
+            for place, (suffix, following) in enumerate(zip(suffixes, text[first + 1 :], strict=True), start=first):
+                new.append([row, 1 + place, *(suffix & mask for mask in self._masks), following])
             self._lengths[row] = len(text)
         if new:
             new_Nx = torch.tensor(new, device=self._device)
@@ -111,7 +111,7 @@ class NgramIndex:
         return torch.tensor([[_end(text)] for text in texts], device=self._device)
 
     def followers(self, ends_BP: Tensor) -> Tensor:
-        """The token behind the last place where each of these ends stood, the longest suffix first; [B, P].
+        """The token after the last place where each of these ends stood, the longest suffix first; [B, P].
 
         -1 where not even its last token did. Only what was decided before drafting counts: places before the root.
         """
@@ -144,12 +144,12 @@ def of_slots(parts_BPx: Tensor, slots: Tensor) -> Tensor:
     return parts_BPx[torch.arange(len(slots), device=slots.device)[:, None], slots]
 
 
-def _suffixes(text: Sequence[int], first: int, behind: int) -> list[int]:
-    """The last three tokens of every place from `first` to before `behind`, each as one number."""
+def _suffixes(text: Sequence[int], first: int, end: int) -> list[int]:
+    """The last three tokens of every place from `first` to before `end`, each as one number."""
     start = max(first - MOST_INDUCTION + 1, 0)
     suffix = _joined([_BEFORE_A_TEXT] * MOST_INDUCTION)
     found = []
-    for token in text[start:behind]:
+    for token in text[start:end]:
         suffix = ((suffix << _BITS) & _WHOLE) | token
         found.append(suffix)
     return found[first - start :]

@@ -1,6 +1,6 @@
-"""Which tree did calibration find best on this machine?
+"""The trees that calibration found best on this machine.
 
-`tree.json` beside the heads holds, for one or more temperatures, paths ordered so that the best n-node tree is the
+`tree.json` alongside the heads holds, for one or more temperatures, paths ordered so that the best n-node tree is the
 root and the first n - 1 of them (of those that are not too deep), and the n and depth that were fastest here.
 """
 
@@ -80,7 +80,7 @@ def read_calibrations(folder: Path) -> list[Calibration]:
             if not 1 <= calibration.num_nodes <= len(calibration.paths) + 1:
                 raise ValueError(f"num_nodes={calibration.num_nodes} with {len(calibration.paths)} paths")
             calibration.tree()
-    except (KeyError, TypeError, ValueError) as error:  # broken JSON, or paths that are no tree
+    except (KeyError, TypeError, ValueError) as error:  # broken JSON, or paths that are not a tree
         raise UserError(f"{file} cannot be read ({error!r}). Make it again with infer/calibrate.py.") from error
     if not found:
         raise UserError(f"{file} holds no calibration. Make it again with infer/calibrate.py.")

@@ -1,11 +1,11 @@
-"""Which tree does an engine verify? Named, made from calibration, or only a number of nodes.
+"""The tree that an engine verifies: named, made from calibration, or only a number of nodes.
 
     chain       the first candidate of every depth
     medusa63    Medusa's published tree
     calibrated  the paths that were most often right when the checkpoint was calibrated
     dynamic     a number of nodes; every step takes those that look likeliest in that moment
 
-Drafters without heads were not calibrated: for them `calibrated` is `dynamic`.
+Where nothing was calibrated, `calibrated` is `chain`; for drafters without heads, `dynamic` (Engine.tree_name).
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ MOST_NODES = 256
 
 @dataclass
 class TreeConfig:
-    """What is proposed."""
+    """Which tree, and its size."""
 
     name: str = "calibrated"
     num_nodes: int | None = None

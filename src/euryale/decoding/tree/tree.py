@@ -1,4 +1,4 @@
-"""Which nodes does one step verify?
+"""The nodes that one step verifies.
 
 A tree is two tuples: the parent of each node and its rank among the drafter's candidates at that parent.
 Node 0 is the root, the token that is already decided. Ancestors, depths and the accept walk follow from these
