@@ -10,13 +10,14 @@ import sys
 
 from scripts import run_script
 
-from euryale.training.trainer import StepResult, Trainer
+from euryale.training.sums import HostSums
+from euryale.training.trainer import Trainer
 
 train_step = Trainer.train_step
 stop_before_step: int | None = None
 
 
-def step_or_stop(trainer: Trainer) -> StepResult:
+def step_or_stop(trainer: Trainer) -> HostSums:
     if trainer.step + 1 == stop_before_step:
         signal.raise_signal(signal.SIGTERM)  # which finishes this step
     return train_step(trainer)

@@ -277,7 +277,7 @@ def test_a_loss_that_is_not_finite_is_saved_before_and_resumed_behind_its_rows(
         def loss(base, heads, batch, config, stage):  # type: ignore[no-untyped-def]
             part = medusa1_loss(base, heads, batch, config)
             is_bad = torch.equal(batch.ids_BT, make_batch(11).ids_BT)
-            return part._replace(loss_K=part.loss_K * math.nan) if is_bad else part
+            return part._replace(heads_3K=part.heads_3K * math.nan) if is_bad else part
 
         patch.setitem(OBJECTIVES, "medusa1", entry._replace(loss=loss))
         with pytest.raises(UserError, match=rf"Step 6: .*Its rows: memory:11\. The run is saved.*resume={run}"):

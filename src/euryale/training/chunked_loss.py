@@ -1,15 +1,16 @@
-"""How can K heads be scored on a vocabulary of V without ever holding [positions, K, V] logits?
+"""Losses of K heads over a vocabulary of V that never hold [positions, K, V] logits.
 
 Labels are walked in chunks of C. For a chunk the base's logits are computed once and serve every head; each head's
 logits are computed, turned into loss and gradient (losses.py), and dropped. The gradient is known in the forward pass:
 
     dL/dhidden = dL/dlogits @ W        dL/dW = dL/dlogits^T @ hidden        (q = softmax(hidden @ W^T))
 
-A head's W may be several matrices side by side (a frozen one that all share, and a correction of its own); each has its
-columns of the hidden states, and joining them would take a copy of the shared one for every head.
+A head's W may be several matrices side by side (a frozen one that all share, and a correction of its own), each of its
+own dtype; each has its columns of the hidden states, and joining them would copy the shared one for every head.
 
-so backward only multiplies by the incoming scalar. What is avoided: 3 K U V numbers (logits, softmax, gradient);
-what is held: a few [C, V] buffers, one [M, X] gradient per head and, for a matrix of its own, that one's gradient.
+Backward only multiplies by the incoming scalar. bfloat16 matrices are multiplied in bfloat16, float16 ones in float32
+(small gradients vanish in float16); losses are float32 in any case. What is avoided: 3 K U V numbers (logits, softmax,
+gradient); what is held: a few [C, V] buffers, one [M, X] gradient per head and, for a matrix of its own, its gradient.
 The same idea for one output: Liger-Kernel's fused linear cross-entropy (arXiv 2410.10989, section 3.2).
 
 Letters: U labels that any head counts, M labels that one head counts, C labels in a chunk, X numbers that a head hands
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from euryale.training.losses import Loss, Target
+from euryale.training.sums import DeviceSums
 
 
 class Labels(NamedTuple):
@@ -37,21 +39,21 @@ class Labels(NamedTuple):
     loss: Loss
 
 
-class HeadSums(NamedTuple):
-    """Sums over labels; loss carries the gradient, the others do not."""
+class Problem(NamedTuple):
+    """Hidden states, output matrices and labels: everything a loss is made of."""
 
-    loss: Tensor  # scalar, over all heads
-    loss_K: Tensor  # float64
-    hits_K: Tensor  # labels that were the head's first choice
+    hidden_KMX: list[Tensor]
+    outputs_K: list[tuple[Tensor, ...]]  # each head's output matrices, which read its hidden states side by side
+    labels: Labels
 
 
 class Chunk(NamedTuple):
-    """One head's logits on one chunk; whoever gets them may overwrite them."""
+    """One head's logits on one chunk, which the receiver may overwrite."""
 
     head: int
     rows: slice  # of the head's hidden states
-    hidden_CX: Tensor  # in the dtype of the product
-    weights: tuple[Tensor, ...]  # [V, D] each, side by side
+    hidden_CX: Tensor
+    weights: tuple[Tensor, ...]  # [V, D] each, side by side, in the dtype of their product
     logits_CV: Tensor  # float32 or wider
     labels_C: Tensor
     teacher_CV: Tensor | None  # the base's probabilities
@@ -64,10 +66,12 @@ class Chunk(NamedTuple):
         return Target(self.labels_C, self.teacher_CV, self.teacher_entropy_C)
 
 
-def chunked_loss(hidden_KMX: list[Tensor], outputs_K: list[tuple[Tensor, ...]], labels: Labels) -> HeadSums:
+def chunked_loss(problem: Problem) -> DeviceSums:
     """Summed loss of all heads; gradients flow to every hidden state and weight that asks for them."""
-    weights = [weight for parts in outputs_K for weight in parts]
-    return HeadSums(*_ChunkedLoss.apply(labels, [len(parts) for parts in outputs_K], *hidden_KMX, *weights))
+    weights = [weight for of_head in problem.outputs_K for weight in of_head]
+    num_weights_K = [len(of_head) for of_head in problem.outputs_K]
+    loss, heads_3K = _ChunkedLoss.apply(problem.labels, num_weights_K, *problem.hidden_KMX, *weights)
+    return DeviceSums(loss, heads_3K, heads_3K.new_zeros(4))
 
 
 def label_loss(chunk: Chunk) -> Tensor:
@@ -77,9 +81,10 @@ def label_loss(chunk: Chunk) -> Tensor:
     return chunk.loss.value(log_q_CV, chunk.target)
 
 
-def chunks(hidden_KMX: Sequence[Tensor], outputs_K: Sequence[tuple[Tensor, ...]], labels: Labels) -> Iterator[Chunk]:
+def chunks(problem: Problem) -> Iterator[Chunk]:
     """Walks the labels; within a chunk, the heads. Products are in autocast's dtype where it is on."""
-    outputs_K = _cast_once(outputs_K)
+    hidden_KMX, labels = problem.hidden_KMX, problem.labels
+    outputs_K = _cast_once(problem.outputs_K)
     for number, start in enumerate(range(0, len(labels.ids_U), labels.chunk)):
         stop = min(start + labels.chunk, len(labels.ids_U))
         p_CV = entropy_C = None
@@ -90,7 +95,7 @@ def chunks(hidden_KMX: Sequence[Tensor], outputs_K: Sequence[tuple[Tensor, ...]]
             members_C = labels.members_KM[k][rows]
             if not len(members_C):
                 continue
-            hidden_CX = hidden_MX[rows].detach().to(weights[0].dtype)
+            hidden_CX = hidden_MX[rows].detach()
             logits_CV = _logits(hidden_CX, weights)
             own_p_CV, own_entropy_C = p_CV, entropy_C
             if p_CV is not None and entropy_C is not None and len(members_C) < stop - start:
@@ -101,38 +106,40 @@ def chunks(hidden_KMX: Sequence[Tensor], outputs_K: Sequence[tuple[Tensor, ...]]
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, labels: Labels, num_parts_K: list[int], *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        num_heads = len(num_parts_K)
-        hidden_KMX = tensors[:num_heads]
-        firsts_K = [num_heads + sum(num_parts_K[:k]) for k in range(num_heads)]  # where a head's matrices begin
-        outputs_K = [tensors[first : first + num] for first, num in zip(firsts_K, num_parts_K, strict=True)]
+    def forward(ctx: Any, labels: Labels, num_weights_K: list[int], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        num_heads = len(num_weights_K)
+        hidden_KMX = list(tensors[:num_heads])
+        firsts_K = [num_heads + sum(num_weights_K[:k]) for k in range(num_heads)]  # where a head's matrices begin
+        outputs_K = [tensors[first : first + num] for first, num in zip(firsts_K, num_weights_K, strict=True)]
         device, dtype = hidden_KMX[0].device, torch.promote_types(hidden_KMX[0].dtype, torch.float32)
         wants = ctx.needs_input_grad[2:]
         grads = [
             torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32)) if wanted else None
             for tensor, wanted in zip(tensors, wants, strict=True)
         ]
-        loss_K = torch.zeros(num_heads, dtype=torch.float64, device=device)
-        hits_K = torch.zeros(num_heads, dtype=torch.float64, device=device)
-        for chunk in chunks(hidden_KMX, outputs_K, labels):
+        heads_3K = torch.zeros(3, num_heads, dtype=torch.float64, device=device)
+        loss_K, hits_K, count_K = heads_3K
+        for chunk in chunks(Problem(hidden_KMX, outputs_K, labels)):
             k = chunk.head
             hits_K[k] += (chunk.logits_CV.argmax(dim=-1) == chunk.labels_C).sum()
             loss_K[k] += label_loss(chunk).sum(dtype=torch.float64)
-            hidden_grad_MX, weight_grads = grads[k], grads[firsts_K[k] : firsts_K[k] + num_parts_K[k]]
+            count_K[k] += len(chunk.labels_C)
+            hidden_grad_MX, weight_grads = grads[k], grads[firsts_K[k] : firsts_K[k] + num_weights_K[k]]
             if hidden_grad_MX is None and all(grad is None for grad in weight_grads):
                 continue
-            grad_CV = chunk.loss.gradient(chunk.logits_CV, chunk.target).to(chunk.weights[0].dtype)
+            grad_CV = chunk.loss.gradient(chunk.logits_CV, chunk.target)
             for columns, weight_VD, weight_grad_VD in zip(
                 _columns(chunk.weights), chunk.weights, weight_grads, strict=True
             ):
+                cast_grad_CV = grad_CV.to(weight_VD.dtype)
                 if hidden_grad_MX is not None:
-                    hidden_grad_MX[chunk.rows, columns] = (grad_CV @ weight_VD).to(hidden_grad_MX.dtype)
+                    hidden_grad_MX[chunk.rows, columns] = (cast_grad_CV @ weight_VD).to(hidden_grad_MX.dtype)
                 if weight_grad_VD is not None:
-                    weight_grad_VD += grad_CV.T @ chunk.hidden_CX[:, columns]
+                    weight_grad_VD += cast_grad_CV.T @ chunk.hidden_CX[:, columns].to(weight_VD.dtype)
         ctx.grads = grads
         ctx.dtypes = [tensor.dtype for tensor in tensors]
-        ctx.mark_non_differentiable(loss_K, hits_K)
-        return loss_K.sum().to(dtype), loss_K, hits_K
+        ctx.mark_non_differentiable(heads_3K)
+        return loss_K.sum().to(dtype), heads_3K
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -153,7 +160,7 @@ def _columns(weights: tuple[Tensor, ...]) -> list[slice]:
 
 def _logits(hidden_CX: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
     logits_CV, *others = (
-        _widen(hidden_CX[:, columns] @ weight_VD.T)
+        _widen(hidden_CX[:, columns].to(weight_VD.dtype) @ weight_VD.T)
         for columns, weight_VD in zip(_columns(weights), weights, strict=True)
     )
     for other_CV in others:
@@ -176,8 +183,9 @@ def _widen(tensor: Tensor) -> Tensor:
 def _cast_once(outputs_K: Sequence[tuple[Tensor, ...]]) -> Sequence[tuple[Tensor, ...]]:
     """The matrices in the dtype of the product; heads that share one share its copy."""
     device = outputs_K[0][0].device.type
-    if not torch.is_autocast_enabled(device):
-        return outputs_K
-    dtype = torch.get_autocast_dtype(device)
-    cast = {id(weight): weight.to(dtype) for weight in {id(w): w for parts in outputs_K for w in parts}.values()}
-    return [tuple(cast[id(weight)] for weight in parts) for parts in outputs_K]
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    cast = {
+        id(weight): weight.to(autocast or (torch.float32 if weight.dtype == torch.float16 else weight.dtype))
+        for weight in {id(weight): weight for of_head in outputs_K for weight in of_head}.values()
+    }
+    return [tuple(cast[id(weight)] for weight in of_head) for of_head in outputs_K]

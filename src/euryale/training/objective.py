@@ -1,4 +1,4 @@
-"""What is learned from a batch: which labels count, and how wrong the heads (or the base) are on them.
+"""Objectives: which labels of a batch count, and the loss of the heads (or the base) on them.
 
 `medusa1`: heads only (Cai et al. 2024, section 2.2.1). One pass of the frozen base gives the hidden states every
 head reads and, at the position before each label, the distribution a head is distilled towards; that is as exact a
@@ -24,11 +24,12 @@ from euryale.base.lora import adapter_disabled
 from euryale.errors import UserError
 from euryale.heads.heads import Heads, PackedText
 from euryale.kernels.rms_norm import normalise
-from euryale.training.chunked_loss import Labels, chunked_loss
+from euryale.training.chunked_loss import Labels, Problem, chunked_loss
 from euryale.training.labels import FIRST_GAP, PackedBatch, Selection, select_labels
 from euryale.training.losses import LOSSES
-from euryale.training.scoring import RANKS, Problem, score
+from euryale.training.scoring import RANKS, score
 from euryale.training.stages import SCHEDULES, Stage, heads_weight
+from euryale.training.sums import DeviceSums
 
 
 @dataclass
@@ -64,37 +65,21 @@ class ObjectiveConfig:
                 raise UserError(f"objective.{name}={getattr(self, name)}: a positive number is needed.")
 
 
-class LossSums(NamedTuple):
-    """Sums over the labels of a batch, so that micro-batches and ranks add up; see the trainer for the division."""
-
-    loss: Tensor  # scalar with gradient, over labels and heads
-    loss_K: Tensor  # nats
-    hits_K: Tensor  # labels that were the head's first choice
-    count_K: Tensor  # labels counted
-    base_loss: Tensor  # medusa2: nats between the adapted base and the base as it was; 0 where that is not learned
-    base_count: Tensor  # labels of that
-
-    @property
-    def is_finite(self) -> bool:
-        """Waits for the device."""
-        return bool(self.loss_K.isfinite().all() and self.base_loss.isfinite())
-
-
 def medusa1_loss(
     base: Base, heads: Heads | None, batch: PackedBatch, config: ObjectiveConfig, stage: Stage | None = None
-) -> LossSums:
+) -> DeviceSums:
     """Loss of the heads on a batch; the base is run once, without gradients.
 
     With a draft vocabulary, heads and teacher are distributions over it, and labels outside of it do not count: what
     is never drafted need not be learned.
     """
     assert heads is not None
-    return _sums(*_head_problem(base, heads, batch, config, heads.draft_ids))
+    return chunked_loss(_head_problem(base, heads, batch, config, heads.draft_ids))
 
 
 def medusa2_loss(
     base: Base, heads: Heads | None, batch: PackedBatch, config: ObjectiveConfig, stage: Stage | None = None
-) -> LossSums:
+) -> DeviceSums:
     """Stage one: medusa1_loss beside adapters that are off. Stage two: KL(base as it was || adapted base), summed over
     the next-token labels, plus the heads' weight times their loss, of which the adapters feel the gradient.
 
@@ -108,19 +93,18 @@ def medusa2_loss(
     hidden_BTC = _forward(base, batch, heads)
     with torch.no_grad(), adapter_disabled(base):
         before_BTD = _forward(base, batch)
-    of_base = _sums(*_base_problem(base, batch, config, hidden_BTC[..., : base.hidden_size], before_BTD))
-    of_heads = _sums(*_head_problem(base, heads, batch, config, heads.draft_ids, hidden_BTC))
+    of_base = chunked_loss(_base_problem(base, batch, config, hidden_BTC[..., : base.hidden_size], before_BTD))
+    of_heads = chunked_loss(_head_problem(base, heads, batch, config, heads.draft_ids, hidden_BTC))
     weight = heads_weight(stage, config.lambda_0, config.lambda_schedule)
-    return of_heads._replace(
-        loss=of_base.loss + weight * of_heads.loss, base_loss=of_base.loss_K.sum(), base_count=of_base.count_K.sum()
-    )
+    others_4 = torch.cat([of_base.loss_K, of_base.count_K, of_heads.others_4[2:]])
+    return DeviceSums(of_base.loss + weight * of_heads.loss, of_heads.heads_3K, others_4)
 
 
 def pretrain_loss(
     base: Base, heads: Heads | None, batch: PackedBatch, config: ObjectiveConfig, stage: Stage | None = None
-) -> LossSums:
+) -> DeviceSums:
     """Next-token cross-entropy of the base itself; K is 1."""
-    return _sums(*_base_problem(base, batch, config, _forward(base, batch)))
+    return chunked_loss(_base_problem(base, batch, config, _forward(base, batch)))
 
 
 def evaluate_heads(
@@ -208,8 +192,14 @@ def _head_problem(
     sources_KM = [
         positions_U[members_M.to(base.device)] - FIRST_GAP - k for k, members_M in enumerate(selection.members_KM)
     ]
-    places = (batch.positions_BT.to(base.device), batch.documents_BT.to(base.device))
-    hidden_KMX = heads.guesses(PackedText(hidden_BTC.to(dtype), embedded_BTD.to(dtype), *places, ids_BT), sources_KM)
+    text = PackedText(
+        hidden_BTC.to(dtype),
+        embedded_BTD.to(dtype),
+        batch.positions_BT.to(base.device),
+        batch.documents_BT.to(base.device),
+        ids_BT,
+    )
+    hidden_KMX = heads.guesses(text, sources_KM)
 
     teacher_weight_VD = base.lm_head_weight if draft_ids is None else base.lm_head_weight[draft_ids]
 
@@ -221,9 +211,9 @@ def _head_problem(
     labels = _labels(label_BT, selection, config.chunk_tokens, teacher, config.loss)
     outputs = [heads.output_parts(k, base.lm_head_weight) for k in range(heads.num_heads)]
     if draft_ids is not None:
-        whole = {id(weight): weight for parts in outputs for weight in parts}
+        whole = {id(weight): weight for of_head in outputs for weight in of_head}
         drawn = {key: weight[draft_ids] for key, weight in whole.items()}  # heads that share a matrix share its rows
-        outputs = [tuple(drawn[id(weight)] for weight in parts) for parts in outputs]
+        outputs = [tuple(drawn[id(weight)] for weight in of_head) for of_head in outputs]
     return Problem(hidden_KMX, outputs, labels)
 
 
@@ -246,10 +236,10 @@ def _base_problem(
 def _forward(base: Base, batch: PackedBatch, heads: Heads | None = None) -> Tensor:
     """The base's final states, and for `heads` the others that they read."""
     layers = () if heads is None else heads.layers_read(base.num_layers)
-    ids_BT, positions_BT, documents_BT = (
-        places_BT.to(base.device) for places_BT in (batch.ids_BT, batch.positions_BT, batch.documents_BT)
+    device = base.device
+    return base.forward_packed(
+        batch.ids_BT.to(device), batch.positions_BT.to(device), batch.documents_BT.to(device), layers
     )
-    return base.forward_packed(ids_BT, positions_BT, documents_BT, layers)
 
 
 def _labels(
@@ -271,18 +261,11 @@ def _labels(
     )
 
 
-def _sums(hidden_KMX: list[Tensor], outputs_K: list[tuple[Tensor, ...]], labels: Labels) -> LossSums:
-    sums = chunked_loss(hidden_KMX, outputs_K, labels)
-    counts = [float(len(members_M)) for members_M in labels.members_KM]
-    none = sums.loss_K.new_zeros(())
-    return LossSums(*sums, torch.tensor(counts, dtype=torch.float64, device=sums.loss_K.device), none, none)
-
-
 class Objective(NamedTuple):
     """A loss for training, its held-out measure, how far ahead its nearest label lies, whether adapters are trained."""
 
     gap: int
-    loss: Callable[[Base, Heads | None, PackedBatch, ObjectiveConfig, Stage | None], LossSums]
+    loss: Callable[[Base, Heads | None, PackedBatch, ObjectiveConfig, Stage | None], DeviceSums]
     evaluate: Callable[..., dict[str, object]]
     trains_adapter: bool = False
 

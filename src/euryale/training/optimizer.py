@@ -13,7 +13,7 @@ from euryale.base.base import Base
 from euryale.base.lora import adapter_parameters
 from euryale.errors import UserError
 from euryale.heads.heads import Heads
-from euryale.training.muon import Muon
+from euryale.training.muon import MuonAndAdamW
 from euryale.training.objective import OBJECTIVES
 
 ADAPTER_PREFIX = "adapter."
@@ -127,7 +127,7 @@ def build_optimizer(
 
 def _muon(
     parameters: dict[str, nn.Parameter], config: OptimConfig, heads_multiplier: float, blocks: Mapping[str, int]
-) -> Muon:
+) -> MuonAndAdamW:
     """optim.lr is the rate of the heads' matrices, optim.adamw_lr that of all else; adapters keep their distance."""
     if not blocks:
         raise UserError("optim=muon moves the matrices of heads, and none are trained here. Use optim=adamw.")
@@ -145,7 +145,7 @@ def _muon(
         }
         for (num, rate), members in groups.items()
     ]
-    return Muon(described, config.lr, betas=(config.beta1, config.beta2))
+    return MuonAndAdamW(described, config.lr, betas=(config.beta1, config.beta2))
 
 
 def check_optimizer(config: OptimConfig, device: torch.device) -> None:
@@ -176,7 +176,7 @@ def moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[s
 
 def restore_moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, saved: dict[str, Tensor]) -> None:
     """The inverse of moments, on the parameter's device."""
-    if isinstance(optimizer, (torch.optim.AdamW, Muon)):
+    if isinstance(optimizer, (torch.optim.AdamW, MuonAndAdamW)):
         optimizer.state[parameter] = {key: t.to(parameter.device, copy=True) for key, t in saved.items()}
         return
     # bitsandbytes lays out its own memory, some of it paged: that is filled, not replaced.

@@ -24,7 +24,7 @@ from euryale.system.tensor_files import read_tensors
 from euryale.training.objective import ObjectiveConfig
 from euryale.training.optimizer import OptimConfig, moments, restore_moments
 
-FORMAT_VERSION = 3  # 3: one cursor for all processes
+FORMAT_VERSION = 4  # 4: the averaged gradient of torch.optim.Muon
 CONFIG_FILE = "config.yaml"  # the settings of a run, in its folder: whoever has it can go on with the run
 # What may differ between a run and its continuation, because no weight depends on it.
 FREE_SETTINGS = ("eval_every", "eval_batches", "save_every", "log_every")

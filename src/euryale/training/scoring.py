@@ -1,4 +1,4 @@
-"""How well are labels foreseen? Loss and top-k accuracy of each head, without gradients.
+"""Held-out quality of heads: loss and top-k accuracy of each, without gradients.
 
 Letters: M labels one head counts, C labels in a chunk, K heads, R ranks, D width, V vocabulary.
 """
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from euryale.errors import UserError
-from euryale.training.chunked_loss import Labels, chunks, label_loss
+from euryale.training.chunked_loss import Problem, chunks, label_loss
 from euryale.training.labels import PackedBatch, select_labels
 
 RANKS = (1, 5, 10)
@@ -20,15 +20,9 @@ NO_LABELS = (
 )
 
 
-class Problem(NamedTuple):
-    """Hidden states, output matrices and labels: everything a loss is made of."""
-
-    hidden_KMX: list[Tensor]
-    outputs_K: list[tuple[Tensor, ...]]  # each head's output matrices, which read its hidden states side by side
-    labels: Labels
-
-
 class Means(NamedTuple):
+    """Means over held-out labels, on the host."""
+
     loss: float
     loss_K: list[float]
     accuracy_RK: list[list[float]]  # one row per entry of RANKS
@@ -53,7 +47,7 @@ def score(problems: Iterable[Problem]) -> Means:
         if loss_K is None:
             loss_K, count_K = torch.zeros(2, K, dtype=torch.float64, device=device)
             hits_RK = torch.zeros(len(RANKS), K, dtype=torch.float64, device=device)
-        for chunk in chunks(*problem):
+        for chunk in chunks(problem):
             own_C1 = chunk.logits_CV.gather(1, chunk.labels_C[:, None])
             ids_V = torch.arange(chunk.logits_CV.shape[1], device=device)
             ahead_CV = chunk.logits_CV > own_C1

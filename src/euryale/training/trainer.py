@@ -1,4 +1,4 @@
-"""How does one training run go: fetch, forward, backward, step, log, evaluate, save, and go on after a stop?
+"""Training loop of one run: fetch, forward, backward, step, log, evaluate, save, and resume after a stop.
 
 The loop is `Trainer.fit`. Every process runs it on batches of its own; the first one writes.
 """
@@ -22,7 +22,7 @@ from euryale.system.memory import begin_peak, peak
 from euryale.system.progress import Progress
 from euryale.training.labels import BatchStream, PackedBatch
 from euryale.training.metrics_log import MetricsLog, forget_metrics, truncate_metrics
-from euryale.training.objective import OBJECTIVES, LossSums, ObjectiveConfig
+from euryale.training.objective import OBJECTIVES, ObjectiveConfig
 from euryale.training.optimizer import OptimConfig, autocast, build_optimizer, learning_rate, trained_parameters
 from euryale.training.publish import is_published, publish
 from euryale.training.resume import (
@@ -40,7 +40,7 @@ from euryale.training.resume import (
 from euryale.training.scoring import check_labels
 from euryale.training.signals import Interrupted, SignalGuard
 from euryale.training.stages import stage_at
-from euryale.training.train_step import StepResult, Window, add_up, average_gradients
+from euryale.training.sums import DeviceSums, HostSums, add_up, average_gradients
 
 MAX_BARREN_STEPS = 10  # steps in a row without a label before a run says that it learns nothing
 MAX_NAMED_ROWS = 8
@@ -91,7 +91,7 @@ class Trainer:
         self.seconds = 0.0
         self._num_barren = 0  # steps in a row without a single label
         self.held_out_metrics: dict[str, object] = {}
-        self._window = Window()
+        self._window = HostSums()
         self._pending: dict[str, object] | None = None  # the record of a step that was stopped before its evaluation
         wandb_id = None
         if resume and not is_unsaved(folder):
@@ -139,13 +139,13 @@ class Trainer:
             "checkpoint": str(self.folder),
         }
 
-    def train_step(self) -> StepResult:
+    def train_step(self) -> HostSums:
         """One optimizer step over `gradient_accumulation` batches of this process."""
         stage = stage_at(self.step, self.optim.num_steps, self._first_share)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(stage.step, self.optim, stage.num_steps) * group["lr_multiplier"]
         tokens = 0
-        sums: list[LossSums] = []
+        sums: list[DeviceSums] = []
         origins: list[list[str]] = []
         for _ in range(self.optim.gradient_accumulation):
             batch = next(self.batches)
@@ -155,16 +155,16 @@ class Trainer:
                 with autocast(self.optim, self.base.device):
                     part = OBJECTIVES[self.objective.kind].loss(self.base, self.heads, batch, self.objective, stage)
                 part.loss.backward()
-            sums.append(part._replace(loss=part.loss.detach()))  # lets go of the graph
+            sums.append(part._replace(loss=part.loss.detach()))  # frees the autograd graph
         totals = add_up(sums, tokens, self.accelerator)
         grad_norm = average_gradients(
-            self.parameters.values(), totals.num_labels, self.optim.max_grad_norm, self.accelerator
+            list(self.parameters.values()), totals.num_labels, self.optim.max_grad_norm, self.accelerator
         )
         # The one wait for the device in a step: a broken loss must stop the run before it reaches the weights.
-        result = totals.result(grad_norm)
+        result = totals.to_host(grad_norm)
         if not result.is_finite:
             self._stop_broken(result, sums, origins)
-        if sum(result.count_K) + result.base_count:  # without a label moments would still move the weights
+        if result.has_labels:  # without a label moments would still move the weights
             self.optimizer.step()
             self._num_barren = 0
         else:
@@ -219,7 +219,7 @@ class Trainer:
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.num_masked, self._num_barren = state["no_label"]
         self.held_out_metrics = state["held_out_metrics"]
-        self._window = Window(**state["window"])
+        self._window = HostSums(**state["window"])
         self._pending = state["pending"]
         if self.accelerator.is_main_process:
             truncate_metrics(self.folder / "metrics.jsonl", self.step - (self._pending is not None))
@@ -242,7 +242,7 @@ class Trainer:
         progress.advance(facts=f"{loss}, {self._window.tokens_per_s:,.0f} tokens/s")
         record = self._window.record() | {"lr": self.optimizer.param_groups[-1]["lr"], "tokens": self.tokens}
         self.seconds += self._window.seconds
-        self._window = Window()
+        self._window = HostSums()
         return record
 
     def _finish_record(self, record: dict[str, object]) -> None:
@@ -273,7 +273,7 @@ class Trainer:
         signals = self.accelerator.gather(torch.tensor([signal_number], device=self.base.device))
         return int(signals.max())
 
-    def _stop_broken(self, result: StepResult, sums: list[LossSums], origins: list[list[str]]) -> NoReturn:
+    def _stop_broken(self, result: HostSums, sums: list[DeviceSums], origins: list[list[str]]) -> NoReturn:
         """Names the rows of this step and saves the state before it, with the cursor behind them."""
         suspects = [where for part, where in zip(sums, origins, strict=True) if not part.is_finite]
         # A loss that is finite everywhere with a gradient that is not: then every row of the step is a suspect.

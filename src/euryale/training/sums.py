@@ -1,4 +1,4 @@
-"""What is one optimizer step, across micro-batches and ranks, and what is remembered of it?
+"""Sums over labels: `DeviceSums` while a step is computed, `HostSums` for what is logged and saved.
 
 Gradients are of sums over labels. They are added over micro-batches (by autograd) and ranks (here), and divided once
 by the number of labels of the whole step, so every label weighs the same wherever it was counted. Processes add
@@ -7,7 +7,7 @@ to hide behind the backward pass, and no wrapper around modules is needed.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,29 +15,63 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from euryale.training.objective import LossSums
+MAX_TOGETHER = 2**26  # numbers sent at once: 256 MB in float32
+_LISTS = ("loss_K", "hits_K", "count_K")
+_NUMBERS = ("base_loss", "base_count", "tokens", "num_masked", "num_steps", "seconds")
 
 
-class StepResult(NamedTuple):
-    """One optimizer step on the host: sums over micro-batches and ranks."""
+class DeviceSums(NamedTuple):
+    """Sums over the labels of a batch, or of a whole step; float64 but for the loss."""
 
-    loss_K: list[float]
-    hits_K: list[float]
-    count_K: list[float]
-    base_loss: float  # see LossSums
-    base_count: float
-    tokens: int  # those that are not padding
-    num_masked: int  # batches without a single label
-    grad_norm: float  # before clipping
+    loss: Tensor  # scalar over labels and heads; before `add_up` it carries the gradient
+    heads_3K: Tensor  # of each head: nats, labels that were its first choice, labels
+    # medusa2: nats between the adapted base and the base as it was, labels of that; tokens that are not padding,
+    # batches without a single label (both only after `add_up`)
+    others_4: Tensor
+
+    @property
+    def loss_K(self) -> Tensor:
+        return self.heads_3K[0]
+
+    @property
+    def hits_K(self) -> Tensor:
+        return self.heads_3K[1]
+
+    @property
+    def count_K(self) -> Tensor:
+        return self.heads_3K[2]
+
+    @property
+    def base_loss(self) -> Tensor:
+        return self.others_4[0]
+
+    @property
+    def base_count(self) -> Tensor:
+        return self.others_4[1]
+
+    @property
+    def num_labels(self) -> Tensor:
+        """What gradients are divided by: where the base learns too, its labels; the heads' losses are then added up as
+        in the paper's equation 2, not averaged over heads."""
+        return torch.where(self.base_count > 0, self.base_count, self.count_K.sum())
 
     @property
     def is_finite(self) -> bool:
-        return all(map(math.isfinite, [*self.loss_K, self.base_loss, self.grad_norm]))
+        """Waits for the device."""
+        return bool(self.loss_K.isfinite().all() and self.base_loss.isfinite())
+
+    def to_host(self, grad_norm: Tensor) -> "HostSums":
+        """One optimizer step. Waits for the device."""
+        loss_K, hits_K, count_K = self.heads_3K.tolist()
+        base_loss, base_count, tokens, masked = self.others_4.tolist()
+        return HostSums(
+            loss_K, hits_K, count_K, base_loss, base_count, int(tokens), int(masked), grad_norm=float(grad_norm)
+        )
 
 
 @dataclass
-class Window:
-    """Sums over the steps since the last log point."""
+class HostSums:
+    """Sums over optimizer steps, of all micro-batches and ranks: one step, or those since the last log point."""
 
     loss_K: list[float] = field(default_factory=list)
     hits_K: list[float] = field(default_factory=list)
@@ -47,22 +81,26 @@ class Window:
     tokens: int = 0
     num_masked: int = 0
     num_steps: int = 0
-    grad_norm: float = 0.0  # of the last step
+    grad_norm: float = 0.0  # of the last step, before clipping
     seconds: float = 0.0
 
-    def add(self, result: StepResult, seconds: float) -> None:
-        """Counts one more step."""
-        zeros = [0.0] * len(result.loss_K)
-        self.loss_K = [a + b for a, b in zip(self.loss_K or zeros, result.loss_K, strict=True)]
-        self.hits_K = [a + b for a, b in zip(self.hits_K or zeros, result.hits_K, strict=True)]
-        self.count_K = [a + b for a, b in zip(self.count_K or zeros, result.count_K, strict=True)]
-        self.base_loss += result.base_loss
-        self.base_count += result.base_count
-        self.tokens += result.tokens
-        self.num_masked += result.num_masked
-        self.num_steps += 1
-        self.grad_norm = result.grad_norm
-        self.seconds += seconds
+    def add(self, step: "HostSums", seconds: float) -> None:
+        """Counts one more step, which took `seconds`."""
+        for name in _LISTS:
+            more = getattr(step, name)
+            own = getattr(self, name) or [0.0] * len(more)
+            setattr(self, name, [a + b for a, b in zip(own, more, strict=True)])
+        for name in _NUMBERS:
+            setattr(self, name, getattr(self, name) + getattr(step, name))
+        self.num_steps, self.seconds, self.grad_norm = self.num_steps + 1, self.seconds + seconds, step.grad_norm
+
+    @property
+    def is_finite(self) -> bool:
+        return all(map(math.isfinite, [*self.loss_K, self.base_loss, self.grad_norm]))
+
+    @property
+    def has_labels(self) -> bool:
+        return sum(self.count_K) + self.base_count > 0
 
     @property
     def loss_nats(self) -> float | None:
@@ -90,42 +128,20 @@ class Window:
         }
 
 
-class Totals(NamedTuple):
+def add_up(parts: Sequence[DeviceSums], tokens: int, accelerator: Accelerator) -> DeviceSums:
     """Sums over micro-batches and ranks, still on the device."""
-
-    heads_3K: Tensor  # loss, hits, labels
-    others_4: Tensor  # base_loss, base_count, tokens, batches without a label
-
-    @property
-    def num_labels(self) -> Tensor:
-        """What gradients are divided by: where the base learns too, its labels; the heads' losses are then added up as
-        in the paper's equation 2, not averaged over heads."""
-        return torch.where(self.others_4[1] > 0, self.others_4[1], self.heads_3K[2].sum())
-
-    def result(self, grad_norm: Tensor) -> StepResult:
-        """On the host. This waits for the device."""
-        (loss_K, hits_K, count_K), (base_loss, base_count, tokens, masked) = (
-            self.heads_3K.tolist(),
-            self.others_4.tolist(),
-        )
-        return StepResult(loss_K, hits_K, count_K, base_loss, base_count, int(tokens), int(masked), float(grad_norm))
-
-
-def add_up(parts: list[LossSums], tokens: int, accelerator: Accelerator) -> Totals:
-    """Sums over micro-batches and ranks."""
-    heads_3K = torch.stack([torch.stack([part.loss_K, part.hits_K, part.count_K]) for part in parts]).sum(dim=0)
-    masked = torch.stack([part.count_K.sum() + part.base_count == 0 for part in parts]).sum().to(heads_3K)
-    base_2 = torch.stack([torch.stack([part.base_loss, part.base_count]) for part in parts]).sum(dim=0)
-    others_4 = torch.cat([base_2, torch.stack([torch.full_like(masked, tokens), masked])])
+    heads_3K = torch.stack([part.heads_3K for part in parts]).sum(dim=0)
+    others_4 = torch.stack([part.others_4 for part in parts]).sum(dim=0)
+    others_4[2] = tokens
+    others_4[3] = torch.stack([part.num_labels == 0 for part in parts]).sum()
     summed = accelerator.reduce(torch.cat([heads_3K.flatten(), others_4]), "sum")
-    return Totals(summed[:-4].reshape(heads_3K.shape), summed[-4:])
+    return DeviceSums(parts[0].loss, summed[:-4].view_as(heads_3K), summed[-4:])
 
 
 def average_gradients(
-    parameters: Iterable[nn.Parameter], num_labels: Tensor, max_norm: float, accelerator: Accelerator
+    parameters: Sequence[nn.Parameter], num_labels: Tensor, max_norm: float, accelerator: Accelerator
 ) -> Tensor:
     """Sums gradients over ranks, divides them by the labels of the whole step, clips (0: not). Returns the norm."""
-    parameters = list(parameters)
     if accelerator.num_processes > 1:
         _add_over_processes(parameters, accelerator)
     with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
@@ -133,9 +149,6 @@ def average_gradients(
         assert parameter.grad is not None
         parameter.grad.div_(num_labels.clamp(min=1).to(parameter.grad.dtype))
     return nn.utils.clip_grad_norm_(with_gradient, max_norm or float("inf"))
-
-
-MAX_TOGETHER = 2**26  # numbers sent at once: 256 MB in float32
 
 
 def _add_over_processes(parameters: Sequence[nn.Parameter], accelerator: Accelerator) -> None:
