@@ -12,16 +12,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from plain_heads import plain_heads
 
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
-from euryale.heads.config import HeadsConfig
 from euryale.heads.heads import build_heads
 from euryale.training.objective import ObjectiveConfig
 from euryale.training.optimizer import OptimConfig
 from euryale.training.trainer import Trainer
 
 OPTIM = {
+    "name": "adamw", "lr": 3e-3,
     "num_steps": 12, "warmup_steps": 2, "gradient_accumulation": 2, "log_every": 3, "eval_every": 5, "eval_batches": 2,
     "save_every": 4,
 }  # fmt: skip
@@ -62,7 +63,7 @@ class MemoryStream:
 def make_trainer(base: Base, folder: Path, at: Callable[[int], None] = lambda number: None, **changes) -> Trainer:  # type: ignore[no-untyped-def]
     """The run that every test varies: two hydra heads, twelve steps of two batches."""
     optim = OptimConfig(**(OPTIM | changes.pop("optim", {})))
-    heads = build_heads(changes.pop("heads", HeadsConfig(num_heads=2, width=1.0)), base.lm_head_weight)
+    heads = build_heads(changes.pop("heads", plain_heads(num_heads=2, width=1.0)), base.lm_head_weight)
     objective = changes.pop("objective", ObjectiveConfig())
     batches = changes.pop("batches", None) or MemoryStream(at)
     held_out = [make_batch(1000), make_batch(1001)]

@@ -10,6 +10,7 @@ import copy
 import random
 
 import torch
+from plain_heads import plain_heads
 from tokenizers import Tokenizer, decoders, models
 from transformers import (
     LlamaConfig,
@@ -42,28 +43,28 @@ FAMILIES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
 }
 HEAD_DESIGNS = tuple(
-    HeadsConfig(kind, num_heads=4, num_layers=num_layers, body=body, width=1.5, output=output, root_token=root_token)
+    plain_heads(kind, num_heads=4, num_layers=num_layers, body=body, width=1.5, output=output, root_token=root_token)
     for kind, root_token in (("hydra", True), ("medusa", True), ("medusa", False))
     for body in ("mlp", "resblock")
     for output in ("shared", "own")
     for num_layers in (1, 2)
 ) + (
-    HeadsConfig("hydra", vocab_share=0.5),
-    HeadsConfig("medusa", output="own", vocab_share=0.3),
-    HeadsConfig("hydra", num_layers=2, features="several"),
-    HeadsConfig("medusa", body="resblock", features="several"),
-    HeadsConfig("hydra", output="lowrank", output_rank=3),
-    HeadsConfig("hydra", num_layers=2, output="lowrank", output_rank=5, vocab_share=0.5),
-    HeadsConfig("hydra", num_layers=2, features="several", residual=False),
-    HeadsConfig("medusa", root_token=False, residual=False),
-    HeadsConfig("medusa", body="resblock", residual=False),
-    HeadsConfig("hydra", induction=2),
-    HeadsConfig("hydra", num_layers=2, features="several", induction=1, vocab_share=0.6),
-    HeadsConfig("medusa", induction=3),
+    plain_heads("hydra", vocab_share=0.5),
+    plain_heads("medusa", output="own", vocab_share=0.3),
+    plain_heads("hydra", num_layers=2, features="several"),
+    plain_heads("medusa", body="resblock", features="several"),
+    plain_heads("hydra", output="lowrank", output_rank=3),
+    plain_heads("hydra", num_layers=2, output="lowrank", output_rank=5, vocab_share=0.5),
+    plain_heads("hydra", num_layers=2, features="several", residual=False),
+    plain_heads("medusa", root_token=False, residual=False),
+    plain_heads("medusa", body="resblock", residual=False),
+    plain_heads("hydra", induction=2),
+    plain_heads("hydra", num_layers=2, features="several", induction=1, vocab_share=0.6),
+    plain_heads("medusa", induction=3),
 )
 EAGLE_DESIGNS = (
-    HeadsConfig("eagle", features="several"),
-    HeadsConfig("eagle", width=1.0, vocab_share=0.6),
+    plain_heads("eagle", features="several"),
+    plain_heads("eagle", width=1.0, vocab_share=0.6),
 )
 
 

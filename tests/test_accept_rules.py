@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from chi_square import chi_square
+from plain_heads import plain_heads
 from random_models import HEAD_DESIGNS, engine_of, five_tokens, random_base, random_heads, random_tree, twin
 from torch import Tensor
 
@@ -250,7 +251,7 @@ def test_rules_that_cannot_be_are_refused() -> None:
 
 def test_plain_ranking_writes_the_same_text_in_more_steps() -> None:
     base = random_base("qwen2", 13, seed=4, dtype=torch.float64)
-    heads = random_heads(HeadsConfig("hydra", num_heads=3), base)
+    heads = random_heads(plain_heads("hydra", num_heads=3), base)
     with torch.no_grad():  # heads as good as the base's last words: a coupled guess then often is the draw
         for parameter in heads.parameters():
             parameter.mul_(0.05)

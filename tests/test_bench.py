@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from plain_heads import plain_heads
 from random_models import random_base, random_heads
 from transformers import GenerationConfig
 
@@ -21,7 +22,6 @@ from euryale.evaluation import contenders, roofline
 from euryale.evaluation.bench import BenchSettings, bench, in_turns
 from euryale.evaluation.contenders import Turn
 from euryale.evaluation.hf_baselines import count_new, generate_ids, generation_settings, transformers_attention
-from euryale.heads.config import HeadsConfig
 from euryale.report.result_file import write_result
 from euryale.report.tables import bench_table
 
@@ -36,7 +36,7 @@ def base() -> Base:
 
 @pytest.fixture(scope="module")
 def engine(base: Base) -> Engine:
-    return Engine(base, random_heads(HeadsConfig(num_heads=3, width=1.0), base), tree=TREE)
+    return Engine(base, random_heads(plain_heads(num_heads=3, width=1.0), base), tree=TREE)
 
 
 def stub(speeds: list[tuple[int, float]]) -> Callable[..., Callable[[list[int], int], Turn]]:
@@ -247,7 +247,7 @@ def test_the_ceiling_counts_what_a_step_reads(monkeypatch: pytest.MonkeyPatch) -
         assert found.bytes_per_s == 2**20 / 0.001
         assert found.ar_tokens_per_s == found.bytes_per_s / found.base_bytes
     for kind, share, evaluations in (("medusa", 1.0, [1, 1]), ("hydra", 1.0, [1, 2]), ("hydra", 0.5, [1, 2])):
-        heads = random_heads(HeadsConfig(kind, num_heads=3, width=1.0, vocab_share=share), tied)
+        heads = random_heads(plain_heads(kind, num_heads=3, width=1.0, vocab_share=share), tied)
         # Below the root two parents: the tree asks head 0 once, and head 1 once or (hydra) once for each of them.
         tree = Tree.from_paths([(0,), (1,), (0, 0), (1, 0)])
         found = roofline.measure_ceiling(Engine(tied, heads, tree=tree))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from plain_heads import plain_heads
 from random_models import random_base, random_heads, twin
 
 from euryale.base.base import Base
@@ -25,18 +26,17 @@ from euryale.evaluation import calibrate as module
 from euryale.evaluation.calibrate import Text, calibrate, check, frequent_paths, rank_vectors, time_steps
 from euryale.evaluation.config import CalibrateConfig
 from euryale.evaluation.simulate_tau import replay
-from euryale.heads.config import HeadsConfig
 from euryale.heads.heads import Heads
 from euryale.kernels.rms_norm import normalise
 from euryale.system.files import read_json, write_json
 
 MAX_RANK = 6
 DESIGNS = {
-    "hydra": HeadsConfig("hydra", num_heads=3, vocab_share=1.0),
-    "hydra, draft vocabulary": HeadsConfig("hydra", num_heads=3, vocab_share=0.5),
-    "hydra, several features": HeadsConfig("hydra", num_heads=3, features="several"),
-    "medusa": HeadsConfig("medusa", num_heads=3, body="resblock", vocab_share=1.0),
-    "medusa, published form": HeadsConfig(
+    "hydra": plain_heads("hydra", num_heads=3, vocab_share=1.0),
+    "hydra, draft vocabulary": plain_heads("hydra", num_heads=3, vocab_share=0.5),
+    "hydra, several features": plain_heads("hydra", num_heads=3, features="several"),
+    "medusa": plain_heads("medusa", num_heads=3, body="resblock", vocab_share=1.0),
+    "medusa, published form": plain_heads(
         "medusa", num_heads=3, body="resblock", output="own", root_token=False, vocab_share=1.0
     ),
 }
@@ -284,7 +284,7 @@ def test_what_is_written_reads_back_and_an_engine_uses_it(base: Base, tmp_path: 
 
 
 def test_sizes_beyond_the_paths_that_were_seen_are_not_timed(base: Base) -> None:
-    heads = random_heads(HeadsConfig("hydra", num_heads=1, vocab_share=1.0), base)
+    heads = random_heads(plain_heads("hydra", num_heads=1, vocab_share=1.0), base)
     config = CalibrateConfig(
         new_tokens=8, temperatures=[0.0], max_rank=2, node_counts=[1, 2, 3, 64], repeats=1, context_tokens=4
     )
@@ -331,7 +331,7 @@ def test_answers_that_all_end_at_once_are_refused() -> None:
     base = random_base(vocab_size=13, eos=list(range(13)))
     with pytest.raises(UserError, match="answers of at least 3 tokens, and the base ended all 3 sooner"):
         calibrate(base, random_heads(DESIGNS["hydra"], base), PROMPTS, SMALL)
-    heads = random_heads(HeadsConfig("hydra", num_heads=1, vocab_share=1.0), base)
+    heads = random_heads(plain_heads("hydra", num_heads=1, vocab_share=1.0), base)
     [entry, _] = calibrate(base, heads, PROMPTS, SMALL)["calibrations"]
     assert entry["num_positions"] == 3, "one head learns something from an answer of one token"
 

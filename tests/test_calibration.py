@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from plain_heads import plain_heads
 from random_models import five_tokens, random_base, random_heads
 
 from euryale.base.base import Base
@@ -13,7 +14,6 @@ from euryale.decoding.tree.choose import TreeConfig, plan_sizes
 from euryale.decoding.tree.tree import ROOT_ONLY, DynamicTree, Tree, chain
 from euryale.errors import UserError
 from euryale.heads.checkpoint import save_heads
-from euryale.heads.config import HeadsConfig
 
 
 def calibration(temperature: float, paths: list[list[int]], num_nodes: int) -> Calibration:
@@ -22,7 +22,7 @@ def calibration(temperature: float, paths: list[list[int]], num_nodes: int) -> C
 
 def test_the_tree_is_the_one_given_or_calibrated_nearest_or_a_chain() -> None:
     base = five_tokens()
-    heads = random_heads(HeadsConfig("hydra", num_heads=3), base)
+    heads = random_heads(plain_heads("hydra", num_heads=3), base)
     assert Engine(base, heads).tree() == chain(3)
     assert Engine(base, heads, tree=chain(2)).tree() == chain(2)
     assert Engine(base, heads, drafter="none", tree=chain(2)).tree() == ROOT_ONLY
@@ -36,7 +36,7 @@ def test_the_tree_is_the_one_given_or_calibrated_nearest_or_a_chain() -> None:
 
 def test_calibrated_trees_can_have_another_size() -> None:
     base = five_tokens()
-    heads = random_heads(HeadsConfig("hydra", num_heads=3), base)
+    heads = random_heads(plain_heads("hydra", num_heads=3), base)
     engine = Engine(base, heads, calibrations=[calibration(0.0, [[0], [0, 0], [1]], 2)])
     assert [engine.with_num_nodes(n).tree().num_nodes for n in (1, 2, 4)] == [1, 2, 4]
     with pytest.raises(UserError, match="num_nodes=5 was asked for, and the calibrated trees have 1 to 4"):
@@ -49,7 +49,7 @@ def test_calibrated_trees_can_have_another_size() -> None:
 
 def test_a_tree_can_ask_fewer_heads() -> None:
     base = five_tokens()
-    heads = random_heads(HeadsConfig("hydra", num_heads=3), base)
+    heads = random_heads(plain_heads("hydra", num_heads=3), base)
     found = [calibration(0.0, [[0], [0, 0], [0, 0, 0], [1]], 4)]
 
     def tree(drafter: str = "heads", **asked: object) -> Tree | DynamicTree:
@@ -73,7 +73,7 @@ def test_a_tree_can_ask_fewer_heads() -> None:
 
 def test_a_calibration_for_more_heads_is_refused() -> None:
     base = five_tokens()
-    heads = random_heads(HeadsConfig("hydra", num_heads=3), base)
+    heads = random_heads(plain_heads("hydra", num_heads=3), base)
     with pytest.raises(UserError, match="tree=calibrated is 4 deep, but the checkpoint has 3 heads"):
         Engine(base, heads, calibrations=[calibration(0.0, [[0], [0, 0], [0, 0, 0], [0, 0, 0, 0]], 5)])
 
@@ -87,7 +87,7 @@ TREE_JSON = (
 @pytest.fixture
 def checkpoint(tmp_path: Path, tiny_base: Base) -> Path:
     folder = tmp_path / "run"
-    heads = random_heads(HeadsConfig("hydra", num_heads=3), tiny_base)
+    heads = random_heads(plain_heads("hydra", num_heads=3), tiny_base)
     save_heads(folder, heads, tiny_base, {}, extra_files={"tree.json": TREE_JSON})
     return folder
 
@@ -98,7 +98,7 @@ def test_a_loaded_engine_answers_as_the_one_that_was_saved(checkpoint: Path, tin
         engine = Engine.load(checkpoint, tree=tree, device="cpu", dtype="float32")
         assert engine.tree().num_nodes == num_nodes
         assert [g.ids for g in engine.generate(["def f(x):", "a"], max_new_tokens=12)] == [g.ids for g in expected]
-    heads = random_heads(HeadsConfig("hydra", num_heads=3), tiny_base)
+    heads = random_heads(plain_heads("hydra", num_heads=3), tiny_base)
     assert engine.heads is not None
     for name, tensor in heads.state_dict().items():
         assert torch.equal(engine.heads.state_dict()[name], tensor)
@@ -154,7 +154,7 @@ def test_a_damaged_tree_file_is_refused(checkpoint: Path, tiny_base: Base, conte
 
 @pytest.mark.parametrize("draft_ids", [[1, 2, 2], [-1, 2, 3], [1, 2, 99], [3, 2, 1]])
 def test_a_damaged_draft_vocabulary_is_refused(tmp_path: Path, tiny_base: Base, draft_ids: list[int]) -> None:
-    heads = random_heads(HeadsConfig("hydra", num_heads=3, vocab_share=3 / 99), tiny_base)
+    heads = random_heads(plain_heads("hydra", num_heads=3, vocab_share=3 / 99), tiny_base)
     heads.draft_ids = torch.tensor(draft_ids)
     save_heads(tmp_path, heads, tiny_base, {})
     with pytest.raises(UserError, match="draft_ids are not increasing ids of the vocabulary"):
@@ -170,7 +170,7 @@ def test_an_adaptive_size_has_the_depth_that_was_fastest() -> None:
     assert (found.fastest_depth(4), found.fastest_depth(1)) == (1, None)
     assert found.promise(4, 1) == (1.8, 1.1)
     assert found.promise(4, 3) == found.promise(4) == (2.0, 1.5), "three levels were not timed"
-    heads = random_heads(HeadsConfig("hydra", num_heads=3), random_base())
+    heads = random_heads(plain_heads("hydra", num_heads=3), random_base())
     for depth, expected in ((None, 1), (2, 2)):
         asked = TreeConfig("calibrated", size="adaptive", max_depth=depth)
         assert plan_sizes(asked, heads, [found], 0.0)[4].max_depth == expected

@@ -4,6 +4,7 @@ import io
 
 import pytest
 from conftest import character_tokenizer
+from plain_heads import plain_heads
 from random_models import random_heads
 
 from euryale.base.base import Base
@@ -13,7 +14,6 @@ from euryale.data.rows import Message
 from euryale.data.tokens import prompt_ids
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
-from euryale.heads.config import HeadsConfig
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}\n{% endfor %}"
@@ -24,7 +24,7 @@ CONFIG = InferConfig(max_new_tokens=10)
 
 @pytest.fixture(scope="module")
 def engine(tiny_base: Base) -> Engine:
-    return Engine(tiny_base, random_heads(HeadsConfig(num_heads=2), tiny_base))
+    return Engine(tiny_base, random_heads(plain_heads(num_heads=2), tiny_base))
 
 
 @pytest.fixture

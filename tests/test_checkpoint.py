@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import save_tiny_llama
+from plain_heads import plain_heads
 from safetensors.torch import load_file, save_file
 
 from euryale.base.base import Base, load_base
@@ -30,7 +31,7 @@ from euryale.training.publish import save_base
 
 
 def random_heads(base: Base, config: HeadsConfig | None = None, seed: int = 0) -> Heads:
-    heads = build_heads(config or HeadsConfig(num_heads=2), base.lm_head_weight)
+    heads = build_heads(config or plain_heads(num_heads=2), base.lm_head_weight)
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in heads.parameters():
@@ -63,7 +64,7 @@ def saved(tiny_base: Base, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "config",
-    [HeadsConfig(num_heads=3), HeadsConfig(kind="medusa", root_token=False, body="resblock", output="own")],
+    [plain_heads(num_heads=3), plain_heads(kind="medusa", root_token=False, body="resblock", output="own")],
     ids=["hydra", "own"],
 )
 def test_loaded_heads_equal_the_saved_ones_to_the_bit(tiny_base: Base, tmp_path: Path, config: HeadsConfig) -> None:
@@ -96,7 +97,7 @@ def test_the_same_base_in_another_dtype_is_the_same_base(saved: Path, tiny_llama
 
 def test_saving_again_replaces_the_heads_and_keeps_other_files(saved: Path, tiny_base: Base) -> None:
     (saved / "metrics.jsonl").write_text("{}\n")
-    heads = random_heads(tiny_base, HeadsConfig(num_heads=1), seed=7)
+    heads = random_heads(tiny_base, plain_heads(num_heads=1), seed=7)
     save_heads(saved, heads, tiny_base, {})
     assert load_heads(saved, tiny_base).num_heads == 1
     assert sorted(contents(saved)) == ["heads.json", "heads.safetensors", "metrics.jsonl"]

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from plain_heads import plain_heads
 from random_models import five_tokens, random_base, random_heads
 
 from euryale.decoding.drafters.adaptive import AdaptiveDrafter
@@ -13,7 +14,6 @@ from euryale.decoding.tree.calibration import Calibration
 from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import Shape, chain
 from euryale.errors import UserError
-from euryale.heads.config import HeadsConfig
 
 TAU = {1: 1.0, 2: 1.5, 4: 1.9, 8: 2.2, 16: 2.4}
 STEP_MS = {1: 1.0, 2: 1.1, 4: 1.3, 8: 1.55, 16: 2.6, 32: 4.2}
@@ -98,7 +98,7 @@ def calibration(**values: object) -> Calibration:
 @pytest.mark.parametrize("name", ["calibrated", "dynamic"])
 def test_an_adaptive_tree_writes_the_same_text_and_says_what_it_used(name: str, temperature: float) -> None:
     base = five_tokens(eos=4)
-    heads = random_heads(HeadsConfig("hydra", num_heads=3), base)
+    heads = random_heads(plain_heads("hydra", num_heads=3), base)
     engine = Engine(base, heads, "heads", TreeConfig(name, size="adaptive"), [calibration()])
     plain = Engine(base, drafter="none")
     prompts = [[0, 2, 1], [3], [1, 1, 2, 0]]
@@ -114,7 +114,7 @@ def test_an_adaptive_tree_writes_the_same_text_and_says_what_it_used(name: str, 
 
 def test_adaptive_needs_timed_trees_of_the_heads() -> None:
     base = random_base("llama", 9)
-    heads = random_heads(HeadsConfig("hydra", num_heads=3), base)
+    heads = random_heads(plain_heads("hydra", num_heads=3), base)
     tree = TreeConfig("calibrated", size="adaptive")
     with pytest.raises(UserError, match="chooses among trees whose steps were timed, and 0 were here"):
         Engine(base, heads, "heads", tree)

@@ -3,6 +3,7 @@
 import random
 
 import torch
+from plain_heads import plain_heads
 from random_models import five_tokens, random_base, random_heads, random_tree
 
 from euryale.decoding.drafters.build import DrafterConfig
@@ -10,7 +11,6 @@ from euryale.decoding.drafters.heads_lookup import graft
 from euryale.decoding.drafters.interface import Draft
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree.tree import Shape, Tree, chain
-from euryale.heads.config import HeadsConfig
 
 
 def paths_of(draft: Draft, row: int) -> list[tuple[int, ...]]:
@@ -64,7 +64,7 @@ def test_no_path_comes_twice_whatever_the_tree_and_the_chain() -> None:
 
 def test_a_text_that_repeats_is_drafted_further_than_the_heads_reach() -> None:
     base = random_base("llama", 13, dtype=torch.float64)
-    heads = random_heads(HeadsConfig("hydra", num_heads=2), base)
+    heads = random_heads(plain_heads("hydra", num_heads=2), base)
     [plain], [alone], [both] = (
         Engine(base, heads, drafter, chain(2)).generate([[1, 2, 3]], max_new_tokens=100)
         for drafter in ("none", "heads", DrafterConfig("heads+lookup", spare=6))
@@ -75,7 +75,7 @@ def test_a_text_that_repeats_is_drafted_further_than_the_heads_reach() -> None:
 
 def test_rows_that_end_leave_the_others_alone() -> None:
     base = five_tokens(eos=4, max_length=48)
-    heads = random_heads(HeadsConfig("hydra", num_heads=2), base)
+    heads = random_heads(plain_heads("hydra", num_heads=2), base)
     prompts = [[0, 2], [3, 1, 0, 3, 1], [1] * 20]
     engine = Engine(base, heads, "heads+lookup", chain(2))
     alone = [engine.generate([prompt], 40, 0.9)[0].ids for prompt in prompts]

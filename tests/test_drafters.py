@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from plain_heads import plain_heads
 from random_models import HEAD_DESIGNS, random_base, random_heads, random_tree
 from slow_induction import follower_slowly
 from torch import Tensor
@@ -103,7 +104,7 @@ def test_the_fast_drafter_equals_its_slow_twin(design: HeadsConfig) -> None:
 
 def test_a_large_vocabulary_keeps_the_correction_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     base = random_base("llama", V, dtype=torch.float64)
-    heads = random_heads(HeadsConfig(output="lowrank", output_rank=3, vocab_share=0.6), base)
+    heads = random_heads(plain_heads(output="lowrank", output_rank=3, vocab_share=0.6), base)
     tree, known = Tree.from_paths([(0,), (1,), (0, 0), (0, 1), (0, 0, 0)]), random_known(base, 3, 3, 0.8, seed=1)
     whole = HeadsDrafter(base, heads, tree).propose(known).tokens_BN.tolist()
     monkeypatch.setattr("euryale.decoding.drafters.head_matrices._TAKES_CORRECTION_IN", 0)
@@ -116,7 +117,7 @@ def test_siblings_carry_different_tokens_and_hydra_children_depend_on_their_pare
     tree = Tree.from_paths([(a,) for a in range(5)] + [(a, 0) for a in range(5)])
     known = random_known(base, 4, 2, 0.0, seed=1)
     below = {}
-    for design in (HeadsConfig("hydra"), HeadsConfig("medusa")):
+    for design in (plain_heads("hydra"), plain_heads("medusa")):
         tokens = HeadsDrafter(base, random_heads(design, base), tree).propose(known).tokens_BN
         first = [n for n in range(1, 11) if tree.depths[n] == 1]
         assert all(len(set(row)) == 5 for row in tokens[:, first].tolist())
@@ -128,7 +129,7 @@ def test_siblings_carry_different_tokens_and_hydra_children_depend_on_their_pare
 def test_the_first_chain_may_be_any_rank_order_of_the_tree() -> None:
     """The drafter works in levels, the tree puts its first chain in front: tokens land on the right nodes."""
     base = random_base("llama", V, dtype=torch.float64)
-    heads = random_heads(HeadsConfig("hydra"), base)
+    heads = random_heads(plain_heads("hydra"), base)
     chain_first, known = Tree.from_paths([(0,), (0, 0), (0, 0, 0), (1,), (1, 1)]), random_known(base, 1, 3, 0.0, 5)
     assert chain_first.depths == (0, 1, 2, 3, 1, 2)
     tokens = HeadsDrafter(base, heads, chain_first).propose(known).tokens_BN[0].tolist()
@@ -138,7 +139,7 @@ def test_the_first_chain_may_be_any_rank_order_of_the_tree() -> None:
 @pytest.mark.parametrize("tree", [ROOT_ONLY, chain(2)], ids=["root", "chain"])
 def test_the_same_row_drafts_the_same_in_any_batch(tree: Tree) -> None:
     base = random_base("qwen2", V, dtype=torch.float64)
-    drafter = HeadsDrafter(base, random_heads(HeadsConfig("hydra"), base), tree)
+    drafter = HeadsDrafter(base, random_heads(plain_heads("hydra"), base), tree)
     known = random_known(base, 5, 2, 1.0, seed=2)
     together = drafter.propose(known).tokens_BN
     for row in range(5):
@@ -149,7 +150,7 @@ def test_the_same_row_drafts_the_same_in_any_batch(tree: Tree) -> None:
 
 def test_untrained_heads_propose_what_the_base_would_say() -> None:
     base = random_base("llama", V)
-    for design in (HeadsConfig("hydra"), HeadsConfig("medusa", output="own"), HeadsConfig("medusa", body="resblock")):
+    for design in (plain_heads("hydra"), plain_heads("medusa", output="own"), plain_heads("medusa", body="resblock")):
         heads = build_heads(design, base.lm_head_weight)
         known = random_known(base, 3, 4, 0.0, seed=0)
         expected = base.logits(known.hidden_BD).argmax(-1)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from plain_heads import plain_heads
 from random_models import random_base, random_heads
 from torch import Tensor
 
@@ -29,8 +30,8 @@ from euryale.kernels.rms_norm import normalise
 from euryale.training.objective import ObjectiveConfig, medusa1_loss
 from euryale.training.optimizer import OptimConfig, build_optimizer
 
-EAGLE = HeadsConfig("eagle", num_heads=3, features="several")
-DESIGNS = [EAGLE, HeadsConfig("eagle", num_heads=3, width=1.0, vocab_share=0.6)]
+EAGLE = plain_heads("eagle", num_heads=3, features="several")
+DESIGNS = [EAGLE, plain_heads("eagle", num_heads=3, width=1.0, vocab_share=0.6)]
 WIDE = Tree.from_paths([(0,), (1,), (3,), (0, 0), (0, 2), (1, 0), (0, 2, 1), (1, 0, 0)])
 V = 13
 
@@ -226,7 +227,7 @@ def test_it_learns_what_only_attention_can_know() -> None:
     for layer in base.model.base_model.layers:  # type: ignore[union-attr]
         layer.self_attn.o_proj.weight.zero_()
     losses = {}
-    for design in (replace(EAGLE, num_heads=1), HeadsConfig("hydra", num_heads=1, features="several")):
+    for design in (replace(EAGLE, num_heads=1), plain_heads("hydra", num_heads=1, features="several")):
         heads = build_heads(design, base.lm_head_weight)
         moved = build_optimizer(
             dict(heads.named_parameters()), OptimConfig(name="muon", lr=0.03), blocks=heads.blocks_of_matrices()
@@ -263,7 +264,7 @@ def test_a_checkpoint_holds_it_and_says_what_it_is(tmp_path: Path) -> None:
 
 def test_what_does_not_go_together_is_refused() -> None:
     base = random_base(vocab_size=V)
-    eagle, hydra = random_heads(EAGLE, base), random_heads(HeadsConfig("hydra"), base)
+    eagle, hydra = random_heads(EAGLE, base), random_heads(plain_heads("hydra"), base)
     with pytest.raises(UserError, match="these heads are of kind hydra. Use drafter=heads"):
         Engine(base, hydra, "eagle")
     with pytest.raises(UserError, match="drafter=eagle needs a heads checkpoint"):

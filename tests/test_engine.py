@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from plain_decoding import slow_ids
+from plain_heads import plain_heads
 from random_models import FULL, engine_of, five_tokens, letter_tokenizer, random_base, random_heads, random_prompts
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging as transformers_log
@@ -19,7 +20,6 @@ from euryale.decoding.engine import Engine
 from euryale.decoding.tree.tree import ROOT_ONLY, Tree, chain, medusa63
 from euryale.errors import UserError
 from euryale.heads.checkpoint import save_heads
-from euryale.heads.config import HeadsConfig
 
 PROMPT = [0, 3, 1]
 
@@ -249,7 +249,7 @@ def test_a_text_beyond_the_vocabulary_is_refused() -> None:
 
 def test_an_engine_that_cannot_be_is_refused() -> None:
     base = five_tokens()
-    heads = random_heads(HeadsConfig("hydra", num_heads=3), base)
+    heads = random_heads(plain_heads("hydra", num_heads=3), base)
     with pytest.raises(UserError, match="drafter=clover is not known. Choose one of: none, heads, lookup, .* model"):
         Engine(base, heads, drafter="clover")
     with pytest.raises(UserError, match="drafter=heads needs a heads checkpoint"):
@@ -275,7 +275,7 @@ def test_a_rule_that_is_not_known_is_told_before_the_base_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = five_tokens()
-    save_heads(tmp_path / "run", random_heads(HeadsConfig("hydra"), base), base, {})
+    save_heads(tmp_path / "run", random_heads(plain_heads("hydra"), base), base, {})
     monkeypatch.setattr("euryale.decoding.engine.load_base", lambda config: pytest.fail("the base was loaded"))
     with pytest.raises(UserError, match="accept=nucleus is not known"):
         Engine.load(tmp_path / "run", tree="chain", accept="nucleus")

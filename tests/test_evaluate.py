@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from plain_heads import plain_heads
 from random_models import random_base, random_heads, twin
 
 from euryale.base.base import Base
@@ -26,7 +27,6 @@ from euryale.evaluation.evaluate import (
 )
 from euryale.evaluation.losslessness import ULPS, Places, first_divergence, judge, summarise
 from euryale.evaluation.prompts import choose_data, fit_prompts, load_prompts
-from euryale.heads.config import HeadsConfig
 from euryale.kernels.rms_norm import normalise
 from euryale.report.tables import evaluation_table
 
@@ -41,7 +41,7 @@ def base() -> Base:
 
 @pytest.fixture(scope="module")
 def engine(base: Base) -> Engine:
-    return Engine(base, random_heads(HeadsConfig(num_heads=3, width=1.0), base), tree=TREE)
+    return Engine(base, random_heads(plain_heads(num_heads=3, width=1.0), base), tree=TREE)
 
 
 class Liar(Engine):
@@ -161,7 +161,7 @@ def test_the_limit_is_in_units_of_the_last_place_of_the_dtype(base: Base) -> Non
 
 def test_half_precision_is_reported_not_hidden() -> None:
     base = random_base(vocab_size=61, seed=5, dtype=torch.bfloat16)
-    engine = Engine(base, random_heads(HeadsConfig(num_heads=3, width=1.0), base), tree=TREE)
+    engine = Engine(base, random_heads(plain_heads(num_heads=3, width=1.0), base), tree=TREE)
     found = evaluate_text(engine, PROMPTS, 24)
     assert found["dtype"] == "bfloat16"
     assert found["identical"] == 4 - len(found["differences"])
@@ -237,7 +237,7 @@ def test_prompts_come_from_a_file_or_from_held_out_rows(tiny_base: Base, tmp_pat
     described = {"provenance": {"settings": settings | {"seed": 3}}}
     assert choose_data(DataConfig(kind="checkpoint"), described) == data
     assert load_prompts(tiny_base, None, 5, 20, described) == asked
-    engine = Engine(tiny_base, random_heads(HeadsConfig(num_heads=2, width=1.0), tiny_base))
+    engine = Engine(tiny_base, random_heads(plain_heads(num_heads=2, width=1.0), tiny_base))
     accuracy = held_out_accuracy(engine, data)
     assert [row["head"] for row in accuracy] == [0, 1]
     assert all(0 <= row["top1"] <= row["top5"] <= row["top10"] <= 1 for row in accuracy)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from plain_heads import plain_heads
 from random_models import random_base, random_heads
 from safetensors.torch import load_file
 from torch import Tensor
@@ -20,7 +21,6 @@ from euryale.base.base import Base
 from euryale.errors import UserError
 from euryale.export import EXPORTABLE, export
 from euryale.heads.checkpoint import load_heads, save_heads
-from euryale.heads.config import HeadsConfig
 from euryale.heads.heads import Heads
 
 D, V, K = 16, 13, 3  # width and vocabulary of the random base, heads
@@ -46,7 +46,7 @@ def checkpoint(
 ) -> Heads:
     """Random heads of the form that peers know, saved in `folder`."""
     config = {"kind": "medusa", "num_heads": K, "body": "resblock", "width": 1.0, "root_token": False} | changes
-    heads = random_heads(HeadsConfig(num_layers=num_layers, output=output, **config), base)  # type: ignore[arg-type]
+    heads = random_heads(plain_heads(num_layers=num_layers, output=output, **config), base)  # type: ignore[arg-type]
     heads.choose_draft_ids(torch.tensor([float(i in draft_ids) for i in range(V)]))
     save_heads(folder, heads, base, {"argv": ["test"]})
     return heads

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from plain_heads import plain_heads
 from random_models import HEAD_DESIGNS, random_base, random_heads
 from torch import Tensor
 
@@ -69,7 +70,7 @@ def test_a_head_reads_exactly_the_tokens_that_are_known(design: HeadsConfig) -> 
 @pytest.mark.parametrize("body", ["mlp", "resblock"])
 def test_a_head_is_the_published_formula(body: str) -> None:
     """x + SiLU(W h + b) as Medusa wrote it, or with a second matrix; the second layer reads the first one's answer."""
-    design = HeadsConfig("medusa", num_heads=1, num_layers=2, body=body, width=2.0, root_token=False)
+    design = plain_heads("medusa", num_heads=1, num_layers=2, body=body, width=2.0, root_token=False)
     heads = random_heads(design, random_base(vocab_size=V))
     weights = heads.state_dict()
     hidden_MD, _ = known()
@@ -105,18 +106,18 @@ def test_every_layer_of_every_head_is_its_own(design: HeadsConfig) -> None:
 def test_own_matrices_start_as_the_bases_and_are_not_tied_to_it() -> None:
     weight_VD = torch.randn(V, D)
     before = weight_VD.clone()
-    heads = build_heads(HeadsConfig(output="own", num_heads=2), weight_VD)
+    heads = build_heads(plain_heads(output="own", num_heads=2), weight_VD)
     with torch.no_grad():
         heads.output_weight(0, weight_VD).add_(1)
     assert torch.equal(weight_VD, before) and torch.equal(heads.output_weight(1, weight_VD), before)
-    shared = build_heads(HeadsConfig(output="shared", num_heads=2), weight_VD)
+    shared = build_heads(plain_heads(output="shared", num_heads=2), weight_VD)
     assert shared.output_weight(1, weight_VD) is weight_VD
     assert not any("outputs" in name for name in shared.state_dict())
 
 
 def test_a_correction_of_low_rank_is_what_it_is_as_a_whole_matrix() -> None:
     base = random_base(vocab_size=V, dtype=torch.float64)
-    heads = random_heads(HeadsConfig(output="lowrank", output_rank=3, vocab_share=0.5), base)
+    heads = random_heads(plain_heads(output="lowrank", output_rank=3, vocab_share=0.5), base)
     x_MD = torch.randn(6, D, dtype=torch.float64)
     for k in range(heads.num_heads):
         weight_VD, widen_VR = heads.output_parts(k, base.lm_head_weight)
@@ -133,7 +134,7 @@ def test_a_correction_of_low_rank_is_what_it_is_as_a_whole_matrix() -> None:
 def test_building_heads_depends_on_the_seed_alone() -> None:
     weight_VD = torch.randn(V, D)
     state = torch.random.get_rng_state()
-    one, same, other = (build_heads(HeadsConfig(), weight_VD, seed) for seed in (3, 3, 4))
+    one, same, other = (build_heads(plain_heads(), weight_VD, seed) for seed in (3, 3, 4))
     assert torch.equal(torch.random.get_rng_state(), state), "nobody else's random numbers are used up"
     name = "bodies.1.0.hidden_in.weight"
     assert torch.equal(one.state_dict()[name], same.state_dict()[name])
@@ -143,7 +144,7 @@ def test_building_heads_depends_on_the_seed_alone() -> None:
 
 def test_the_zero_matrix_gets_a_gradient_so_that_training_can_start() -> None:
     weight_VD = torch.randn(V, D)
-    for design in (HeadsConfig("hydra"), HeadsConfig("hydra", residual=False), HeadsConfig("medusa", body="resblock")):
+    for design in (plain_heads("hydra"), plain_heads("hydra", residual=False), plain_heads("medusa", body="resblock")):
         heads = build_heads(design, weight_VD)
         hidden_MD, embeddings_MJD = known()
         loss = sum((heads.head_hidden(k, hidden_MD, embeddings_MJD) @ weight_VD.T)[:, 0].sum() for k in range(4))
@@ -164,13 +165,13 @@ def test_known_tokens_are_read_at_one_scale() -> None:
 
 
 def test_the_draft_vocabulary_is_the_most_frequent_tokens_in_order() -> None:
-    heads = Heads(HeadsConfig(vocab_share=0.3), D, V)
+    heads = Heads(plain_heads(vocab_share=0.3), D, V)
     assert heads.num_candidates == 4  # 0.3 x 13, rounded up
     heads.choose_draft_ids(torch.tensor([0, 5, 0, 9, 1, 0, 0, 7, 0, 0, 6, 0, 2]))
     assert heads.draft_ids is not None and heads.draft_ids.tolist() == [1, 3, 7, 10]
     weight_VD = torch.randn(V, D)
     assert torch.equal(heads.draft_weight(0, weight_VD), weight_VD[[1, 3, 7, 10]])
-    whole = Heads(HeadsConfig(), D, V)
+    whole = Heads(plain_heads(), D, V)
     whole.choose_draft_ids(torch.arange(V))
     assert whole.draft_ids is None and whole.num_candidates == V and whole.draft_weight(0, weight_VD) is weight_VD
 
@@ -194,17 +195,17 @@ def test_the_draft_vocabulary_is_the_most_frequent_tokens_in_order() -> None:
 )
 def test_a_design_that_cannot_be_built_is_refused(change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        build_heads(replace(HeadsConfig(), **change), torch.zeros(V, D))
+        build_heads(replace(plain_heads(), **change), torch.zeros(V, D))
 
 
 def test_a_draft_vocabulary_is_a_share_of_the_vocabulary_but_has_so_many_tokens_at_least() -> None:
-    assert [HeadsConfig(vocab_share=0.25, vocab_min=10).num_draft_tokens(v) for v in (8, 20, 41, 400)] == [
+    assert [plain_heads(vocab_share=0.25, vocab_min=10).num_draft_tokens(v) for v in (8, 20, 41, 400)] == [
         8,
         10,
         11,
         100,
     ]
-    heads = build_heads(HeadsConfig(vocab_share=0.25, vocab_min=10), torch.zeros(8, 4))
+    heads = build_heads(plain_heads(vocab_share=0.25, vocab_min=10), torch.zeros(8, 4))
     assert heads.draft_ids is None and heads.num_candidates == 8
     with pytest.raises(UserError, match="vocab_min=-1"):
-        HeadsConfig(vocab_min=-1).check()
+        plain_heads(vocab_min=-1).check()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from plain_heads import plain_heads
 from random_models import random_base, random_heads
 from slow_induction import follower_slowly
 from torch import Tensor
@@ -12,7 +13,6 @@ from euryale.decoding.drafters.interface import DraftInput
 from euryale.decoding.drafters.ngram_index import HostNgramIndex, NgramIndex, extend_ends
 from euryale.decoding.tree.tree import chain
 from euryale.errors import UserError
-from euryale.heads.config import HeadsConfig
 from euryale.heads.heads import PackedText
 from euryale.heads.induction import followers, previous_places
 from euryale.kernels.rms_norm import normalise
@@ -96,7 +96,7 @@ def test_drafting_finds_the_tokens_that_training_read(longest: int, is_host: boo
 @pytest.mark.parametrize("kind", ["hydra", "medusa"])
 def test_heads_that_draft_say_what_heads_in_training_say(kind: str) -> None:
     base = random_base()
-    heads = random_heads(HeadsConfig(kind, num_heads=3, induction=2), base)
+    heads = random_heads(plain_heads(kind, num_heads=3, induction=2), base)
     generator = torch.Generator().manual_seed(5)
     ids = torch.randint(0, 5, (24,), generator=generator).tolist()
     root = len(ids) - 1
@@ -130,17 +130,17 @@ def test_heads_that_draft_say_what_heads_in_training_say(kind: str) -> None:
 
 def test_a_drafter_of_heads_with_induction_remembers_its_rows() -> None:
     base = random_base()
-    heads = random_heads(HeadsConfig("hydra", num_heads=2, induction=2), base)
+    heads = random_heads(plain_heads("hydra", num_heads=2, induction=2), base)
     drafter = HeadsDrafter(base, heads, chain(2))
     assert drafter.begin(2, 32) is not drafter
-    assert HeadsDrafter(base, random_heads(HeadsConfig("hydra"), base), chain(2)).begin(2, 32)._index is None
+    assert HeadsDrafter(base, random_heads(plain_heads("hydra"), base), chain(2)).begin(2, 32)._index is None
 
 
 def test_induction_needs_a_known_token_and_a_length() -> None:
     with pytest.raises(UserError, match=r"heads\.induction=2 looks for what followed the last known token"):
-        HeadsConfig("medusa", root_token=False, induction=2).check()
+        plain_heads("medusa", root_token=False, induction=2).check()
     for length in (-1, 4):
         with pytest.raises(UserError, match=rf"heads\.induction={length}: a number from 0 \(off\) to 3"):
-            HeadsConfig(induction=length).check()
+            plain_heads(induction=length).check()
     with pytest.raises(UserError, match="do not go with heads.kind=eagle"):
-        HeadsConfig("eagle", induction=2).check()
+        plain_heads("eagle", induction=2).check()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import save_tiny_llama
 from killed_runs import make_batch, make_trainer
+from plain_heads import plain_heads
 from safetensors.torch import load_file, save_file
 
 from euryale.base.base import Base, load_base
@@ -27,7 +28,6 @@ from euryale.base.lora import (
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
 from euryale.heads.checkpoint import load_heads, read_description, save_heads
-from euryale.heads.config import HeadsConfig
 from euryale.heads.heads import build_heads
 from euryale.system.provenance import provenance
 from euryale.training.objective import ObjectiveConfig, evaluate_joint, medusa2_loss
@@ -62,7 +62,7 @@ def states(base: Base) -> torch.Tensor:
 def saved(tiny_llama_folder: Path, tmp_path: Path) -> Path:
     """A checkpoint of untrained heads beside random adapters."""
     base = adapted(tiny_llama_folder)
-    save_heads(tmp_path / "run", build_heads(HeadsConfig(num_heads=2), base.lm_head_weight), base, provenance())
+    save_heads(tmp_path / "run", build_heads(plain_heads(num_heads=2), base.lm_head_weight), base, provenance())
     return tmp_path / "run"
 
 
@@ -103,7 +103,7 @@ def test_every_adapter_of_every_layer_receives_a_gradient(
     if quantization == "nf4":
         pytest.importorskip("bitsandbytes")
     base = adapted(tiny_llama_folder, quantization)
-    heads = build_heads(HeadsConfig(num_heads=2), base.lm_head_weight)
+    heads = build_heads(plain_heads(num_heads=2), base.lm_head_weight)
     config = ObjectiveConfig(kind="medusa2")
     if evaluated:
         evaluate_joint(base, heads, [BATCH], 1, config)
@@ -120,7 +120,7 @@ def test_recomputed_layers_give_the_same_gradients(tiny_llama_folder: Path) -> N
     gradients = []
     for recompute in (False, True):
         base = adapted(tiny_llama_folder)
-        heads = build_heads(HeadsConfig(num_heads=2), base.lm_head_weight)
+        heads = build_heads(plain_heads(num_heads=2), base.lm_head_weight)
         torch.manual_seed(3)  # of the dropout
         with learning(base, recompute):
             medusa2_loss(base, heads, BATCH, ObjectiveConfig(), Stage(2, 0, 10)).loss.backward()
@@ -283,9 +283,9 @@ def test_a_base_carries_one_adapter_and_heads_know_whether_it_is_theirs(saved: P
     assert load_heads(saved, base).num_heads == 2
     plain, other = saved.parent / "plain", saved.parent / "other"
     clean = fresh_base(tiny_llama_folder)
-    save_heads(plain, build_heads(HeadsConfig(num_heads=1), clean.lm_head_weight), clean, provenance())
+    save_heads(plain, build_heads(plain_heads(num_heads=1), clean.lm_head_weight), clean, provenance())
     own = adapted(tiny_llama_folder, seed=2)
-    save_heads(other, build_heads(HeadsConfig(num_heads=1), own.lm_head_weight), own, provenance())
+    save_heads(other, build_heads(plain_heads(num_heads=1), own.lm_head_weight), own, provenance())
     with pytest.raises(UserError, match="trained for the base alone"):
         load_heads(plain, base)
     with pytest.raises(UserError, match="an adapter of their own"):
@@ -296,7 +296,7 @@ def test_at_no_moment_of_a_save_does_the_description_name_an_adapter_that_is_not
     saved: Path, tiny_llama_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = adapted(tiny_llama_folder, seed=2)
-    heads = build_heads(HeadsConfig(num_heads=2), base.lm_head_weight)
+    heads = build_heads(plain_heads(num_heads=2), base.lm_head_weight)
     plain, seen = os.replace, []
 
     def replace(source: Path, target: Path) -> None:
@@ -313,7 +313,7 @@ def test_at_no_moment_of_a_save_does_the_description_name_an_adapter_that_is_not
 
 def test_8_bit_moments_take_a_quarter_and_resume_exactly(tiny_base: Base, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    heads = HeadsConfig(num_heads=2, width=8.0)  # matrices above the 4,096 numbers that are kept in 32 bits
+    heads = plain_heads(num_heads=2, width=8.0)  # matrices above the 4,096 numbers that are kept in 32 bits
     changes = {"name": "adamw_8bit"}
     whole = make_trainer(tiny_base, tmp_path / "whole", heads=heads, optim=changes)
     whole.fit()
@@ -344,6 +344,6 @@ def test_heads_learn_at_their_own_rate_biases_included() -> None:
         "bodies.0.bias": torch.nn.Parameter(torch.ones(2)),
         "adapter.q_proj.lora_A": torch.nn.Parameter(torch.ones(2, 2)),
     }
-    groups = build_optimizer(parameters, OptimConfig(weight_decay=0.1), heads_multiplier=4.0).param_groups
+    groups = build_optimizer(parameters, OptimConfig(name="adamw", weight_decay=0.1), heads_multiplier=4.0).param_groups
     found = [(group["lr_multiplier"], group["weight_decay"], [p.ndim for p in group["params"]]) for group in groups]
     assert found == [(4.0, 0.1, [2]), (4.0, 0.0, [1]), (1.0, 0.1, [2])]

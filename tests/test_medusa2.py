@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import save_tiny_llama
 from killed_runs import MemoryStream, make_batch
+from plain_heads import plain_heads
 from scripts import Result, run_script
 
 from euryale.base.base import Base, load_base
@@ -19,7 +20,6 @@ from euryale.base.lora import LoraConfig, adapter_disabled, adapter_parameters, 
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
 from euryale.heads.checkpoint import read_description
-from euryale.heads.config import HeadsConfig
 from euryale.heads.heads import Heads, build_heads
 from euryale.kernels.rms_norm import normalise
 from euryale.system.files import read_json
@@ -46,7 +46,7 @@ def make_trainer(
 ) -> Trainer:
     """Eight steps, four of them on heads alone; every call loads the base anew."""
     base = make_base(folder)
-    heads = build_heads(HeadsConfig(num_heads=2, width=1.0), base.lm_head_weight)
+    heads = build_heads(plain_heads(num_heads=2, width=1.0), base.lm_head_weight)
     objective = ObjectiveConfig(kind="medusa2", lambda_schedule="sine")
     held_out = [make_batch(1000), make_batch(1001)]
     settings = OptimConfig(**(OPTIM | optim))  # type: ignore[arg-type]
@@ -131,7 +131,7 @@ def slow_terms(base: Base, heads: Heads, batch) -> tuple[torch.Tensor, torch.Ten
 def test_stage_two_s_loss_and_gradients_are_those_of_the_slow_twin(tiny_llama_folder: Path) -> None:
     base = make_base(tiny_llama_folder, dropout=0.0)
     base.model.double()
-    heads = build_heads(HeadsConfig(num_heads=2, width=1.0), base.lm_head_weight).double()
+    heads = build_heads(plain_heads(num_heads=2, width=1.0), base.lm_head_weight).double()
     generator = torch.Generator().manual_seed(1)
     parameters = {**adapter_parameters(base), **dict(heads.named_parameters())}
     for parameter in parameters.values():
@@ -155,7 +155,7 @@ def test_only_answers_hold_the_base(tiny_llama_folder: Path) -> None:
     base = make_base(tiny_llama_folder, dropout=0.0)
     for parameter in adapter_parameters(base).values():
         parameter.data += 0.05
-    heads = build_heads(HeadsConfig(num_heads=1), base.lm_head_weight)
+    heads = build_heads(plain_heads(num_heads=1), base.lm_head_weight)
     batch = make_batch(3, rows=1, length=12)
     batch.is_target_BT[:] = False
     batch.is_target_BT[0, 7] = True
@@ -171,7 +171,7 @@ def test_stage_one_is_medusa1_on_the_base_as_it_was(tiny_llama_folder: Path) -> 
     plain = load_base(BaseConfig(path=str(tiny_llama_folder), dtype="float32", device="cpu"))
     for parameter in adapter_parameters(base).values():
         parameter.data += 0.3
-    heads = build_heads(HeadsConfig(num_heads=2), base.lm_head_weight)
+    heads = build_heads(plain_heads(num_heads=2), base.lm_head_weight)
     config = ObjectiveConfig(kind="medusa2")
     part = medusa2_loss(base, heads, make_batch(3), config, Stage(1, 0, 4))
     expected = medusa1_loss(plain, heads, make_batch(3), config)
@@ -180,7 +180,7 @@ def test_stage_one_is_medusa1_on_the_base_as_it_was(tiny_llama_folder: Path) -> 
 
 def test_held_out_numbers_say_how_far_the_base_moved(tiny_llama_folder: Path) -> None:
     base = make_base(tiny_llama_folder)
-    heads = build_heads(HeadsConfig(num_heads=2), base.lm_head_weight)
+    heads = build_heads(plain_heads(num_heads=2), base.lm_head_weight)
     config = ObjectiveConfig(kind="medusa2")
     assert evaluate_joint(base, heads, [make_batch(3)], 1, config)["base_kl_nats"] == pytest.approx(0, abs=1e-6)
     for parameter in adapter_parameters(base).values():
@@ -253,7 +253,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
 
 
 def test_medusa2_without_adapters_is_refused(tiny_base: Base, tmp_path: Path) -> None:
-    heads = build_heads(HeadsConfig(num_heads=1), tiny_base.lm_head_weight)
+    heads = build_heads(plain_heads(num_heads=1), tiny_base.lm_head_weight)
     with pytest.raises(UserError, match="trains adapters beside the base, and it has none"):
         Trainer(tiny_base, heads, ObjectiveConfig(kind="medusa2"), OptimConfig(), MemoryStream(), [], tmp_path / "run")
 

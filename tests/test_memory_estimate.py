@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from killed_runs import make_batch
+from plain_heads import plain_heads
 from profiled import peak_of_tensors
 from scripts import run_script
 from transformers import LlamaConfig
@@ -39,7 +40,7 @@ SMALL = LlamaConfig(
 
 def plan(base: LlamaConfig = SMALL, kind: str = "medusa2", **changes: object) -> Plan:
     whole = Plan(
-        base, "none", torch.float32, HeadsConfig(num_heads=2), ObjectiveConfig(kind=kind), LoraConfig(rank=4),
+        base, "none", torch.float32, plain_heads(num_heads=2), ObjectiveConfig(kind=kind), LoraConfig(rank=4),
         OptimConfig(), 2, 128, False,
     )  # fmt: skip
     return whole._replace(**changes)
@@ -48,7 +49,7 @@ def plan(base: LlamaConfig = SMALL, kind: str = "medusa2", **changes: object) ->
 def test_the_numbers_that_are_stored_are_counted_exactly(tiny_llama_folder: Path) -> None:
     base = load_base(BaseConfig(path=str(tiny_llama_folder), dtype="float32", device="cpu"))
     weights = sum(p.numel() for p in base.model.parameters())
-    heads = build_heads(HeadsConfig(num_heads=2), base.lm_head_weight).num_parameters()
+    heads = build_heads(plain_heads(num_heads=2), base.lm_head_weight).num_parameters()
     need = estimate(plan(base.model.config, quantization="none"))
     add_adapter(base, LoraConfig(rank=4))
     adapters = sum(p.numel() for p in adapter_parameters(base).values())
@@ -73,7 +74,7 @@ def test_4_bit_weights_are_counted_as_bitsandbytes_stores_them(tiny_llama_folder
 
 def test_an_8b_in_4_bit_fits_a_24_gb_card_with_activations_computed_again() -> None:
     big = plan(
-        LLAMA_8B, quantization="nf4", dtype=torch.bfloat16, heads=HeadsConfig(width=1.0, vocab_share=0.25),
+        LLAMA_8B, quantization="nf4", dtype=torch.bfloat16, heads=plain_heads(width=1.0, vocab_share=0.25),
         lora=LoraConfig(), optim=OptimConfig(name="paged_adamw_8bit", gradient_checkpointing=True), batch_size=1,
         block_size=2048, is_gpu=True,
     )  # fmt: skip
@@ -152,7 +153,7 @@ def test_sizes_are_said_in_gigabytes() -> None:
 
 
 @pytest.mark.parametrize(
-    "design", [HeadsConfig(num_heads=2), HeadsConfig("eagle", num_heads=3)], ids=["hydra", "eagle"]
+    "design", [plain_heads(num_heads=2), plain_heads("eagle", num_heads=3)], ids=["hydra", "eagle"]
 )
 @pytest.mark.parametrize("recompute", [False, True])
 def test_the_estimate_is_near_what_autograd_keeps(
@@ -200,7 +201,7 @@ def test_the_estimate_is_near_what_a_step_takes_and_several_features_count(
         base = load_base(BaseConfig(path=str(tiny_llama_folder), dtype="float32", device="cpu"))
         if kind == "medusa2":
             add_adapter(base, LoraConfig(rank=4))
-        config = HeadsConfig(**{"width": 4.0, **design, "features": features})
+        config = plain_heads(**{"width": 4.0, **design, "features": features})
         heads = build_heads(config, base.lm_head_weight)
         batch, objective = make_batch(1, 2, 250), ObjectiveConfig(kind=kind)
         batch.is_target_BT[:] = True

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from plain_heads import plain_heads
 from random_models import FAMILIES, random_base, random_heads, twin
 from torch import Tensor
 from transformers import DynamicCache
@@ -15,10 +16,9 @@ from euryale.decoding.drafters.heads_lookup import HeadsLookupDrafter
 from euryale.decoding.drafters.interface import Draft, DraftInput
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree.tree import Tree
-from euryale.heads.config import HeadsConfig
 from euryale.kernels.rms_norm import normalise
 
-SEVERAL = HeadsConfig("hydra", num_heads=2, features="several")
+SEVERAL = plain_heads("hydra", num_heads=2, features="several")
 TREE = Tree.from_paths([(0,), (1,), (2,), (0, 0), (0, 1), (1, 0)])
 
 
@@ -32,7 +32,7 @@ def test_middle_layers_lie_a_third_and_two_thirds_of_the_way_through() -> None:
     assert [middle_layers(n) for n in (1, 2, 3, 6, 32)] == [(1, 1), (1, 1), (1, 2), (2, 4), (10, 21)]
     base = random_base(num_hidden_layers=6)
     assert random_heads(SEVERAL, base).layers_read(base.num_layers) == (2, 4)
-    assert random_heads(HeadsConfig("hydra"), base).layers_read(base.num_layers) == ()
+    assert random_heads(plain_heads("hydra"), base).layers_read(base.num_layers) == ()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import save_tiny_llama
+from plain_heads import plain_heads
 from slow_induction import follower_slowly
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,14 +30,14 @@ from euryale.training.objective import (
 )
 
 DESIGNS = [
-    HeadsConfig(kind="hydra", num_heads=3),
-    HeadsConfig(kind="hydra", num_heads=2, body="resblock", num_layers=2, output="own"),
-    HeadsConfig(kind="medusa", num_heads=3, root_token=True, width=2.0),
-    HeadsConfig(kind="medusa", num_heads=2, root_token=False, body="resblock", output="own"),
-    HeadsConfig(kind="hydra", num_heads=2, features="several"),
-    HeadsConfig(kind="hydra", num_heads=2, output="lowrank", output_rank=4),
-    HeadsConfig(kind="hydra", num_heads=3, induction=2),
-    HeadsConfig(kind="medusa", num_heads=2, induction=1),
+    plain_heads(kind="hydra", num_heads=3),
+    plain_heads(kind="hydra", num_heads=2, body="resblock", num_layers=2, output="own"),
+    plain_heads(kind="medusa", num_heads=3, root_token=True, width=2.0),
+    plain_heads(kind="medusa", num_heads=2, root_token=False, body="resblock", output="own"),
+    plain_heads(kind="hydra", num_heads=2, features="several"),
+    plain_heads(kind="hydra", num_heads=2, output="lowrank", output_rank=4),
+    plain_heads(kind="hydra", num_heads=3, induction=2),
+    plain_heads(kind="medusa", num_heads=2, induction=1),
 ]
 
 
@@ -152,7 +153,7 @@ def test_loss_and_gradient_equal_the_plain_definition(base64: Base, config: Head
 
 def test_float32_agrees_with_float64(tiny_base: Base, base64: Base) -> None:
     # Sums of about 60 terms of size 1 in float32: 1e-5 relative is their rounding.
-    config, batch = HeadsConfig(num_heads=2), random_batch()
+    config, batch = plain_heads(num_heads=2), random_batch()
     narrow, wide = (
         medusa1_loss(base, random_heads(config, base), batch, ObjectiveConfig(chunk_tokens=7))
         for base in (tiny_base, base64)
@@ -191,7 +192,7 @@ def test_no_tensor_of_positions_times_vocabulary_exists(tmp_path: Path, output: 
     folder = save_tiny_llama(tmp_path / "wide", vocab_size=V)
     base = load_base(BaseConfig(path=str(folder), dtype="float32", device="cpu"))
     batch = random_batch(0, rows, length, V)
-    heads = random_heads(HeadsConfig(num_heads=4, output=output), base)
+    heads = random_heads(plain_heads(num_heads=4, output=output), base)
     sizes = {}
     for chunk_tokens in (chunk, 10_000):
         with LargestTensor() as largest:
@@ -202,7 +203,7 @@ def test_no_tensor_of_positions_times_vocabulary_exists(tmp_path: Path, output: 
 
 
 def test_heads_run_on_counted_positions_only(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    heads, batch, seen = random_heads(HeadsConfig(num_heads=2), tiny_base), random_batch(), []
+    heads, batch, seen = random_heads(plain_heads(num_heads=2), tiny_base), random_batch(), []
     plain = heads.head_hidden
     monkeypatch.setattr(heads, "head_hidden", lambda k, h, e: seen.append(len(h)) or plain(k, h, e))
     medusa1_loss(tiny_base, heads, batch, ObjectiveConfig())
@@ -213,7 +214,7 @@ def test_the_base_runs_once_whatever_the_number_of_heads(tiny_base: Base, monkey
     calls = []
     plain = tiny_base.forward_packed
     monkeypatch.setattr(tiny_base, "forward_packed", lambda *a: calls.append(torch.is_grad_enabled()) or plain(*a))
-    medusa1_loss(tiny_base, random_heads(HeadsConfig(num_heads=4), tiny_base), random_batch(), ObjectiveConfig())
+    medusa1_loss(tiny_base, random_heads(plain_heads(num_heads=4), tiny_base), random_batch(), ObjectiveConfig())
     assert calls == [False]
 
 
@@ -230,7 +231,7 @@ def test_a_batch_without_labels_costs_nothing_and_breaks_nothing(tiny_base: Base
 
 def test_evaluation_ranks_and_losses_equal_full_sorting(tiny_base: Base) -> None:
     batches = [random_batch(seed) for seed in range(3)]
-    heads = random_heads(HeadsConfig(kind="medusa", num_heads=2), tiny_base)
+    heads = random_heads(plain_heads(kind="medusa", num_heads=2), tiny_base)
     metrics = evaluate_heads(tiny_base, heads, batches, 2, ObjectiveConfig(chunk_tokens=5))
     top = {1: [0, 0], 5: [0, 0], 10: [0, 0]}
     loss, count = [0.0, 0.0], [0, 0]
@@ -267,7 +268,7 @@ def test_untrained_heads_predict_what_the_base_would(tiny_base: Base) -> None:
     batch.ids_BT[:] = 7
     batch.documents_BT[:] = 0
     batch.positions_BT[:] = 50  # rotary embeddings then give every position the same hidden state
-    heads = build_heads(HeadsConfig(num_heads=2), tiny_base.lm_head_weight)
+    heads = build_heads(plain_heads(num_heads=2), tiny_base.lm_head_weight)
     sums = medusa1_loss(tiny_base, heads, batch, ObjectiveConfig(loss="kl"))
     assert abs(float(sums.loss.detach() / sums.count_K.sum())) < 1e-5
 
@@ -320,7 +321,7 @@ def test_an_unknown_objective_is_refused_with_the_options(config: ObjectiveConfi
 def test_a_draft_vocabulary_restricts_heads_and_teacher_and_drops_other_labels(tiny_base: Base) -> None:
     """The slow twin: full logits, columns of the draft vocabulary, labels outside of it skipped one by one."""
     torch.manual_seed(5)
-    heads = build_heads(HeadsConfig(num_heads=2, width=1.0, vocab_share=0.4), tiny_base.lm_head_weight)
+    heads = build_heads(plain_heads(num_heads=2, width=1.0, vocab_share=0.4), tiny_base.lm_head_weight)
     counts = torch.rand(tiny_base.vocab_size).mul(1000).long()
     heads.choose_draft_ids(counts)
     with torch.no_grad():
@@ -353,7 +354,7 @@ def test_a_draft_vocabulary_restricts_heads_and_teacher_and_drops_other_labels(t
 def test_a_token_that_cannot_be_drafted_counts_as_a_miss(tiny_base: Base) -> None:
     """Accuracy over all labels, by hand: first choice among the draft vocabulary, label by label."""
     torch.manual_seed(6)
-    heads = build_heads(HeadsConfig(num_heads=2, width=1.0, vocab_share=0.3), tiny_base.lm_head_weight)
+    heads = build_heads(plain_heads(num_heads=2, width=1.0, vocab_share=0.3), tiny_base.lm_head_weight)
     ids_BT = torch.randint(0, tiny_base.vocab_size, (2, 40))
     zeros = torch.zeros_like(ids_BT)
     batch = Batch(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool), torch.arange(40).expand(2, 40), zeros)

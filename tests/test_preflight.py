@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plain_heads import plain_heads
 
 from euryale.base.base import Base
 from euryale.cli.preflight import check_base, check_rows, check_settings
@@ -12,7 +13,6 @@ from euryale.cli.schemas import EvaluateConfig, TrainConfig
 from euryale.data.sources import DataConfig
 from euryale.errors import UserError
 from euryale.evaluation.config import CalibrateConfig
-from euryale.heads.config import HeadsConfig
 from euryale.regenerate.config import RegenerateConfig
 from euryale.training.new_base import ScratchConfig
 from euryale.training.objective import ObjectiveConfig
@@ -30,7 +30,7 @@ PRETRAIN: dict[str, Any] = {"objective": ObjectiveConfig(kind="pretrain")}
     "changes, message",
     [
         ({"data": DataConfig(kind="web")}, "data.kind='web' is not known. Options: stdlib, files"),
-        ({"heads": HeadsConfig(kind="clover")}, "heads.kind=clover is not known. Choose one of: medusa, hydra, eagle"),
+        ({"heads": plain_heads(kind="clover")}, "heads.kind=clover is not known. Choose one of: medusa, hydra, eagle"),
         ({"objective": ObjectiveConfig(loss="mse")}, "objective.loss=mse is not known"),
         ({"optim": OptimConfig(num_steps=0)}, "optim.num_steps=0"),
         ({"wandb": "maybe"}, "wandb=maybe is not known"),

@@ -191,14 +191,17 @@ def test_a_row_may_have_any_of_these_shapes(tmp_path: Path, record: dict[str, ob
     [
         ('{"txt": "a", "id": 3}', "no text in this row. Its keys: txt, id. Accepted: text | messages"),
         ('{"question_id": 1, "turns": ["a"]}', "Its keys: question_id, turns"),
-        ('{"text": null}', "text must be text, found None"),
-        ('{"text": 3}', "text must be text, found 3"),
-        ('["a"]', "a row is a JSON object, found list"),
+        ('{"text": null}', "text must be text; got None"),
+        ('{"text": 3}', "text must be text; got 3"),
+        ('["a"]', "a row must be a JSON object; got list"),
         ('{"text": "a"', "not valid JSON"),
-        ('{"text": "\\ud83d"}', "not valid Unicode"),
-        ('{"messages": []}', "messages must be a list of turns, found []"),
-        ('{"messages": [{"role": "cat", "content": "a"}]}', "turn 1 has the role 'cat'. Known roles: system"),
-        ('{"conversations": [{"from": "gpt", "value": null}]}', "turn 1 has no text: Its keys: from, value"),
+        ('{"text": "\\ud83d"}', "must be valid Unicode"),
+        ('{"messages": []}', "messages must be a list of turns; got []"),
+        ('{"messages": [{"role": "cat", "content": "a"}]}', "turn 1 must have one of the roles system"),
+        (
+            '{"conversations": [{"from": "gpt", "value": null}]}',
+            "must have a text in content or value; got Its keys",
+        ),
     ],
 )
 def test_a_bad_row_is_named_with_file_and_line_or_counted(
@@ -220,14 +223,14 @@ def test_a_bad_row_is_named_with_file_and_line_or_counted(
 def test_text_may_be_in_another_column(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [{"raw_content": "a", "text": "b"}])
     assert [row.text for row in rows_of(path, column="raw_content")] == ["a"]
-    with pytest.raises(UserError, match="data.column=body asked for a column that is not there: Its keys: raw_content"):
+    with pytest.raises(UserError, match="data.column=body must be a column of the row. Its keys: raw_content"):
         rows_of(path, column="body")
 
 
 def test_bytes_that_are_not_utf8_are_refused_row_by_row(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"good<|endoftext|>\nb\xe9d<|endoftext|>\nlast")
-    with pytest.raises(UserError, match=r"a.txt:2: the text is not valid Unicode"):
+    with pytest.raises(UserError, match=r"a.txt:2: the text must be valid Unicode"):
         rows_of(path)
     assert [row.text for row in rows_of(path, on_error="skip")] == ["good", "last"]
 

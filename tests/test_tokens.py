@@ -66,15 +66,15 @@ def learned(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 @pytest.mark.parametrize(
     ("template", "messages", "expected"),
     [
-        (CHATML, TWO_TURNS, ["yes<|im_end|>", "no<|im_end|>"]),
+        (CHATML, TWO_TURNS, ["yes<|im_end|>", "no\n<|im_end|>"]),
         (CHATML, (QUESTION, ANSWER, QUESTION), ["yes<|im_end|>"]),
         (CHATML, (QUESTION, ANSWER, ANSWER), ["yes<|im_end|>", "yes<|im_end|>"]),
         (CHATML, (QUESTION, Message("assistant", "")), []),
         (TRIMMING, TWO_TURNS, ["yes<|im_end|>", "no<|im_end|>"]),
         (TRIMMING, (QUESTION, Message("assistant", " \n yes \n")), ["yes<|im_end|>"]),
-        (THINKING, TWO_TURNS, ["yes<|im_end|>", "no<|im_end|>"]),
-        (ALTERNATING, TWO_TURNS[1:], ["yes </s>", "no </s>"]),
-        (WITHOUT_SPECIAL_TOKENS, TWO_TURNS, ["yes", "no"]),
+        (THINKING, TWO_TURNS, ["yes<|im_end|>", "no\n<|im_end|>"]),
+        (ALTERNATING, TWO_TURNS[1:], ["yes </s>", "no\n </s>"]),
+        (WITHOUT_SPECIAL_TOKENS, TWO_TURNS, ["yes", "no\n"]),
     ],
 )
 def test_only_what_the_assistant_says_and_its_end_of_turn_is_learned(
@@ -94,17 +94,17 @@ def test_thoughts_are_learned_where_the_template_shows_them(tokenizer: PreTraine
 @pytest.mark.parametrize("template", [CHATML, TRIMMING, THINKING, WITHOUT_SPECIAL_TOKENS])
 def test_the_ids_are_those_of_the_template_itself(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
     tokenizer.chat_template = template
-    conversation = [{"role": turn.role, "content": turn.content.strip()} for turn in TWO_TURNS]
+    conversation = [{"role": turn.role, "content": turn.content} for turn in TWO_TURNS]
     expected = tokenizer.apply_chat_template(conversation, return_dict=False)
     assert tokenize_row(row(TWO_TURNS), tokenizer).ids == expected
 
 
 def test_a_template_that_refuses_or_rewrites_a_conversation_is_named(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.chat_template = ALTERNATING
-    with pytest.raises(UserError, match=r"a.jsonl:1: .*roles must alternate.*roles: user, user"):
+    with pytest.raises(UserError, match=r"a.jsonl:1: .*roles must alternate.*roles user, user"):
         tokenize_row(row((QUESTION, QUESTION)), tokenizer)
     tokenizer.chat_template = "{% for m in messages %}{{ m.content | length }}{% endfor %}"
-    with pytest.raises(UserError, match="changes what the assistant said"):
+    with pytest.raises(UserError, match="must show every turn"):
         tokenize_row(row((QUESTION, ANSWER)), tokenizer)
 
 

@@ -20,13 +20,13 @@ import pytest
 import torch
 from conftest import save_tiny_llama
 from killed_runs import MemoryStream, make_batch, make_trainer
+from plain_heads import plain_heads
 from test_checkpoint import largest_file
 
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
 from euryale.errors import UserError
 from euryale.heads.checkpoint import find_checkpoint, load_heads, read_description
-from euryale.heads.config import HeadsConfig
 from euryale.heads.heads import build_heads
 from euryale.training.metrics_log import MetricsLog, truncate_metrics, wandb_mode
 from euryale.training.objective import OBJECTIVES, ObjectiveConfig, medusa1_loss
@@ -182,7 +182,7 @@ def test_resuming_a_finished_run_changes_nothing(finished: Path, tiny_base: Base
     [
         ({"optim": {"lr": 1e-3}}, r"optim\.lr: 0\.003 then, 0\.001 now"),
         ({"optim": {"num_steps": 24}}, r"optim\.num_steps"),
-        ({"heads": HeadsConfig(num_heads=1, width=1.0)}, r"heads\.num_heads: 2 then, 1 now"),
+        ({"heads": plain_heads(num_heads=1, width=1.0)}, r"heads\.num_heads: 2 then, 1 now"),
         ({"objective": ObjectiveConfig(loss="ce")}, r"objective\.loss: kl then, ce now"),
         ({"settings": {"data": {"block": 32}}}, r"data\.block: \(not set\) then, 32 now"),
     ],
@@ -342,7 +342,7 @@ def test_a_text_without_labels_is_said_instead_of_trained_on(tiny_base: Base, tm
 def test_held_out_text_without_labels_is_refused_before_training(tiny_base: Base, tmp_path: Path) -> None:
     masked = make_batch(1)
     masked.is_target_BT[:] = False
-    heads = build_heads(HeadsConfig(num_heads=1), tiny_base.lm_head_weight)
+    heads = build_heads(plain_heads(num_heads=1), tiny_base.lm_head_weight)
     with pytest.raises(UserError, match="held-out text has no token to score"):
         Trainer(tiny_base, heads, ObjectiveConfig(), OptimConfig(), MemoryStream(), [masked], tmp_path / "run")
 
@@ -408,7 +408,7 @@ def test_the_learning_rate_warms_up_and_ends_where_it_should() -> None:
 
 def test_only_matrices_decay(tiny_base: Base, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_base, tmp_path / "run")
-    groups = build_optimizer(trainer.parameters, OptimConfig(weight_decay=0.3)).param_groups
+    groups = build_optimizer(trainer.parameters, OptimConfig(name="adamw", weight_decay=0.3)).param_groups
     assert [(group["weight_decay"], {p.ndim for p in group["params"]}) for group in groups] == [(0.3, {2}), (0.0, {1})]
     assert sum(len(group["params"]) for group in groups) == len(trainer.parameters)
 
@@ -417,7 +417,7 @@ MUON = {"name": "muon", "lr": 0.02, "weight_decay": 0.3}
 
 
 def test_muon_moves_the_matrices_of_heads_and_adamw_the_rest(tiny_base: Base, tmp_path: Path) -> None:
-    heads = build_heads(HeadsConfig(num_heads=2, output="own"), tiny_base.lm_head_weight)
+    heads = build_heads(plain_heads(num_heads=2, output="own"), tiny_base.lm_head_weight)
     parameters = dict(heads.named_parameters()) | {"adapter.a": torch.nn.Parameter(torch.ones(2, 2))}
     names = {id(parameter): name for name, parameter in parameters.items()}
     config = OptimConfig(**MUON, adamw_lr=0.004)

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from plain_heads import plain_heads
 from random_models import random_base, random_heads
 
 from euryale.base.base import Base
@@ -13,7 +14,6 @@ from euryale.decoding.drafters.interface import Draft, DraftInput
 from euryale.decoding.drafters.tree_growth import MOST_PARENTS, DynamicGrowth, Levels
 from euryale.decoding.tree.calibration import Calibration
 from euryale.decoding.tree.tree import DynamicTree
-from euryale.heads.config import HeadsConfig
 from euryale.heads.heads import Heads
 from euryale.kernels.rms_norm import normalise
 
@@ -50,7 +50,7 @@ def test_the_likeliest_paths_are_taken(kind: str, temperature: float, monkeypatc
     """With six tokens all eight parents of a level but the least likely are asked, so few nodes leave nothing out."""
     monkeypatch.setattr(tree_growth, "_NODES_A_PARENT", 1)
     base = random_base("llama", V, dtype=torch.float64)
-    heads = random_heads(HeadsConfig(kind, num_heads=3), base, seed=2)
+    heads = random_heads(plain_heads(kind, num_heads=3), base, seed=2)
     generator = torch.Generator().manual_seed(1)
     noise = -(-torch.rand(3, 4, V, generator=generator).log()).log() if temperature else None
     hidden_BD = torch.randn(3, 16, generator=generator, dtype=torch.float64) * 0.3

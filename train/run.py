@@ -26,12 +26,13 @@ def main(config: TrainConfig) -> dict[str, object]:
     with whole_or_nothing(folder):
         if config.objective.kind == "pretrain":
             return pipeline.pretrain(config, folder)
+        config = processes.first(lambda: preflight.settle_init(config, folder))
         memory = processes.first(lambda: preflight.check_memory(config))
         base = pipeline.load(config)
         preflight.check_base(base, config)
         openings, prompts = processes.first(lambda: pipeline.draw_prompts(base, config))
         data = pipeline.prepare_text(base, config)
-        heads = pipeline.make_heads(base, data, config)
+        heads = pipeline.make_heads(base, data, config, folder)
         trained = pipeline.train(base, heads, data, config, folder) | {"estimated_memory": memory}
         processes.leave()
         if not processes.is_first():

@@ -31,7 +31,7 @@ from euryale.base.lora import FOLDER as ADAPTER
 from euryale.decoding.tree.calibration import TREE_FILE
 from euryale.errors import UserError
 from euryale.heads.blocks import corrected
-from euryale.heads.checkpoint import DESCRIPTION, WEIGHTS, load_heads, read_description
+from euryale.heads.checkpoint import DESCRIPTION, WEIGHTS, heads_config, load_heads, read_description
 from euryale.heads.config import HeadsConfig
 from euryale.heads.heads import Heads
 from euryale.system.files import json_text, write_atomically
@@ -143,14 +143,12 @@ def keep_rows(matrix_VD: Tensor, ids: Tensor | None) -> Tensor:
 def _read_all(folder: Path) -> tuple[HeadsConfig, dict[str, Tensor]]:
     """Design and tensors of a checkpoint, by its own description; no base is needed."""
     description = read_description(folder)
+    config = heads_config(folder, description)
     try:
-        config = HeadsConfig(**description["heads"])
         with torch.device("meta"):
             heads = Heads(config, description["hidden_size"], description["vocab_size"])
     except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / DESCRIPTION} does not describe its heads ({error}). Use another checkpoint."
-        ) from error
+        raise UserError(f"{folder / DESCRIPTION} lacks {error}. Use another checkpoint.") from error
     shapes = {name: tuple(tensor.shape) for name, tensor in heads.state_dict().items()}
     return config, read_tensors(folder / WEIGHTS, shapes)
 

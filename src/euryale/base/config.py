@@ -14,3 +14,8 @@ class BaseConfig:
     device: str = "auto"
     forward: str = "auto"
     merge_adapter: bool = False
+
+
+def base_of_checkpoint() -> BaseConfig:
+    """The base that a heads checkpoint names, loaded as it was for training (conf/base/checkpoint.yaml)."""
+    return BaseConfig(path=None, quantization="auto")

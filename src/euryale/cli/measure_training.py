@@ -104,7 +104,7 @@ def measure(config: MeasureConfig) -> dict[str, Any]:
             "build_seconds": time.monotonic() - started,
         },
         "settings": {
-            "heads": asdict(config.heads),
+            "heads": config.heads.design(),
             "lora": asdict(config.lora),
             "optim": asdict(config.optim),
             "chunk_tokens": config.objective.chunk_tokens,

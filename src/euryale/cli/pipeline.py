@@ -4,7 +4,7 @@ text (the base writes it) -> heads (trained) -> tree (calibrated) -> numbers (de
 """
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from euryale.evaluation.evaluate import evaluate_text
 from euryale.evaluation.prompts import choose_data, fit_prompts, held_out_openings, load_prompts
 from euryale.evaluation.repetition import LOOPING_SHARE
 from euryale.evaluation.threads import use_fastest_threads
-from euryale.heads.checkpoint import find_checkpoint, load_heads, read_description
+from euryale.heads.checkpoint import DESCRIPTION, find_checkpoint, load_heads, load_initial, read_description
 from euryale.heads.heads import Heads, build_heads
 from euryale.regenerate.config import RegenerateConfig
 from euryale.regenerate.manifest import check_written
@@ -49,6 +49,7 @@ from euryale.system.provenance import provenance
 from euryale.training.new_base import make_base
 from euryale.training.objective import OBJECTIVES
 from euryale.training.trainer import Trainer
+from euryale.training.trial import try_step
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,11 @@ def draw_prompts(base: Base, config: TrainConfig) -> tuple[list[Opening], list[l
 
 
 def prepare_text(base: Base, config: TrainConfig) -> DataConfig:
-    """The data to train on: text that the base writes from the rows' openings, or the rows themselves."""
+    """The data to train on: text that the base writes from the rows' openings, or the rows themselves.
+
+    A step of training is tried first, so that what would fail after hours of writing fails now.
+    """
+    try_step(base, config.heads, config.objective, config.lora, config.optim, config.data)
     written = [config.data.folder] if config.data.kind == "regenerated" else []
     written += [part.get("folder", "") for part in config.data.mix if part.get("kind") == "regenerated"]
     for name in written:
@@ -115,8 +120,11 @@ def write_text(base: Base | UnloadedBase, data: DataConfig, config: RegenerateCo
     return regenerate(base, rows, which_rows, config, output_root(config.output), data.on_error)
 
 
-def make_heads(base: Base, data: DataConfig, config: TrainConfig) -> Heads:
-    """Fresh heads; their draft vocabulary is what is frequent in the first part of the training text."""
+def make_heads(base: Base, data: DataConfig, config: TrainConfig, folder: Path) -> Heads:
+    """The heads that training begins with: those of heads.init, or fresh ones, whose draft vocabulary is what is
+    frequent in the first part of the training text."""
+    if config.heads.init is not None:  # a run that goes on has published them in its own folder
+        return load_initial(folder if (folder / DESCRIPTION).is_file() else Path(config.heads.init), base)
     heads = build_heads(config.heads, base.lm_head_weight, config.seed)
     if heads.draft_ids is not None:
         rows = build_source(data, "train")
@@ -145,6 +153,8 @@ def pretrain(config: TrainConfig, folder: Path) -> dict[str, object]:
 def train(base: Base, heads: Heads | None, data: DataConfig, config: TrainConfig, folder: Path) -> dict[str, object]:
     """Trains into `folder`, or goes on there; returns the trainer's last metrics."""
     settings: dict[str, object] = {"data": settings_of(data), "seed": config.seed}
+    if heads is not None and config.heads.init is not None:
+        settings["heads"] = {"init": config.heads.init}
     if OBJECTIVES[config.objective.kind].trains_adapter:
         add_adapter(base, config.lora, config.seed)
         settings["lora"] = settings_of(config.lora)
@@ -198,7 +208,7 @@ def measure(
         adapted = {"adapter": settings_of(config.lora), "base_kl_nats": trained.get("held_out_base_kl_nats")}
     report = {
         "base": base.identity() | {"dtype": str(base.dtype).removeprefix("torch.")},
-        "heads": asdict(heads.config) | {"num_parameters": heads.num_parameters()},
+        "heads": heads.config.design() | {"num_parameters": heads.num_parameters()},
         "training": {
             "steps": trained["step"],
             "tokens": trained["tokens"],

@@ -2,10 +2,12 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from euryale.base.base import Base
+from euryale.base.base_info import describe_base
 from euryale.base.locate import context_length, read_config
 from euryale.base.lora import chosen_targets
 from euryale.base.precision import pick_device, pick_dtype
@@ -15,6 +17,7 @@ from euryale.data.sources import check as check_data
 from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError
 from euryale.evaluation.calibrate import check as check_calibration
+from euryale.heads.checkpoint import check_initial, find_checkpoint
 from euryale.report.ranking import check_metric
 from euryale.system import processes
 from euryale.system.files import check_writable
@@ -24,6 +27,7 @@ from euryale.training.memory_estimate import Plan, check_fits, estimate
 from euryale.training.metrics_log import wandb_mode
 from euryale.training.objective import OBJECTIVES
 from euryale.training.optimizer import check_optimizer
+from euryale.training.resume import is_unsaved
 from euryale.training.stages import stage_lengths
 
 MAX_SEED = 2**62  # rows and prompts are numbered upwards from a seed, and noise takes 63 bits
@@ -66,6 +70,8 @@ def check_settings(config: TrainConfig) -> None:
         if not is_pretraining:
             raise UserError("scratch.enabled=true makes a base to be pretrained. Use recipe=pretrain_tiny, or false.")
     check_parallel(config)
+    if is_pretraining and config.heads.init is not None:
+        raise UserError("heads.init names heads, and objective=pretrain trains none. Leave it out.")
     if is_pretraining and config.optim.name == "muon":
         raise UserError("optim=muon moves the matrices of heads, and objective=pretrain has none. Add optim=adamw.")
     if not is_pretraining and config.calibrate.new_tokens < config.heads.num_heads:
@@ -83,6 +89,18 @@ def check_settings(config: TrainConfig) -> None:
                 config.optim.warmup_steps, stage, num_steps,
             )  # fmt: skip
     check_rows(config.data, needs_held_out=not is_pretraining or config.optim.eval_batches > 0)
+
+
+def settle_init(config: TrainConfig, folder: Path) -> TrainConfig:
+    """The settings with the folder that heads.init means. Raises UserError for heads of another base or design.
+
+    A run that goes on from a save of its own has no more need of that folder.
+    """
+    if config.heads.init is None or (config.resume is not None and not is_unsaved(folder)):
+        return config
+    found = find_checkpoint(config.heads.init, output_root(config.output), "heads.init").resolve()
+    check_initial(found, config.heads, describe_base(config.base).identity())
+    return replace(config, heads=replace(config.heads, init=str(found)))
 
 
 def check_parallel(config: TrainConfig) -> None:

@@ -7,12 +7,13 @@ stand in conf/*.yaml, a comment with each.
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from euryale.base.config import BaseConfig
+from euryale.base.config import BaseConfig, base_of_checkpoint
 from euryale.base.lora import LoraConfig
 from euryale.base.shape import ShapeConfig
-from euryale.data.sources import DataConfig
+from euryale.data.sources import DataConfig, data_of_checkpoint
 from euryale.decoding.config import AnswerConfig, DecodeConfig, at_least_one
 from euryale.decoding.detokenizer import check_stop
+from euryale.decoding.tree.choose import TreeConfig
 from euryale.evaluation.config import CalibrateConfig
 from euryale.heads.config import HeadsConfig
 from euryale.regenerate.config import RegenerateConfig
@@ -146,7 +147,7 @@ class BenchConfig(AnswerConfig):
 class EvalConfig(AnswerConfig):
     """infer/eval.py"""
 
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = field(default_factory=data_of_checkpoint)
     prompts: str | None = None
     limit: int = 32
     batch_size: int = 8
@@ -163,7 +164,8 @@ class EvalConfig(AnswerConfig):
 class CalibrateScriptConfig(DecodeConfig):
     """infer/calibrate.py"""
 
-    data: DataConfig = field(default_factory=DataConfig)
+    tree: TreeConfig = field(default_factory=lambda: TreeConfig(name="chain"))
+    data: DataConfig = field(default_factory=data_of_checkpoint)
     calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
     prompts: str | None = None
 
@@ -173,7 +175,7 @@ class ExportConfig:
     """infer/export.py"""
 
     checkpoint: str = "last"
-    base: BaseConfig = field(default_factory=BaseConfig)
+    base: BaseConfig = field(default_factory=base_of_checkpoint)
     format: str = "euryale"
     output: str | None = None
 

@@ -1,20 +1,22 @@
-"""Where does one document end and the next begin in running text that comes line by line?
+"""Documents cut from running text that comes line by line.
 
 Five rules, chosen by `data.text_separator`:
 
     <|endoftext|>   or any other string: that string stands between documents
-    headings        WikiText: a line " = Title = " behind a blank line begins a document (" = = Section = = " does not)
+    headings        WikiText: a line " = Title = " after a blank line begins a document (" = = Section = = " does not)
     paragraphs      paragraphs, divided by blank lines, are grouped until a document has PARAGRAPHS_CHARS characters;
                     text without blank lines is cut at the end of a line after four times as many
     lines           every line is a document
     whole           the file is one document
 
 `auto` looks at the beginning of the file: <|endoftext|> when it occurs there, else headings when there is one, else
-paragraphs. Nothing but the newlines around a document is dropped.
+paragraphs. Nothing but the newlines around a document is dropped. A line ends at \\n alone: the other characters that
+`str.splitlines` cuts at (\\x0b, \\x0c, \\x1c to \\x1e, \\x85, \\u2028, \\u2029) belong to the text.
 """
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -34,6 +36,11 @@ class Document(NamedTuple):
     text: str
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a text as a file gives them, each with its newline."""
+    return io.StringIO(text).readlines()
+
+
 def find_rule(separator: str, beginning: str) -> str:
     """`separator`, with `auto` decided by the first PROBE_CHARS characters of a text."""
     if separator != "auto":
@@ -50,7 +57,7 @@ class Splitter:
 
     def __init__(self, rule: str, pending: str = "") -> None:
         self.rule = rule
-        self._parts = pending.splitlines(keepends=True)
+        self._parts = lines_of(pending)
         self._size = len(pending)
 
     @property
@@ -93,7 +100,7 @@ class Splitter:
 
 
 def _is_heading(line: str, previous: str) -> bool:
-    # A formula can look like a title, but stands right behind its sentence.
+    # A formula can look like a title, but stands right after its sentence.
     return not previous.strip() and _HEADING.match(line) is not None
 
 

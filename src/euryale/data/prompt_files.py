@@ -1,4 +1,4 @@
-"""Which prompts are in this file? For generating, evaluating and benchmarking.
+"""Prompts of a file, for generating, evaluating and benchmarking.
 
     .txt             one prompt a line
     .json            a list of records, or of strings
@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 from euryale.data.records import read_records
-from euryale.data.rows import Message, encode, prompt_and_response, read_messages
+from euryale.data.rows import Message, encode, prompt_and_response, read_messages, with_system
 from euryale.errors import UserError
 
 _KEYS = "prompt, text, turns, question, instruction, messages, conversations"
@@ -71,7 +71,7 @@ def _from_record(record: object, origin: str, number: int) -> Prompt:
     for text in (record.get("prompt"), record.get("text")):
         if isinstance(text, str):
             return Prompt(text, None, key, category)
-    return Prompt(None, _question(record, origin), key, category)
+    return Prompt(None, with_system(_question(record, origin), record, origin), key, category)
 
 
 def _question(record: Mapping[str, object], origin: str) -> tuple[Message, ...]:
@@ -88,6 +88,6 @@ def _question(record: Mapping[str, object], origin: str) -> tuple[Message, ...]:
                 messages.pop(0)
             first_answer = next((i for i, turn in enumerate(messages) if turn.role == "assistant"), len(messages))
             if not any(turn.role == "user" for turn in messages[:first_answer]):
-                raise UserError(f"{origin}: nobody asks anything before the first answer in {name}")
+                raise UserError(f"{origin}: {name} must have a question before its first answer; got none.")
             return tuple(messages[:first_answer])
     raise UserError(f"{origin}: no prompt in it. Its keys: {', '.join(map(str, record))}. Accepted: {_KEYS}")

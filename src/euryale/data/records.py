@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pyarrow
 import pyarrow.parquet
 
-from euryale.data.documents import PIECES, PROBE_CHARS, find_rule, split_documents
+from euryale.data.documents import PIECES, PROBE_CHARS, find_rule, lines_of, split_documents
 from euryale.errors import UserError
 
 SUFFIXES = (".txt", ".md", ".py", ".json", ".jsonl", ".parquet")  # each but parquet also with .gz behind it
@@ -72,8 +72,7 @@ def read_records(path: Path, start: int = 0, separator: str = "auto") -> Iterato
         elif _suffix(path) == ".txt":
             yield from _documents(path, start, separator)
         elif separator == PIECES:
-            lines = _source_text(path).splitlines(keepends=True)
-            for number, piece in enumerate(split_documents(lines, PIECES), start=1):
+            for number, piece in enumerate(split_documents(lines_of(_source_text(path)), PIECES), start=1):
                 if number > start:
                     yield Record(number, f"{path}:{piece.line}", piece.text)
         elif start == 0:

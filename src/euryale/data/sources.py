@@ -61,6 +61,11 @@ class DataConfig:
     regenerate: bool = True
 
 
+def data_of_checkpoint() -> DataConfig:
+    """What the heads were trained on, as heads.json says (conf/data/checkpoint.yaml)."""
+    return DataConfig(kind="checkpoint")
+
+
 def build_source(config: DataConfig, split: str) -> Source:
     """The rows of `split` (train or held_out).
 

@@ -1,14 +1,17 @@
-"""How does a row become token ids, and which of them may carry loss?
+"""Rows as token ids, and which of the tokens may carry loss.
 
     running text      [bos] text [eos]          every token is a target; bos where the tokenizer puts one
-    conversation      the chat template         only what the assistant said, with the end-of-turn token behind it
+    conversation      the chat template         only what the assistant said, with the end-of-turn token after it
     prompt, response  without a chat template   [bos] prompt response [eos]; the response and eos are targets; where
                                                 neither side has white space at the seam, the response gets a newline
     conversation      without a chat template   "role: content" lines; the assistant's content and the line's end, and
                                                 eos at the very end
-    ids               what the base wrote       as it is; all behind the first num_prompt are targets
+    ids               what the base wrote       as it is; all after the first num_prompt are targets
 
-The assistant's words are found by rendering the template once more with a mark behind each of its turns, not by
+A turn with a weight of 0 and an answer without words teach nothing. A text is encoded as a whole, whatever it is made
+of: a token that is merged across the seam of prompt and answer is a target, as it holds some of the answer.
+
+The assistant's words are found by rendering the template once more with a mark after each of its turns, not by
 searching for the text (it may occur twice) nor by rendering a shorter conversation (some templates, Qwen3's among them,
 render the last turn in another way than the same turn in the middle).
 """
@@ -18,8 +21,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from jinja2 import TemplateError
-
+from euryale.data.chat_template import chat_template, render_chat
 from euryale.data.rows import Message, Row
 from euryale.errors import UserError
 
@@ -38,17 +40,24 @@ class Sample(NamedTuple):
     origin: str
 
 
+class _Encoded(NamedTuple):
+    """A text in tokens, and the characters [first, last) that each token stands for."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
 def tokenize_row(row: Row, tokenizer: PreTrainedTokenizerBase) -> Sample:
-    """UserError when the tokenizer's chat template refuses the conversation."""
+    """Raises UserError when the tokenizer's chat template refuses the conversation."""
     if row.ids is not None:
         ids, is_target = list(row.ids), [position >= row.num_prompt for position in range(len(row.ids))]
         for end, start in zip(row.spans[1:-1:2], row.spans[2::2], strict=True):
             is_target[end:start] = [False] * (start - end)
     elif row.messages is None:
         assert row.text is not None, f"{row.origin}: a row without text, messages or ids"
-        ids = [*bos_ids(tokenizer), *_encode(row.text, tokenizer), *_eos_ids(tokenizer)] if row.text.strip() else []
+        ids = [*prompt_ids(row.text, None, tokenizer), *_eos_ids(tokenizer)] if row.text.strip() else []
         is_target = [True] * len(ids)
-    elif tokenizer.chat_template:
+    elif chat_template(tokenizer):
         ids, is_target = _from_template(row.messages, tokenizer, row.origin)
     else:
         ids, is_target = _from_plain(row.messages, tokenizer)
@@ -58,24 +67,24 @@ def tokenize_row(row: Row, tokenizer: PreTrainedTokenizerBase) -> Sample:
 def prompt_ids(
     text: str | None, messages: tuple[Message, ...] | None, tokenizer: PreTrainedTokenizerBase, origin: str = "prompt"
 ) -> list[int]:
-    """The ids that an answer is generated behind: what `tokenize_row` puts before the response of the same prompt."""
-    if messages is None:
-        assert text is not None, "a prompt has text or messages"
-        return [*bos_ids(tokenizer), *_encode(text, tokenizer)]
-    if tokenizer.chat_template:
-        rendered = _render(list(messages), tokenizer, origin, add_generation_prompt=True)
-        return _encode(rendered, tokenizer)
-    if len(messages) == 1:
-        return [*bos_ids(tokenizer), *_encode(messages[0].content, tokenizer)]
-    lines = "".join(f"{turn.role}: {turn.content}\n" for turn in messages)
-    return [*bos_ids(tokenizer), *_encode(f"{lines}assistant:", tokenizer)]
+    """The ids that an answer is generated after: what `tokenize_row` puts before the response of the same prompt.
+
+    Raises UserError when the tokenizer's chat template refuses the messages.
+    """
+    if messages is not None and chat_template(tokenizer):
+        return _encode(render_chat(messages, tokenizer, origin), tokenizer)
+    if messages is not None:
+        text = "".join(f"{turn.role}: {turn.content}\n" for turn in messages) + "assistant:"
+        text = messages[0].content if len(messages) == 1 else text
+    assert text is not None, "a prompt has text or messages"
+    return [*bos_ids(tokenizer), *_encode(text, tokenizer)]
 
 
 def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """[bos] where the tokenizer itself begins a text with it, else [] (a tokenizer may know a bos and not use it)."""
-    if tokenizer.bos_token_id is None:
-        return []
-    return [tokenizer.bos_token_id] if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else []
+    """What the tokenizer itself begins a text with: mostly [bos] or nothing (one may know a bos and not use it)."""
+    whole, bare = tokenizer("a")["input_ids"], _encode("a", tokenizer)
+    starts = (start for start in range(len(whole)) if whole[start : start + len(bare)] == bare)
+    return list(whole[: next(starts, 0)])
 
 
 def _eos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -87,51 +96,86 @@ def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
+def _encode_with_offsets(text: str, tokenizer: PreTrainedTokenizerBase, seams: list[int]) -> _Encoded:
+    """The tokens and their characters. A tokenizer written in Python does not tell these: each of its tokens is taken
+    to reach from one of the `seams` (character positions) to the next, told apart by encoding the text up to there."""
+    if tokenizer.is_fast:
+        encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return _Encoded(list(encoding["input_ids"]), encoding["offset_mapping"])
+    ids = _encode(text, tokenizer)
+    offsets: list[tuple[int, int]] = []
+    for start, end in zip([0, *seams], [*seams, len(text)], strict=True):
+        before = ids if end == len(text) else _encode(text[:end], tokenizer)
+        different = (i for i, (a, b) in enumerate(zip(ids, before, strict=False)) if a != b)
+        shared = next(different, min(len(ids), len(before)))
+        offsets += [(start, end)] * (shared - len(offsets))
+    return _Encoded(ids, offsets)
+
+
 def _from_plain(messages: tuple[Message, ...], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
     if [turn.role for turn in messages] == ["user", "assistant"]:
         prompt, response = messages[0].content, messages[1].content
         if prompt and response and not prompt[-1].isspace() and not response[0].isspace():
             response = f"\n{response}"
-        pieces = [(prompt, False), (response, True)]
+        pieces = [(prompt, False), (response, messages[1].is_learned)]
     else:
         pieces = []
         for turn in messages:
-            is_answer = turn.role == "assistant"
-            pieces += [(f"{turn.role}:", False), (f" {turn.content}\n", is_answer)]
-    ids, is_target = bos_ids(tokenizer), [False] * len(bos_ids(tokenizer))
-    for text, is_answer in pieces:
-        piece = _encode(text, tokenizer)
-        ids += piece
-        is_target += [is_answer] * len(piece)
-    eos = _eos_ids(tokenizer)
-    return ids + eos, is_target + [messages[-1].role == "assistant"] * len(eos)
+            pieces += [(f"{turn.role}:", False), (f" {turn.content}\n", turn.is_learned)]
+    text, spans = "", []
+    for piece, is_learned in pieces:
+        if is_learned:
+            spans.append((len(text), len(text) + len(piece)))
+        text += piece
+    encoded = _encode_with_offsets(text, tokenizer, [seam for span in spans for seam in span])
+    is_target = _touched(encoded.offsets, spans)
+    begin, eos = bos_ids(tokenizer), _eos_ids(tokenizer)
+    return (
+        [*begin, *encoded.ids, *eos],
+        [*[False] * len(begin), *is_target, *[messages[-1].is_learned] * len(eos)],
+    )
+
+
+def _touched(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[bool]:
+    """Whether each token holds some of one of the spans of characters."""
+    return [any(first < end and start < last for start, end in spans) for first, last in offsets]
 
 
 def _from_template(
     messages: tuple[Message, ...], tokenizer: PreTrainedTokenizerBase, origin: str
 ) -> tuple[list[int], list[bool]]:
-    # Stripped, as most templates strip: the mark would keep a template from doing it.
-    turns = [Message(turn.role, turn.content.strip()) if turn.role == "assistant" else turn for turn in messages]
-    marked = [
-        Message(turn.role, f"{turn.content}\ue0a0{number}\ue0a1") if turn.role == "assistant" and turn.content else turn
-        for number, turn in enumerate(turns)
-    ]
-    text, ends = _remove_marks(_render(marked, tokenizer, origin))
-    if text != _render(turns, tokenizer, origin):
-        raise UserError(
-            f"{origin}: the chat template of this tokenizer changes what the assistant said, so it cannot be told "
-            "which tokens to learn. Take another tokenizer.chat_template, or rows of text"
-        )
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids, offsets = list(encoding["input_ids"]), encoding["offset_mapping"]
+    turns, text, ends = _render_marked(messages, tokenizer, origin)
+    spans = [(end - _num_rendered(turns[number].content, text[:end]), end) for number, end in ends.items()]
+    seams = sorted({seam for span in spans for seam in span})
+    ids, offsets = _encode_with_offsets(text, tokenizer, seams)
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    is_target = [False] * len(ids)
-    for number, end in ends.items():
-        start = end - _num_rendered(turns[number].content, text[:end])
-        for index, (first, last) in enumerate(offsets):
-            is_target[index] |= first < end and start < last  # a token that touches the content holds some of it
+    is_target = _touched(offsets, spans)
+    for end in ends.values():
         _add_end_of_turn(is_target, ids, offsets, special, text, end)
     return ids, is_target
+
+
+def _render_marked(
+    messages: tuple[Message, ...], tokenizer: PreTrainedTokenizerBase, origin: str
+) -> tuple[list[Message], str, dict[int, int]]:
+    """The turns, the text that they are rendered to, and where each one that is learned ends in it.
+
+    A template that strips what the assistant said would not do so before a mark: the turns are then stripped here.
+    """
+    stripped = [turn._replace(content=turn.content.strip() if turn.role == "assistant" else turn.content)
+                for turn in messages]  # fmt: skip
+    for turns in (list(messages), stripped):
+        marked = [
+            turn._replace(content=f"{turn.content}\ue0a0{number}\ue0a1") if turn.is_learned else turn
+            for number, turn in enumerate(turns)
+        ]
+        text, ends = _remove_marks(render_chat(marked, tokenizer, origin, add_generation_prompt=False))
+        if text == render_chat(turns, tokenizer, origin, add_generation_prompt=False):
+            return turns, text, ends
+    raise UserError(
+        f"{origin}: the tokenizer's chat template must render what the assistant said as it is; it changes it, so that "
+        "it cannot be told which tokens to learn. Take another tokenizer.chat_template, or rows of text."
+    )
 
 
 def _remove_marks(rendered: str) -> tuple[str, dict[int, int]]:
@@ -161,28 +205,11 @@ def _add_end_of_turn(
     is_target: list[bool], ids: list[int], offsets: list[tuple[int, int]], special: set[int], text: str, end: int
 ) -> None:
     """Marks the special token that follows the content at `end`, with the white space between them; none may follow."""
-    behind = next((index for index, (_, last) in enumerate(offsets) if last > end), len(ids))
-    for index in range(behind, len(ids)):
+    after = next((index for index, (_, last) in enumerate(offsets) if last > end), len(ids))
+    for index in range(after, len(ids)):
         first, last = offsets[index]
         if ids[index] in special:
-            is_target[behind : index + 1] = [True] * (index + 1 - behind)
+            is_target[after : index + 1] = [True] * (index + 1 - after)
             return
         if text[max(first, end) : last].strip():
             return
-
-
-def _render(
-    messages: list[Message], tokenizer: PreTrainedTokenizerBase, origin: str, add_generation_prompt: bool = False
-) -> str:
-    conversation = [turn._asdict() for turn in messages]
-    try:
-        rendered = tokenizer.apply_chat_template(
-            conversation, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except TemplateError as error:
-        roles = ", ".join(turn.role for turn in messages)
-        raise UserError(
-            f"{origin}: the tokenizer's chat template refuses this conversation ({error}); its roles: {roles}. "
-            "Mend the row, or set data.on_error=skip"
-        ) from error
-    return str(rendered)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from euryale.data.documents import Splitter
+from euryale.data.documents import Splitter, lines_of
 from euryale.data.rows import Row, Source, is_held_out, row_from_text
 from euryale.errors import UserError
 
@@ -105,7 +105,8 @@ class Joined:
                 self._origin = line.origin
                 if line.text is None:
                     raise UserError(f"{line.origin}: data.join_rows=true needs rows of text, found a conversation")
-                self._add(self._splitter.push(line.text if line.text.endswith("\n") else line.text + "\n"))
+                for text in lines_of(line.text if line.text.endswith("\n") else line.text + "\n"):
+                    self._add(self._splitter.push(text))
                 yield from self._give()
             self._add([self._splitter.flush()])
             self._has_ended = True

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from euryale.base.config import BaseConfig
+from euryale.base.config import BaseConfig, base_of_checkpoint
 from euryale.decoding.accept import AcceptConfig
 from euryale.decoding.drafters.build import DrafterConfig
 from euryale.decoding.noise import check_seeds
@@ -17,7 +17,7 @@ class DecodeConfig:
     """What every infer script takes."""
 
     checkpoint: str | None = "last"
-    base: BaseConfig = field(default_factory=BaseConfig)
+    base: BaseConfig = field(default_factory=base_of_checkpoint)
     drafter: DrafterConfig = field(default_factory=DrafterConfig)
     tree: TreeConfig = field(default_factory=TreeConfig)
     accept: AcceptConfig = field(default_factory=AcceptConfig)

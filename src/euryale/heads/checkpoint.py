@@ -1,13 +1,12 @@
-"""What is in a heads checkpoint, how is it found, and when is it refused?
+"""Heads checkpoints: what is in one, how it is found, and when it is refused.
 
 A checkpoint is a folder. `heads.json` says what it is: format version, the base it was trained for, design and
-sizes of the heads, where they came from. `heads.safetensors` holds the numbers; `adapter/` (adapter.py) what was
-trained beside the base, where something was. Nothing in it is ever executed:
-no pickle, no class path. What does not fit this base, this version or its own description is refused.
+sizes of the heads, where they came from. `heads.safetensors` holds the numbers; `adapter/` (base/lora.py) the adapter
+that was trained alongside, where there is one. Nothing in it is ever executed: no pickle, no class path. What does not
+fit this base, this version or its own description is refused.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ def save_heads(
     description = {
         "format_version": FORMAT_VERSION,
         "base": base.identity(),
-        "heads": asdict(heads.config),
+        "heads": heads.config.design(),
         "num_heads": heads.num_heads,
         "hidden_size": heads.hidden_size,
         "vocab_size": heads.vocab_size,
@@ -80,9 +79,39 @@ def load_heads(folder: Path, base: Base) -> Heads:
     Raises UserError for another base (both are named), another format, a damaged file, missing or misshapen tensors.
     """
     description = read_description(folder)
-    _check_base(folder, description, base)
+    _check_base(folder, description, base.identity())
     _settle_adapter(folder, description, base)
-    config = _heads_config(folder, description)
+    return _read_heads(folder, description, base, base.dtype).eval().requires_grad_(False)
+
+
+def check_initial(folder: Path, config: HeadsConfig, identity: Objects) -> None:
+    """Raises UserError for heads that training with `config` on the base of this `identity` cannot go on from.
+
+    Reads heads.json alone.
+    """
+    description = read_description(folder)
+    _check_base(folder, description, identity)
+    if description.get("adapter") is not None:
+        raise UserError(
+            f"heads.init={folder} must be heads of a base alone; these were trained with an adapter, which belongs to "
+            "their last training. Give heads of objective=medusa1, or leave heads.init out."
+        )
+    trained, asked = heads_config(folder, description).design(), config.design()
+    different = [f"heads.{key}={trained[key]} there, {asked[key]} here" for key in asked if trained[key] != asked[key]]
+    if different:
+        raise UserError(
+            f"heads.init={folder} must have the design of this run; got {', '.join(different)}. Set these as there, or "
+            "leave heads.init out."
+        )
+
+
+def load_initial(folder: Path, base: Base) -> Heads:
+    """Heads to be trained further, in float32; `check_initial` has found them right."""
+    return _read_heads(folder, read_description(folder), base, torch.float32)
+
+
+def _read_heads(folder: Path, description: Mapping[str, Any], base: Base, dtype: torch.dtype) -> Heads:
+    config = heads_config(folder, description)
     expected = {
         "hidden_size": base.hidden_size, "vocab_size": base.vocab_size, "num_heads": config.num_heads,
         "label_offset": LABEL_OFFSET,
@@ -100,7 +129,7 @@ def load_heads(folder: Path, base: Base) -> Heads:
     check_finite(folder / WEIGHTS, tensors)
     # A copy, because tensors from the file are views into it at whatever address the file dictates.
     placed = {
-        name: tensor.to(base.device, base.dtype if tensor.is_floating_point() else None, copy=True)
+        name: tensor.to(base.device, dtype if tensor.is_floating_point() else None, copy=True)
         for name, tensor in tensors.items()
     }
     heads.load_state_dict(placed, assign=True)
@@ -111,13 +140,13 @@ def load_heads(folder: Path, base: Base) -> Heads:
             raise UserError(
                 f"{folder / WEIGHTS}: draft_ids are not increasing ids of the vocabulary. Use another checkpoint."
             )
-    return heads.eval().requires_grad_(False)
+    return heads
 
 
 def read_description(folder: Path) -> dict:
     """heads.json of a checkpoint. Raises UserError when there is none, or one of another format version."""
     if not (folder / DESCRIPTION).is_file():
-        raise UserError(f"{folder} is no checkpoint: it has no {DESCRIPTION}. Train one with train/run.py.")
+        raise UserError(f"{folder} is not a checkpoint: it has no {DESCRIPTION}. Train one with train/run.py.")
     description = read_json(folder / DESCRIPTION)
     version = description.get("format_version")
     if version != FORMAT_VERSION:
@@ -128,10 +157,10 @@ def read_description(folder: Path) -> dict:
     return description
 
 
-def find_checkpoint(name: str, root: Path) -> Path:
+def find_checkpoint(name: str, root: Path, setting: str = "checkpoint") -> Path:
     """The checkpoint folder a user means: `last` is the newest below `root`, anything else a path (also below `root`).
 
-    Raises UserError that lists what exists.
+    Raises UserError that names the `setting` and lists what exists.
     """
     if name != "last":
         for folder in (Path(name).expanduser(), root / name):
@@ -143,16 +172,16 @@ def find_checkpoint(name: str, root: Path) -> Path:
         return known[0].parent
     listing = ", ".join(str(path.parent) for path in known[:8]) or "none yet"
     raise UserError(
-        f"checkpoint={name}: no checkpoint is there (a folder with {DESCRIPTION}). "
+        f"{setting}={name} must be a checkpoint, a folder with {DESCRIPTION}; there is none. "
         f"Below {root} there are: {listing}. Name one of them, or train one with train/run.py."
     )
 
 
-def _check_base(folder: Path, description: Mapping, base: Base) -> None:
+def _check_base(folder: Path, description: Mapping, identity: Objects) -> None:
     trained = description.get("base")
     if not isinstance(trained, dict):
         raise UserError(f"{folder / DESCRIPTION} does not say which base it belongs to. Use another checkpoint.")
-    check_same_base(f"The heads in {folder}", trained, base.identity())
+    check_same_base(f"The heads in {folder}", trained, identity)
 
 
 def _settle_adapter(folder: Path, description: Mapping, base: Base) -> None:
@@ -174,14 +203,14 @@ def _settle_adapter(folder: Path, description: Mapping, base: Base) -> None:
         )
 
 
-def _heads_config(folder: Path, description: Mapping) -> HeadsConfig:
-    """The design in heads.json: known keys, and each of the type of its default."""
+def heads_config(folder: Path, description: Mapping) -> HeadsConfig:
+    """The design in heads.json. Raises UserError for an unknown key, or a value of another type than its default."""
     design = description.get("heads")
     if not isinstance(design, dict):
         raise UserError(f"{folder / DESCRIPTION} does not describe its heads. Use another checkpoint.")
-    defaults = asdict(HeadsConfig())
+    defaults = HeadsConfig().design()
     design = {**_LATER_KEYS, **design}
-    wrong = sorted(set(design) ^ {field.name for field in fields(HeadsConfig)})
+    wrong = sorted(set(design) ^ set(defaults))
     wrong += [key for key in set(design) & set(defaults) if type(design[key]) is not type(defaults[key])]
     if wrong:
         raise UserError(f"{folder / DESCRIPTION}: heads has missing, unknown or mistyped keys: {', '.join(wrong)}.")

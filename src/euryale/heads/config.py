@@ -1,7 +1,7 @@
-"""Which head designs are there, and which of their settings go together?"""
+"""Head designs: the settings of heads, and which of them go together."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from euryale.errors import UserError
 
@@ -21,14 +21,15 @@ class HeadsConfig:
     num_layers: int = 1
     body: str = "mlp"
     width: float = 2.0
-    output: str = "shared"
+    output: str = "lowrank"
     output_rank: int = 64
     root_token: bool = True
-    vocab_share: float = 1.0
-    vocab_min: int = 0
-    features: str = "last"
-    residual: bool = True
-    induction: int = 0
+    vocab_share: float = 0.25
+    vocab_min: int = 1024
+    features: str = "several"
+    residual: bool = False
+    induction: int = 3
+    init: str | None = None  # a checkpoint whose heads are trained further: no part of the design
 
     def check(self) -> None:
         """Raises UserError for a value or combination that cannot be built."""
@@ -73,6 +74,10 @@ class HeadsConfig:
                 f"{asked} do not go with heads.kind=eagle: it is one layer with an mlp that moves the base's states, "
                 "through the base's own output matrix. Leave them as in heads=eagle, or use kind=hydra."
             )
+
+    def design(self) -> dict[str, str | int | float | bool]:
+        """What a checkpoint says of its heads: every setting but where their training began."""
+        return {name: value for name, value in asdict(self).items() if name != "init"}
 
     def num_draft_tokens(self, vocab_size: int) -> int:
         """How many tokens of a vocabulary can be drafted."""

@@ -1,18 +1,16 @@
-"""Who answers the prompts of a training set: our own engine, or a server that has the base already?
+"""Writers of a training set: our own engine, or a server that has the base already.
 
 A server is asked for completions of token ids (POST /v1/completions, as vLLM, SGLang and llama.cpp answer it), so that
 the chat template is ours and what is learned is exactly what was asked.
 """
 
-import http.client
-import json
 import logging
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
+
+import httpx
 
 from euryale.base.base import Base
 from euryale.base.base_info import UnloadedBase
@@ -58,6 +56,7 @@ class ServerWriter:
 
     def __init__(self, url: str, model: str | None, base: Base | UnloadedBase) -> None:
         self._url = url.rstrip("/")
+        self._client = httpx.Client(timeout=TIMEOUT_S, follow_redirects=True)
         self._tokenizer = base.tokenizer
         own = base.tokenizer.eos_token_id
         self._eos_ids = base.eos_ids
@@ -102,21 +101,21 @@ class ServerWriter:
 
     def _ask(self, path: str, content: dict[str, Any] | None = None) -> dict[str, Any]:
         """The JSON of a reply. What may pass (no connection, a busy server) is tried again."""
-        data = None if content is None else json.dumps(content).encode()
-        request = urllib.request.Request(self._url + path, data, {"Content-Type": "application/json"})
         for wait_s in (*WAITS_S, None):
             try:
-                with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
-                    return json.loads(reply.read())
-            except urllib.error.HTTPError as error:
-                problem = f"{error.code} {error.reason}: {error.read(300).decode(errors='replace')}"
-                if error.code < 500 and error.code not in (408, 429):
+                reply = self._client.request("GET" if content is None else "POST", self._url + path, json=content)
+                reply.raise_for_status()
+                return reply.json()
+            except httpx.HTTPStatusError as error:
+                reply = error.response
+                problem = f"{reply.status_code} {reply.reason_phrase}: {reply.text[:300]}"
+                if reply.status_code < 500 and reply.status_code not in (408, 429):
                     raise UserError(
-                        f"regenerate.url={self._url}: {path} was refused ({problem}). It must take token ids as a "
-                        "prompt, as vLLM, SGLang and llama.cpp do."
+                        f"regenerate.url={self._url} must take token ids as a prompt, as vLLM, SGLang and llama.cpp "
+                        f"do; got {problem} from {path}. Ask another server, or leave regenerate.url out."
                     ) from error
-            except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: no JSON, or no URL
-                problem = str(error)
+            except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # ValueError: the reply is not JSON
+                problem = str(error) or type(error).__name__
             if wait_s is not None and content is not None:
                 log.warning("%s: %s; trying again in %.0f s", self._url, problem, wait_s)
                 time.sleep(wait_s)

@@ -11,6 +11,7 @@ import pyarrow.parquet
 
 from euryale.base.base import Base
 from euryale.base.base_info import UnloadedBase
+from euryale.data.chat_template import chat_template
 from euryale.errors import UserError
 from euryale.regenerate.config import RegenerateConfig
 from euryale.regenerate.shards import make_shards, parts_of
@@ -96,4 +97,4 @@ def _find_damage(folder: Path, manifest: dict[str, Any], keys: list[str]) -> str
 
 
 def template_name(base: Base | UnloadedBase) -> str:
-    return hashlib.sha256((base.tokenizer.chat_template or "").encode()).hexdigest()[:16]
+    return hashlib.sha256((chat_template(base.tokenizer) or "").encode()).hexdigest()[:16]

@@ -33,8 +33,8 @@ AUTOCASTS = ("auto", "none", "bf16")
 class OptimConfig:
     """The pace of a run; the values in conf/optim are the documented defaults."""
 
-    name: str = "adamw"
-    lr: float = 3e-3
+    name: str = "muon"
+    lr: float = 0.02
     adamw_lr: float = 3e-3
     weight_decay: float = 0.0
     beta1: float = 0.9

@@ -165,7 +165,7 @@ def run_settings(
     identity = {key: value for key, value in base.identity().items() if key not in ("path", "revision")}
     own = {
         "base": identity | {"dtype": str(base.dtype).removeprefix("torch.")},
-        "heads": asdict(heads.config) if heads is not None else {},
+        "heads": heads.config.design() if heads is not None else {},
         "objective": asdict(objective),
         "optim": {key: value for key, value in asdict(optim).items() if key not in FREE_SETTINGS + SHARED_SETTINGS}
         | {"batches_per_step": optim.gradient_accumulation * num_processes},
