@@ -6,6 +6,7 @@ import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
 from euryale.errors import UserError
 from euryale.heads.checkpoint import (
+    check_initial,
     find_checkpoint,
     load_heads,
+    load_initial,
     read_description,
     save_heads,
 )
@@ -200,7 +203,7 @@ DAMAGES = {
     "broken JSON": (lambda f: (f / "heads.json").write_text("{"), r"heads\.json is damaged"),
     "binary JSON": (lambda f: (f / "heads.json").write_bytes(b"\xff\xfe\x00"), r"heads\.json is damaged"),
     "list JSON": (lambda f: (f / "heads.json").write_text("[]"), "JSON object"),
-    "no JSON": (lambda f: (f / "heads.json").unlink(), "is no checkpoint"),
+    "no JSON": (lambda f: (f / "heads.json").unlink(), "is not a checkpoint"),
     "future format": (edit_json(format_version=99), "format_version 99"),
     "no base": (edit_json(base=None), "which base"),
     "no heads": (edit_json(heads=[]), "does not describe its heads"),
@@ -276,3 +279,36 @@ def test_provenance_says_command_versions_and_commit() -> None:
     assert isinstance(facts["argv"], list) and facts["time"] and facts["python"]
     assert facts["git_commit"] is None or len(facts["git_commit"]) in (40, 41)
     json.dumps(facts)
+
+
+# Training that goes on from a checkpoint (heads.init)
+
+
+def test_heads_to_go_on_with_are_the_saved_ones_in_thirty_two_bits(tiny_base: Base, tmp_path: Path) -> None:
+    design = plain_heads(num_heads=2, vocab_share=0.3)
+    heads = random_heads(tiny_base, design)
+    heads.choose_draft_ids(torch.arange(99))
+    save_heads(tmp_path / "run", heads, tiny_base, {})
+    check_initial(tmp_path / "run", replace(design, init=str(tmp_path / "run")), tiny_base.identity())
+    found = load_initial(tmp_path / "run", tiny_base)
+    assert found.config == design, "where training began is no part of the design"
+    assert all(torch.equal(a, b) for a, b in zip(found.state_dict().values(), heads.state_dict().values(), strict=True))
+    assert {p.dtype for p in found.parameters()} == {torch.float32}
+
+
+def test_heads_of_another_design_name_each_field_and_both_values(tiny_base: Base, saved: Path) -> None:
+    asked = plain_heads(num_heads=3, width=4.0)
+    with pytest.raises(UserError, match=r"got heads.num_heads=2 there, 3 here, heads.width=2.0 there, 4.0 here\."):
+        check_initial(saved, asked, tiny_base.identity())
+
+
+def test_heads_of_another_base_name_both(tiny_base: Base, saved: Path) -> None:
+    other = tiny_base.identity() | {"path": "another", "fingerprint": "f"}
+    with pytest.raises(UserError, match=rf"trained for {tiny_base.path} .*the base given is another .*print f"):
+        check_initial(saved, plain_heads(num_heads=2), other)
+
+
+def test_heads_that_were_trained_with_an_adapter_are_refused(tiny_base: Base, saved: Path) -> None:
+    write_json(saved / "heads.json", read_json(saved / "heads.json") | {"adapter": "adapter"})
+    with pytest.raises(UserError, match="must be heads of a base alone; these were trained with an adapter"):
+        check_initial(saved, plain_heads(num_heads=2), tiny_base.identity())

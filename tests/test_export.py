@@ -239,7 +239,7 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(
         export(run, "onnx", out, lambda: base)
     with pytest.raises(UserError, match="already holds something"):
         export(run, "vllm", run, lambda: base)
-    with pytest.raises(UserError, match="no checkpoint"):
+    with pytest.raises(UserError, match="is not a checkpoint"):
         export(tmp_path / "elsewhere", "vllm", out, lambda: base)
     other = random_base(vocab_size=V, seed=2)
     with pytest.raises(UserError, match="were trained for"):

@@ -31,7 +31,7 @@ from euryale.training.trainer import Trainer
 
 OPTIM = {
     "num_steps": 8, "warmup_steps": 1, "gradient_accumulation": 2, "log_every": 2, "eval_every": 4, "eval_batches": 2,
-    "save_every": 2, "lr": 1e-2,
+    "save_every": 2, "lr": 1e-2, "name": "adamw",
 }  # fmt: skip
 
 

@@ -14,7 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import save_tiny_llama
+from safetensors.torch import load_file
 from scripts import ROOT, SMALL, Result, assert_refused, run_script, write_texts
 
 from euryale.base.base import Base, load_base
@@ -177,6 +179,37 @@ def test_ctrl_c_saves_and_resume_ends_with_the_same_bits(arguments: list[str], p
         for name in ("cut", "whole")
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 300
+
+
+def test_training_goes_on_from_heads_and_resumes_without_them(arguments: list[str], run: Path, tmp_path: Path) -> None:
+    initial = Path(shutil.copytree(run, tmp_path / "initial"))
+    more = [f"output={tmp_path}", "calibrate.temperatures=[0.0]", "name=more", "heads.init=initial"]
+    result = train(*arguments, *more, "optim.num_steps=2", "optim.lr=1e-6", "optim.adamw_lr=1e-6")
+    one, two = (load_file(folder / "heads.safetensors") for folder in (initial, tmp_path / "more"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one), "at this rate nothing moves"
+    settings = read_description(tmp_path / "more")["provenance"]["settings"]
+    assert settings["heads.init"] == str(initial) and "init" not in read_description(tmp_path / "more")["heads"]
+    shutil.rmtree(initial)
+    assert train(f"resume={tmp_path}/more").last_line["held_out_loss_nats"] == result.last_line["held_out_loss_nats"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("heads.init=nowhere", ("heads.init=nowhere must be a checkpoint", "Name one of them")),
+        ("heads.init=one heads.width=4", ("heads.width=2.0 there, 4.0 here",)),
+        ("heads.init=one base=tiny", ("were trained for", "but the base given is checkpoints/tiny-base")),
+        ("heads.init=one objective=pretrain optim=adamw", ("objective=pretrain trains none",)),
+    ],
+)
+def test_heads_that_training_cannot_go_on_from_are_refused_before_anything_is_loaded(
+    arguments: list[str], run: Path, setting: str, words: tuple[str, ...]
+) -> None:
+    asked = [*arguments, "base.path=checkpoints/tiny-base"] if "tiny" in setting else arguments
+    assert_refused(
+        run_script("train/run.py", *asked, *setting.replace("base=tiny", "").split(), "name=refused"), *words
+    )
+    assert not (run.parent / "refused").exists()
 
 
 def test_a_finished_run_is_measured_again_by_resume(copied: Path) -> None:

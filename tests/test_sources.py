@@ -392,7 +392,7 @@ def test_a_held_out_mixture_gives_each_row_once(mixture: Callable[..., DataConfi
         ({"weight": 0}, r"data.mix\[1\] needs a weight above 0"),
         ({"file": "x"}, r"data.mix\[1\] has unknown settings: file. Known: weight, kind, modules, files"),
         ({"seed": "x"}, r"data.mix\[1\].seed='x' must be of type int"),
-        ({"kind": "mix"}, "a mixture inside a mixture"),
+        ({"kind": "mix"}, r"data.mix\[1\] must not be a mixture itself"),
         ({"kind": "file"}, "data.kind='file' is not known. Options: stdlib, files, hub, mix, regenerated"),
     ],
 )
@@ -401,6 +401,13 @@ def test_a_mistake_in_a_mixture_is_named(
 ) -> None:
     with pytest.raises(UserError, match=complaint):
         build_source(mixture(**changes), "train")
+
+
+def test_a_part_of_a_mixture_without_a_kind_is_told_so(mixture: Callable[..., DataConfig]) -> None:
+    config = mixture()
+    del config.mix[1]["kind"]
+    with pytest.raises(UserError, match=r"data.mix\[1\] must name its kind: stdlib, files"):
+        build_source(config, "train")
 
 
 def test_a_source_of_a_mixture_that_gives_nothing_is_an_error_and_not_a_loop(

@@ -102,7 +102,7 @@ def test_an_answer_is_learned_in_either_form(template: str) -> None:
          [Message("system", "s"), SAY], "leaves out what system said"),  # sglang#40082
         (STRINGS.replace("{{ m.content }}", "{{ m.content if m.role != 'tool' }}"),
          [SAY, Message("tool", "3")], "leaves out what tool said"),
-        ("{{ messages[-1].content }}", [SAY, YES, SAY], "leaves out what user, assistant said"),  # chujiezheng/chat_templates#15
+        ("{{ messages[-1].content }}", [SAY, YES, SAY], "leaves out what user, assistant said"),  # chat_templates#15
         ("{{ 1 + messages[0].content }}", ASK, "got TypeError"),  # vllm#54987
         ("{{ messages[0].content | int + none }}", ASK, "got TypeError"),
         ("{{ messages[3].content.text }}", ASK, "got UndefinedError"),

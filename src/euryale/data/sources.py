@@ -167,6 +167,8 @@ def _child(parent: DataConfig, settings: dict[str, Any], number: int) -> DataCon
     if unknown := sorted(set(settings) - set(known)):
         options = ", ".join(["weight", *known])
         raise UserError(f"data.mix[{number}] has unknown settings: {', '.join(unknown)}. Known: {options}")
+    if "kind" not in settings:
+        raise UserError(f"data.mix[{number}] must name its kind: {', '.join(SOURCES)}; got {settings}.")
     child = dataclasses.replace(parent, mix=[], **settings)
     for name, value in settings.items():
         default = getattr(DataConfig(), name)
@@ -174,7 +176,7 @@ def _child(parent: DataConfig, settings: dict[str, Any], number: int) -> DataCon
         if name not in ("files", "data_files") and type(value) is not expected:
             raise UserError(f"data.mix[{number}].{name}={value!r} must be of type {expected.__name__}")
     if child.kind == "mix":
-        raise UserError(f"data.mix[{number}]: a mixture inside a mixture; list its sources here instead")
+        raise UserError(f"data.mix[{number}] must not be a mixture itself; list its sources here instead.")
     return child
 
 
