@@ -235,7 +235,7 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(
 ) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
     checkpoint(run, base)
-    with pytest.raises(UserError, match="format=onnx is not known. Choose one of: euryale, vllm, medusa, tgi"):
+    with pytest.raises(UserError, match="format must be one of euryale, vllm, medusa, tgi; got onnx"):
         export(run, "onnx", out, lambda: base)
     with pytest.raises(UserError, match="already holds something"):
         export(run, "vllm", run, lambda: base)

@@ -23,7 +23,7 @@ from euryale.heads.config import HeadsConfig
 from euryale.heads.heads import build_heads
 from euryale.system import memory
 from euryale.system.memory import free_bytes, gigabytes
-from euryale.training.memory_estimate import Need, Plan, check_fits, estimate
+from euryale.training.memory_estimate import MemoryPlan, Need, check_fits, estimate
 from euryale.training.objective import OBJECTIVES, ObjectiveConfig, medusa2_loss
 from euryale.training.optimizer import OptimConfig
 from euryale.training.stages import Stage
@@ -38,8 +38,8 @@ SMALL = LlamaConfig(
 )  # fmt: skip
 
 
-def plan(base: LlamaConfig = SMALL, kind: str = "medusa2", **changes: object) -> Plan:
-    whole = Plan(
+def plan(base: LlamaConfig = SMALL, kind: str = "medusa2", **changes: object) -> MemoryPlan:
+    whole = MemoryPlan(
         base, "none", torch.float32, plain_heads(num_heads=2), ObjectiveConfig(kind=kind), LoraConfig(rank=4),
         OptimConfig(), 2, 128, False,
     )  # fmt: skip

@@ -76,7 +76,9 @@ def test_a_base_that_is_there_is_kept(made: Path) -> None:
 
 
 def test_too_little_text_for_the_vocabulary_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="scratch.vocab_size=300: the text gives only 2.. tokens"):
+    with pytest.raises(
+        UserError, match="scratch.vocab_size must be at most 2.., the tokens that the text gives; got 300"
+    ):
         make_base(CONFIG, rows("abc"), tmp_path / "initial", seed=0)
     assert not list(tmp_path.iterdir())
 
@@ -84,8 +86,8 @@ def test_too_little_text_for_the_vocabulary_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"vocab_size": 258}, "scratch.vocab_size=258: bytes and special tokens alone are 259"),
-        ({"num_layers": 0}, "scratch.num_layers=0"),
+        ({"vocab_size": 258}, "scratch.vocab_size must be at least 259 .*; got 258"),
+        ({"num_layers": 0}, "scratch.num_layers must be at least 1; got 0"),
         ({"hidden_size": 30}, "scratch.hidden_size=30 must be an even multiple of num_heads=4"),
         ({"hidden_size": 12}, "scratch.hidden_size=12 must be an even multiple of num_heads=4"),
         ({"num_kv_heads": 3}, "a multiple of num_kv_heads=3"),

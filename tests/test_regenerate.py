@@ -266,10 +266,10 @@ def test_a_full_disk_keeps_the_shards_before_it(
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"num_prompts": 0}, "regenerate.num_prompts=0"),
-        ({"batch_size": -1}, "regenerate.batch_size=-1"),
-        ({"greedy_share": 1.5}, "regenerate.greedy_share=1.5"),
-        ({"temperature": 0.0}, "regenerate.temperature=0.0 cannot sample"),
+        ({"num_prompts": 0}, "regenerate.num_prompts must be at least 1; got 0"),
+        ({"batch_size": -1}, "regenerate.batch_size must be at least 1; got -1"),
+        ({"greedy_share": 1.5}, "regenerate.greedy_share must be from 0 to 1; got 1.5"),
+        ({"temperature": 0.0}, "regenerate.temperature must be positive to sample; got 0.0"),
         ({"prompt_tokens": 200, "new_tokens": 100}, "= 300, and the context of .* ends at 256"),
     ],
 )
@@ -562,7 +562,7 @@ def test_a_server_that_refuses_or_is_not_there_is_said(
         write(tiny_base, tmp_path, url=server.url)
     with pytest.raises(UserError, match="regenerate.model=other: .* serves served"):
         write(tiny_base, tmp_path, url=server.url, model="other")
-    with pytest.raises(UserError, match="regenerate.url=localhost:8000 is no address. Give one as http://"):
+    with pytest.raises(UserError, match="regenerate.url must be an address .*; got localhost:8000"):
         write(tiny_base, tmp_path, url="localhost:8000")
     with pytest.raises(UserError, match="does not answer"):
         write(tiny_base, tmp_path, url="http://127.0.0.1:9/v1")

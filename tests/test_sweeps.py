@@ -77,13 +77,13 @@ def test_a_job_that_fails_does_not_lose_the_other(arguments: list[str], place: P
     result = run_script("train/run.py", f"sweep={launcher}", *arguments, f"name={name}", "optim.lr=-1,1e-3")
     assert result.status == 2, result.out + result.err
     assert read_json(place / name / "0" / "failure.json") == {
-        "error": "optim.lr=-1.0: a positive learning rate is needed.",
+        "error": "optim.lr must be a positive learning rate; got -1.0.",
         "overrides": ["optim.lr=-1"],
     }
     assert read_json(place / name / "1" / "report.json")["training"]["steps"] == 2
     assert result.last_line["best"] == str(place / name / "1")
     assert (result.last_line["finished"], result.last_line["failed"]) == (1, 1)
-    assert "failed: 0: optim.lr=-1: optim.lr=-1.0: a positive learning rate is needed." in result.out
+    assert "failed: 0: optim.lr=-1: optim.lr must be a positive learning rate; got -1.0." in result.out
 
 
 def test_a_search_looks_for_the_lowest_loss(arguments: list[str], place: Path) -> None:

@@ -197,7 +197,7 @@ def test_settings_that_no_weight_depends_on_may_change(finished: Path, tiny_base
 
 
 def test_a_run_is_not_overwritten_and_nothing_is_not_resumed(finished: Path, tiny_base: Base, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="must not hold a run"):
         make_trainer(tiny_base, finished)
     with pytest.raises(UserError, match="nothing is saved"):
         make_trainer(tiny_base, tmp_path / "empty", resume=True)
@@ -335,7 +335,7 @@ def test_a_text_without_labels_is_said_instead_of_trained_on(tiny_base: Base, tm
             batch.is_target_BT[:] = False
             return batch
 
-    with pytest.raises(UserError, match="No token counted in the last 12 steps"):
+    with pytest.raises(UserError, match="must have labels; got none in the last 12 steps"):
         make_trainer(tiny_base, tmp_path / "run", batches=Masked()).fit()
 
 
@@ -454,7 +454,7 @@ def test_a_run_with_muon_goes_on_exactly(tiny_base: Base, tmp_path: Path) -> Non
     ids=str,
 )  # fmt: skip
 def test_a_setting_that_cannot_be_trained_with_is_refused(changes: dict) -> None:
-    with pytest.raises(UserError, match=f"optim.{next(iter(changes))}="):
+    with pytest.raises(UserError, match=f"optim.{next(iter(changes))} must be"):
         OptimConfig(**changes).check()
 
 

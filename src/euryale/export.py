@@ -1,4 +1,4 @@
-"""How do other servers get heads that were trained here?
+"""Formats in which other servers take heads that were trained here.
 
 Each format is a folder that its reader takes as it is:
 
@@ -69,9 +69,9 @@ def export(folder: Path, format_name: str, output: Path, load_base: Callable[[],
     format, an `output` that holds something, heads that the format cannot express, a damaged checkpoint.
     """
     if format_name not in FORMATS:
-        raise UserError(f"format={format_name} is not known. Choose one of: {', '.join(FORMATS)}.")
+        raise UserError(f"format must be one of {', '.join(FORMATS)}; got {format_name}.")
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        raise UserError(f"output={output} already holds something. Give a folder that is empty or not there yet.")
+        raise UserError(f"output={output} must be empty or not there yet; it already holds something.")
     read_description(folder)
     if output.is_dir():
         output.rmdir()  # empty: the new folder appears whole in its place
@@ -106,7 +106,7 @@ def _for_peer(layout: Callable[[Trained], Layout]) -> Callable[[Path, Path, Call
                 return keep_rows(tensors[f"outputs.{k}.weight"], draft_ids)
             if config.output == "shared":
                 return shared()
-            # Nobody else knows corrections of low rank: each head's becomes a matrix of its own.
+            # Other servers do not know corrections of low rank: each head's becomes a matrix of its own.
             narrow, widen = (tensors[f"corrections.{k}.{part}.weight"] for part in ("narrow", "widen"))
             return keep_rows(corrected(shared(), widen, narrow), draft_ids)
 
@@ -126,7 +126,7 @@ def _with_adapter(folder: Path, staged: Path) -> str:
         return ""
     shutil.copytree(folder / ADAPTER, staged / ADAPTER)
     return (
-        "\nThese heads were trained beside the LoRA adapter in adapter/ (peft's format). Merge it into the base and "
+        "\nThese heads were trained with the LoRA adapter in adapter/ (peft's format). Merge it into the base and "
         "serve that:\nwithout it text is the plain base's, and drafts are accepted less often.\n"
     )
 

@@ -23,7 +23,7 @@ from euryale.system import processes
 from euryale.system.files import check_writable
 from euryale.system.memory import free_bytes, gigabytes
 from euryale.system.paths import output_root
-from euryale.training.memory_estimate import Plan, check_fits, estimate
+from euryale.training.memory_estimate import MemoryPlan, check_fits, estimate
 from euryale.training.metrics_log import wandb_mode
 from euryale.training.objective import OBJECTIVES
 from euryale.training.optimizer import check_optimizer
@@ -170,7 +170,7 @@ def check_memory(config: TrainConfig, of_base: PreTrainedConfig | None = None) -
     """
     device = pick_device(config.base.device)
     of_base = of_base or read_config(config.base)
-    plan = Plan(
+    plan = MemoryPlan(
         of_base,
         config.base.quantization,
         pick_dtype(config.base.dtype, device, of_base),

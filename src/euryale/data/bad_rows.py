@@ -1,4 +1,4 @@
-"""What happens to a row that cannot be used: does the run stop, or is the row counted and told about?"""
+"""Rows that cannot be used: the run stops, or they are counted and reported."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""How are rows packed into batches of one fixed shape, and how does a run go on exactly where it stopped?
+"""Rows packed into batches of one fixed shape, with an exact cursor.
 
-Documents are laid one behind the other into blocks of `block_size` tokens. A block's `documents` number its pieces, so
+Documents are laid one after the other into blocks of `block_size` tokens. A block's `documents` number its pieces, so
 that neither attention nor a head's label crosses from one to the next. A document that does not fit goes on in the
 next block as a piece of its own, with positions from 0: no token is lost.
 
@@ -112,7 +112,7 @@ class BatchStream:
         return self._source.num_skipped + self._counts["too_short"] + self._refused.count
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursor behind the last batch, in JSON types. A document that is only half laid out is not stored but
+        """The cursor after the last batch, in JSON types. A document that is only half laid out is not stored but
         read again: the cursor in front of it and the number of its tokens that are done."""
         is_half_done = self._sample is not None
         counts = dict(self._counts)
@@ -184,7 +184,11 @@ class BatchStream:
         self._counts["samples"] = 0
         self._counts["epoch"] += 1
         if self._counts["epoch"] == 1 and self._counts["too_short"]:
-            logger.info("%d of %d rows were too short to learn from", self._counts["too_short"], self._counts["rows"])
+            logger.info(
+                "%d of %d rows teach nothing: too short, or without an answer",
+                self._counts["too_short"],
+                self._counts["rows"],
+            )
         self._refused.report()
         self._has_ended = not self._repeat
         self._rows = iter(self._source)

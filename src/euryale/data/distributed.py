@@ -1,9 +1,9 @@
-"""How do several processes share one stream of batches, so that none is lost, doubled, or seen by two?
+"""One stream of batches for several processes: none is lost or seen by two.
 
 Every process packs the whole stream and takes each N-th batch of it. A step of N processes is then made of the very
 batches that one process takes with N times the gradient accumulation, the cursor is the same in all of them, and a run
 goes on with another number of processes where it stopped. Text that the base wrote is token ids already, and packing
-those is cheap beside a pass of the base, so that reading everything everywhere costs little.
+those is cheap compared with a pass of the base, so that reading everything everywhere costs little.
 """
 
 import logging
@@ -50,7 +50,7 @@ class Dealt:
         return dealt[self._rank]
 
     def state_dict(self) -> dict[str, Any]:
-        """The stream's cursor, behind the whole round: the same in every process."""
+        """The stream's cursor after the whole round: the same in every process."""
         return self._stream.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

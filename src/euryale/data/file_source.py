@@ -1,4 +1,4 @@
-"""How are files read as a source of rows, with a cursor that is exact?
+"""Files as a source of rows, with an exact cursor.
 
 One class serves the standard library, the user's files and the text that the base wrote: they differ in the files and
 in how a record becomes a row.
@@ -125,7 +125,7 @@ def file_row(record: Record, column: str | None) -> Row:
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The parquet shards of text that the base wrote, as `manifest.json` beside them lists them."""
+    """The parquet shards of text that the base wrote, as the `manifest.json` among them lists them."""
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         raise UserError(f"{folder}: no manifest.json here, so it holds no regenerated text. Run train/regenerate.py")

@@ -1,4 +1,4 @@
-"""How are rows streamed from the Hugging Face hub so that a lost connection neither loses nor doubles one?
+"""Rows streamed from the Hugging Face hub; a lost connection neither loses nor doubles one.
 
 `datasets` gives a cursor after every row. When reading fails, the iterator is thrown away and a fresh one starts at the
 last cursor, after a wait that doubles each time. The library's own retries of a failed read, twenty of them 5 s apart

@@ -1,4 +1,4 @@
-"""What is trained on where only memory and time count? Blocks of random tokens, each one document without a gap.
+"""Blocks of random tokens, each one document without a gap: for memory, time and trials.
 
 Every token is a target, so that as much is kept for the backward pass as a batch of this size can ask for. It stands in
 for batches.BatchStream, and has no cursor worth keeping.
@@ -29,4 +29,4 @@ class RandomRows:
         return {}
 
     def load_state_dict(self, state: dict) -> None:
-        """There is no place to go back to."""
+        """Does nothing: random batches have no cursor."""

@@ -1,7 +1,7 @@
-"""Which files did the user mean, and which records are in them?
+"""Files that the user names, and the records in them.
 
-A record reader starts behind any record, so that a cursor is (file, number of records done). A record that cannot
-be used is given as a `UserError` value instead of being raised: reading goes on behind it.
+A record reader starts after any record, so that a cursor is (file, number of records done). A record that cannot
+be used is given as a `UserError` value instead of being raised: reading goes on after it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import pyarrow.parquet
 from euryale.data.documents import PIECES, PROBE_CHARS, find_rule, lines_of, split_documents
 from euryale.errors import UserError
 
-SUFFIXES = (".txt", ".md", ".py", ".json", ".jsonl", ".parquet")  # each but parquet also with .gz behind it
+SUFFIXES = (".txt", ".md", ".py", ".json", ".jsonl", ".parquet")  # each but parquet also with .gz after it
 
 
 class Record(NamedTuple):
-    """`position` is the cursor behind it; `value` is a JSON object or table row, a text, or why it is unusable."""
+    """`position` is the cursor after it; `value` is a JSON object or table row, a text, or why it is unusable."""
 
     position: int
     origin: str
@@ -64,7 +64,7 @@ def find_files(names: list[str]) -> list[Path]:
 
 
 def read_records(path: Path, start: int = 0, separator: str = "auto") -> Iterator[Record]:
-    """The records behind the first `start`. A file that cannot be read at all raises UserError, at the bad place."""
+    """The records after the first `start`. A file that cannot be read at all raises UserError, at the bad place."""
     reader = {".jsonl": _json_lines, ".json": _json_file, ".parquet": _parquet_rows}.get(_suffix(path))
     try:
         if reader is not None:

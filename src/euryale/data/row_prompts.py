@@ -1,4 +1,4 @@
-"""Which prompts does the base answer, when the data at hand are texts and conversations?
+"""Prompts cut from rows of text and conversations, for the base to answer.
 
 A text gives openings: windows at regular distances, of which the base sees the first tokens and writes the rest. A
 conversation gives its first question, through the chat template. The draw depends on the rows and the seed alone.
@@ -99,6 +99,6 @@ def _openings(
 
 
 def _until_answer(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The turns before the first answer; () when nobody asked anything."""
+    """The turns before the first answer; () when they hold no question."""
     turns = tuple(itertools.takewhile(lambda turn: turn.role != "assistant", messages))
     return turns if any(turn.role == "user" for turn in turns) else ()

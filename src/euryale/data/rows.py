@@ -12,7 +12,7 @@ sees: running text, a conversation, or token ids that the base wrote. These shap
     {"prompt": "...", "response": "..."}                                one turn; also question / answer,
                                                                         instruction [+ input] / output, ...
 
-All but text may have a `system` text beside them. A turn with "weight": 0 (or "train", "training" or "loss": false) is
+All but text may also have a `system` text. A turn with "weight": 0 (or "train", "training" or "loss": false) is
 read and not learned. What cannot be read (images, calls of tools, fractions of a weight) is refused, never left out.
 """
 
@@ -76,7 +76,7 @@ class Source(Protocol):
     """Rows with an exact cursor.
 
     Iterating gives what is left of the current pass; when it ends, the cursor stands at the start of the next pass.
-    `state_dict()` is the cursor behind the last row that was given (JSON types only); a new source of the same
+    `state_dict()` is the cursor after the last row that was given (JSON types only); a new source of the same
     settings that loads it gives exactly the remaining rows. `num_skipped` counts bad rows (on_error: skip).
     """
 

@@ -1,4 +1,4 @@
-"""Where do the rows come from? The settings of the data stage, and the source that they describe.
+"""Settings of the data stage, and the source of rows that they describe.
 
 A source is built from the inside out: records (the standard library, files, the hub, regenerated shards, or a mixture
 of such sources), joined lines, the held-out split, shuffling by windows.
@@ -72,7 +72,7 @@ def build_source(config: DataConfig, split: str) -> Source:
     Everything a user can get wrong about paths, names and numbers is said here; bad rows are met while reading.
     """
     if split not in SPLITS:
-        raise UserError(f"there is no split {split!r}. Known: {', '.join(SPLITS)}")
+        raise UserError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
     check(config)
     return SOURCES[config.kind](config, split)
 

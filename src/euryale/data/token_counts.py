@@ -1,4 +1,4 @@
-"""Which tokens does the training text use most?"""
+"""Frequencies of tokens in the training text."""
 
 from collections.abc import Iterable
 

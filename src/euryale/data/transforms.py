@@ -1,4 +1,4 @@
-"""What can be put around any source: the held-out split, shuffling, joining lines, one process's share, a mixture.
+"""Transforms of any source of rows: held-out split, shuffling, joined lines, a mixture.
 
 Each keeps the contract of `Source`: an exact cursor. That is why shuffling is by windows and not by a rolling buffer:
 a window can be read again from its start.

@@ -1,4 +1,4 @@
-"""What is computed between what a head reads and its output matrix? Residual blocks.
+"""Residual blocks between what a head reads and its output matrix.
 
 The block's last matrix starts at zero. With `residual` an untrained head then is the base: a good start where the base
 hesitates, and far off where it is sure of the next token, for what the head takes for a later one is then surely wrong
@@ -75,7 +75,7 @@ class Correction(nn.Module):
         nn.init.zeros_(self.widen.weight)
 
     def beside(self, x_MD: Tensor) -> Tensor:
-        """x and A x side by side, [M, D + R]: what W and B beside each other read."""
+        """x and A x side by side, [M, D + R]: what W and B side by side read."""
         return torch.cat([x_MD, self.narrow(x_MD)], -1)
 
 

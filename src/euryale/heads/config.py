@@ -40,29 +40,29 @@ class HeadsConfig:
             ("features", self.features, tuple(FEATURES)),
         ):
             if value not in options:
-                raise UserError(f"heads.{name}={value} is not known. Choose one of: {', '.join(options)}.")
+                raise UserError(f"heads.{name} must be one of {', '.join(options)}; got {value}.")
         if not 1 <= self.num_heads <= 16:
-            raise UserError(f"heads.num_heads={self.num_heads}: a number from 1 to 16 is needed (3 to 5 pay).")
+            raise UserError(f"heads.num_heads must be from 1 to 16; got {self.num_heads}. Use 3 to 5.")
         if not 1 <= self.num_layers <= 8:
-            raise UserError(f"heads.num_layers={self.num_layers}: a number from 1 to 8 is needed (1 is usual).")
+            raise UserError(f"heads.num_layers must be from 1 to 8; got {self.num_layers}.")
         if not 0.0 < self.width < math.inf:
-            raise UserError(f"heads.width={self.width}: a positive multiple of the hidden size is needed.")
+            raise UserError(f"heads.width must be a positive multiple of the hidden size; got {self.width}.")
         if not 0.0 < self.vocab_share <= 1.0:
-            raise UserError(f"heads.vocab_share={self.vocab_share}: a share above 0 and at most 1 is needed.")
+            raise UserError(f"heads.vocab_share must be above 0 and at most 1; got {self.vocab_share}.")
         if self.output_rank < 1:
-            raise UserError(f"heads.output_rank={self.output_rank}: a rank of at least 1 is needed (32 to 64 pay).")
+            raise UserError(f"heads.output_rank must be at least 1; got {self.output_rank}. Use 32 to 64.")
         if not 0 <= self.induction <= MOST_INDUCTION:
-            raise UserError(f"heads.induction={self.induction}: a number from 0 (off) to {MOST_INDUCTION} is needed.")
+            raise UserError(f"heads.induction must be from 0 (off) to {MOST_INDUCTION}; got {self.induction}.")
         if self.induction and not self.root_token:
             raise UserError(
                 f"heads.induction={self.induction} looks for what followed the last known token, and with "
                 "heads.root_token=false none is known. Use heads.induction=0, or root_token=true."
             )
         if self.vocab_min < 0:
-            raise UserError(f"heads.vocab_min={self.vocab_min}: a number of tokens is needed, or 0.")
+            raise UserError(f"heads.vocab_min must be at least 0; got {self.vocab_min}.")
         if self.kind != "medusa" and not self.root_token:
             raise UserError(
-                f"heads.kind={self.kind} reads the whole path, so heads.root_token=false cannot be. Use kind=medusa."
+                f"heads.root_token must be true for heads.kind={self.kind}, which reads the path. Use kind=medusa."
             )
         design = {
             "body": self.body, "output": self.output, "num_layers": self.num_layers, "residual": self.residual,
@@ -98,5 +98,5 @@ class HeadsConfig:
 
     @property
     def reads_path(self) -> bool:
-        """Whether what may follow a node depends on the path to it, or is the same for all nodes of a depth."""
+        """Whether the guesses below a node depend on the path to it; else they are those of its depth."""
         return self.kind != "medusa"

@@ -1,8 +1,8 @@
-"""How does one layer guess any number of tokens ahead?
+"""EAGLE: one layer that guesses any number of tokens ahead.
 
-It stands at a position of the text and reads the base's states there beside the embedding of the next token. What it
+It stands at a position of the text and reads the base's states there next to the embedding of the next token. What it
 answers are the states one token later: the first of them goes through the output matrix, and all of them are what the
-same layer reads next, beside the token that was guessed (Li et al. 2024, EAGLE; 2025, EAGLE-3: it is trained on states
+same layer reads next, with the token that was guessed (Li et al. 2024, EAGLE; 2025, EAGLE-3: it is trained on states
 of its own). While it reads it looks back, with attention, at everything that it has read before.
 
     x         [s_1; ...; s_S; e]    S states and an embedding, each at root-mean-square 1
@@ -84,8 +84,8 @@ class EagleLayer(nn.Module):
     ) -> list[Tensor]:
         """What the layer answers when it goes `num_depths` tokens ahead from every position, [B, T, C] each.
 
-        The tokens ahead are those of the text. Where a document ends sooner the answer means nothing, and nobody else
-        has seen it: position t's keys are looked at from t on.
+        The tokens ahead are those of the text. Where a document ends sooner the answer means nothing, and no other
+        position has read it: position t's keys are read from t on.
         """
         seen_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
         is_seen_B1TT = (seen_BTT & torch.ones_like(seen_BTT[0]).tril())[:, None]
@@ -112,7 +112,7 @@ class EagleLayer(nn.Module):
 
 
 def attention_shape(hidden_size: int) -> tuple[int, int]:
-    """How many attention heads the layer has beside a base of this width, and how wide they are (an even number)."""
+    """How many attention heads the layer has for a base of this width, and how wide they are (an even number)."""
     head_width = min(_HEAD_WIDTH, max(2, hidden_size // 8 * 2))
     return max(1, hidden_size // head_width), head_width
 

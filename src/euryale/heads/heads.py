@@ -1,4 +1,4 @@
-"""What is a head, and what does it know when it guesses?
+"""Heads: what each one reads when it guesses, and what it computes.
 
 Head k (0-based) stands at position t of the text. It reads the base's final hidden state h_t and, when it is
 told them, tokens that are already known at drafting time: the root (the token after t, which the base itself
@@ -11,16 +11,16 @@ chose) and, for kind `hydra`, the k tokens of the path below the root. It predic
     body `resblock`  x + SiLU(W [h; e_root; e_path] + b)
     body `mlp`       x + W_out SiLU(W [h; e_root; e_path] + b), `width` times the hidden size inside
 
-The first matrix reads h as the output matrix does (features `last`), or beside it the outputs of two middle layers of
+The first matrix reads h as the output matrix does (features `last`), or also the outputs of two middle layers of
 the base, scaled to unit root-mean-square (features `several`; Li et al. 2025, EAGLE-3): the last state is made to tell
 the next token, earlier ones still know more of the text. x is the last state in any case. With `induction` it also
 reads the token that followed the last known ones where they stood before in the text (induction.py).
 
 The last matrix of every body starts at zero, so an untrained head is the base; without `residual` it holds all tokens
-for equally likely (head_body.py). Token embeddings are the base's own, frozen, scaled to unit root-mean-square because
+for equally likely (blocks.py). Token embeddings are the base's own, frozen, scaled to unit root-mean-square because
 bases differ by two orders of magnitude in theirs.
 The result goes through the base's frozen output matrix (`shared`), one of the head's own (`own`), or the base's with a
-correction of low rank that is the head's own (`lowrank`, correction.py). With `vocab_share` below 1 only the most
+correction of low rank that is the head's own (`lowrank`, blocks.py). With `vocab_share` below 1 only the most
 frequent tokens are drafted, `vocab_min` of them at least: fewer rows to read, and rare tokens are never guessed.
 
 Letters: M positions, J known tokens, D width, C numbers of the features, F inner width, V vocabulary, K heads,
@@ -93,10 +93,10 @@ class Heads(nn.Module):
         """What head k hands to its output matrix.
 
         states_MC: the base's final hidden states (after its last norm), [M, D]; with features `several` the states of
-        `middle_layers` behind them, as Base.forward_packed gives them. embeddings_MJD: `normalise`d embeddings
+        `middle_layers` after them, as Base.forward_packed gives them. embeddings_MJD: `normalise`d embeddings
         of the J = num_tokens_read(k) tokens it reads (the first after each position; with `induction` last the one that
         followed them earlier, zeros where none did), ignored when J is 0. Returns [M, D], or [M, D + R] with what the
-        correction reads behind it.
+        correction reads after it.
         """
         J = self.config.num_tokens_read(k)
         tokens = None
@@ -136,7 +136,7 @@ class Heads(nn.Module):
         return hidden_KMD
 
     def layers_read(self, num_layers: int) -> tuple[int, ...]:
-        """Which outputs of the base's layers (1 to num_layers) heads read beside the last."""
+        """Which outputs of the base's layers (1 to num_layers) heads read besides the last."""
         return middle_layers(num_layers) if self.num_states > 1 else ()
 
     def correction(self, k: int) -> Correction | None:
@@ -193,7 +193,7 @@ class Heads(nn.Module):
         }
 
     def num_read(self, k: int) -> int:
-        """Numbers that are read for one guess of head k, those of its output matrix excepted."""
+        """Parameters read per guess of head k, output matrix excluded."""
         body = self.bodies[k] if self.layer is None else self.layer
         return sum(p.numel() for p in body.parameters())
 

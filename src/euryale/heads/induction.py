@@ -1,12 +1,12 @@
-"""What followed when these tokens stood here before?
+"""Induction: the token that followed the last tokens where they stood earlier in the text.
 
 Text repeats itself: names, indentation, phrases of the question. A head sees the states and tokens of one place, so it
 cannot know what a new token was followed by earlier; a base does that with attention, in induction heads (Olsson et al.
 2022, arXiv 2209.11895). Here it is an index: the last earlier place where the last known tokens stood, the longest
-suffix first, and the head reads the token behind it. The search learns nothing and keeps nothing but token ids.
+suffix first, and the head reads the token after it. The search learns nothing and keeps nothing but token ids.
 
-A place counts when the token behind it was decided before drafting began, that is up to the root. Decoding finds the
-same places in decoding/recall.py.
+A place counts when the token after it was decided before drafting began, that is up to the root. Decoding finds the
+same places in decoding/drafters/ngram_index.py.
 
 Letters: B rows, T tokens, P = B x T places in the flattened rows, M sources, L suffix lengths.
 """
@@ -38,7 +38,7 @@ def previous_places(ids_BT: Tensor, documents_BT: Tensor, longest: int, vocab_si
 
 
 def followers(previous_LP: Tensor, sources_M: Tensor, num_known: int) -> Tensor:
-    """The place behind the last one, up to the source, where the suffix stood that ends `num_known` after it; [M].
+    """The place after the last one, up to the source, where the suffix stood that ends `num_known` after it; [M].
 
     -1 where there is none.
     """

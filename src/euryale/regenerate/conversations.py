@@ -1,4 +1,4 @@
-"""How does the base answer several turns of a conversation, each after its own earlier answers?
+"""Conversations that the base answers turn by turn, each after its own earlier answers.
 
 A row goes on as long as the prompt of the next turn begins with the tokens that are there. Where the chat template
 changes what was said before (Qwen3 leaves out earlier thoughts), the next turn begins a row of its own, so that a row

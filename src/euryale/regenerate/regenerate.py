@@ -1,9 +1,9 @@
-"""How does the base write the text that its heads learn from?
+"""On-policy text: the base writes what its heads learn from.
 
 Heads imitate the base, so the text that teaches most is what the base itself writes (self-distillation: Cai et al.
 2024, section 3.3.2). Openings of the raw rows are continued, and questions of conversations answered turn by turn,
 some greedily and some sampled, by our own engine or a server, and kept as parquet shards with a manifest. The next run
-with the same base and settings finds them there; an interrupted one goes on behind its last batch, with any number of
+with the same base and settings finds them there; an interrupted one goes on after its last batch, with any number of
 processes.
 """
 
@@ -39,13 +39,13 @@ def check_settings(config: RegenerateConfig, base: Base | UnloadedBase) -> None:
     """Raises UserError for numbers that cannot be."""
     for name in ("num_prompts", "prompt_tokens", "new_tokens", "batch_size", "shard_rows", "max_turns"):
         if getattr(config, name) < 1:
-            raise UserError(f"regenerate.{name}={getattr(config, name)} cannot be. Give a number of at least 1.")
+            raise UserError(f"regenerate.{name} must be at least 1; got {getattr(config, name)}.")
     if not 0.0 <= config.greedy_share <= 1.0:
-        raise UserError(f"regenerate.greedy_share={config.greedy_share} is no share. Give a number from 0 to 1.")
+        raise UserError(f"regenerate.greedy_share must be from 0 to 1; got {config.greedy_share}.")
     if config.greedy_share < 1.0 and config.temperature <= 0.0:
-        raise UserError(f"regenerate.temperature={config.temperature} cannot sample. Give a positive number.")
+        raise UserError(f"regenerate.temperature must be positive to sample; got {config.temperature}.")
     if config.url is not None and not config.url.startswith(("http://", "https://")):
-        raise UserError(f"regenerate.url={config.url} is no address. Give one as http://HOST:8000/v1.")
+        raise UserError(f"regenerate.url must be an address such as http://HOST:8000/v1; got {config.url}.")
     if config.prompt_tokens + config.new_tokens > base.max_length:
         raise UserError(
             f"regenerate.prompt_tokens + new_tokens = {config.prompt_tokens + config.new_tokens}, and the context of "
@@ -164,7 +164,7 @@ def _alone(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)  # while it is held: who waits opens it anew at every try
+        file.unlink(missing_ok=True)  # while it is held: a waiting process opens it anew at every try
         lock.release()
 
 

@@ -1,4 +1,4 @@
-"""How is text that takes hours to write kept, so that neither a kill nor another number of processes costs a row?
+"""Storage of regenerated text: neither a kill nor another number of processes loses a row.
 
 Every batch of openings becomes a part of its own, named by the range of openings it answers, which appears whole or not
 at all. What is missing is what no part covers. When all is there, the parts become shards, without exact duplicates.

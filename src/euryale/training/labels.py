@@ -1,4 +1,4 @@
-"""Which tokens of a batch count as labels, and for which heads?
+"""Selection of labels: the tokens of a batch that count, for each head.
 
 A label at position p counts for head k when its source position t = p - 2 - k lies in the same document and
 `is_target` holds at p.

@@ -1,4 +1,4 @@
-"""How wrong is a head's distribution q on a label, and which way do its logits have to move?
+"""Losses of a head's distribution q on a label, and their gradients.
 
     ce   -log q[label]                                         gradient of the logits: q - onehot(label)
     kl   sum_v p_v (log p_v - log q_v)                                                 q - p

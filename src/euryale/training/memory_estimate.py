@@ -1,4 +1,4 @@
-"""Will it fit? How much memory a training run needs, found out before a large base is loaded.
+"""Memory that a training run needs, estimated before a large base is loaded.
 
 Sizes come from the base's config alone: its layers are built without memory, on torch's meta device. What is counted:
 
@@ -33,7 +33,7 @@ _MOMENTS = {"adamw": 8, "muon": 8, "paged_adamw": 8, "adamw_8bit": 2, "paged_ada
 _LOGITS = 20  # bytes for a label of a chunk and a token of the vocabulary
 
 
-class Plan(NamedTuple):
+class MemoryPlan(NamedTuple):
     """Everything that the memory of a run depends on."""
 
     base: PreTrainedConfig
@@ -50,7 +50,7 @@ class Plan(NamedTuple):
 
 
 class Need(NamedTuple):
-    """Bytes by what they are for."""
+    """Bytes by purpose."""
 
     weights: int
     adapters: int
@@ -68,8 +68,8 @@ class Need(NamedTuple):
         return ", ".join(f"{name} {gigabytes(size)}" for name, size in self._asdict().items() if size)
 
 
-def estimate(plan: Plan) -> Need:
-    """What a run of this plan takes beside the process itself. Raises UserError for lora.targets that match nothing."""
+def estimate(plan: MemoryPlan) -> Need:
+    """Bytes that a run of this plan takes. Raises UserError for lora.targets that match nothing."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(plan.base)
         trains_base = plan.objective.kind == "pretrain"
@@ -93,7 +93,7 @@ def estimate(plan: Plan) -> Need:
     )
 
 
-def check_fits(plan: Plan, free: int, device: str) -> Need:
+def check_fits(plan: MemoryPlan, free: int, device: str) -> Need:
     """The estimate. Raises UserError when it is more than what is free, with the three settings that save most."""
     need = estimate(plan)
     if need.total <= free:
@@ -106,7 +106,7 @@ def check_fits(plan: Plan, free: int, device: str) -> Need:
     )
 
 
-def _knobs(plan: Plan) -> dict[str, Plan]:
+def _knobs(plan: MemoryPlan) -> dict[str, MemoryPlan]:
     """Settings that may save memory, and the plan with each of them."""
     knobs = {
         f"data.batch_size={plan.batch_size // 2}": plan._replace(batch_size=plan.batch_size // 2),
@@ -135,7 +135,7 @@ def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _weights(model: nn.Module, plan: Plan) -> int:
+def _weights(model: nn.Module, plan: MemoryPlan) -> int:
     """bitsandbytes quantises the linear layers but the output matrix."""
     total = _size(model)
     quantised = 0
@@ -144,7 +144,7 @@ def _weights(model: nn.Module, plan: Plan) -> int:
     return int((total - quantised) * plan.dtype.itemsize + quantised * _BITS_4)
 
 
-def _activations(plan: Plan, heads: Heads | None, V: int, D: int, adapted_inputs: int) -> int:
+def _activations(plan: MemoryPlan, heads: Heads | None, V: int, D: int, adapted_inputs: int) -> int:
     config = plan.base.get_text_config()
     N, L = plan.batch_size * plan.block_size, config.num_hidden_layers
     head_dim = getattr(config, "head_dim", None) or D // config.num_attention_heads

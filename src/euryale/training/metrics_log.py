@@ -1,4 +1,4 @@
-"""Where do a run's numbers go: metrics.jsonl always, wandb on request.
+"""Numbers of a run: metrics.jsonl always, wandb on request.
 
 One line per step that has something to say, few numbers, the unit in the key. The file is the record; the rest is
 for watching.
@@ -73,12 +73,12 @@ def forget_metrics(path: Path, is_first: bool) -> None:
 def wandb_mode(asked: str) -> Literal["offline", "online"] | None:
     """What wandb is started with; None is not at all. Without a key, online would hang for over a minute."""
     if asked not in WANDB_MODES:
-        raise UserError(f"wandb={asked} is not known. Choose one of: {', '.join(WANDB_MODES)}.")
+        raise UserError(f"wandb must be one of {', '.join(WANDB_MODES)}; got {asked}.")
     if asked == "off":
         return None
     has_key = bool(os.environ.get("WANDB_API_KEY"))
     if asked == "online" and not has_key:
-        raise UserError("wandb=online needs a key in WANDB_API_KEY, and there is none. Set it, or use wandb=offline.")
+        raise UserError("wandb=online needs a key in WANDB_API_KEY; got none. Set it, or use wandb=offline.")
     return "online" if has_key and asked != "offline" else "offline"
 
 

@@ -1,6 +1,6 @@
-"""Where does the bundled base come from? A tokenizer and a random Llama, made for text that is at hand.
+"""A new base: a tokenizer and a random Llama, made for given text.
 
-Used by `recipe=pretrain_tiny` alone; a person's own base is loaded, never made.
+Used by `recipe=pretrain_tiny` alone.
 """
 
 import logging
@@ -39,10 +39,10 @@ class ScratchConfig:
         """Raises UserError for a shape that cannot be built."""
         smallest = len(SPECIAL) + len(pre_tokenizers.ByteLevel.alphabet())
         if self.vocab_size < smallest:
-            raise UserError(f"scratch.vocab_size={self.vocab_size}: bytes and special tokens alone are {smallest}.")
+            raise UserError(f"scratch.vocab_size must be at least {smallest} (bytes, special); got {self.vocab_size}.")
         for name in ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "max_length"):
             if getattr(self, name) < 1:
-                raise UserError(f"scratch.{name}={getattr(self, name)} cannot be. Give a number of at least 1.")
+                raise UserError(f"scratch.{name} must be at least 1; got {getattr(self, name)}.")
         if self.hidden_size % (2 * self.num_heads) or self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"scratch.hidden_size={self.hidden_size} must be an even multiple of num_heads={self.num_heads} "
@@ -62,8 +62,8 @@ def make_base(config: ScratchConfig, rows: Iterable[Row], folder: Path, seed: in
     tokenizer = _train_tokenizer(config, (row.text for row in islice(rows, _MAX_ROWS) if row.text))
     if tokenizer.get_vocab_size() < config.vocab_size:
         raise UserError(
-            f"scratch.vocab_size={config.vocab_size}: the text gives only {tokenizer.get_vocab_size()} tokens. "
-            "Give more text or a smaller vocabulary."
+            f"scratch.vocab_size must be at most {tokenizer.get_vocab_size()}, the tokens that the text gives; got "
+            f"{config.vocab_size}. Give more text or a smaller vocabulary."
         )
     torch.manual_seed(seed)
     model = LlamaForCausalLM(

@@ -52,17 +52,17 @@ class ObjectiveConfig:
             ("lambda_schedule", self.lambda_schedule, SCHEDULES),
         ):
             if value not in options:
-                raise UserError(f"objective.{name}={value} is not known. Choose one of: {', '.join(options)}.")
+                raise UserError(f"objective.{name} must be one of {', '.join(options)}; got {value}.")
         if self.chunk_tokens < 1:
-            raise UserError(f"objective.chunk_tokens={self.chunk_tokens}: at least 1 is needed (512 is usual).")
+            raise UserError(f"objective.chunk_tokens must be at least 1; got {self.chunk_tokens}.")
         if not 0 <= self.stage_one_share < 1:
             raise UserError(
-                f"objective.stage_one_share={self.stage_one_share}: a share from 0 to below 1 is needed. For heads "
-                "alone, on a base that stays as it is, use objective=medusa1."
+                f"objective.stage_one_share must be from 0 to below 1; got {self.stage_one_share}. For heads alone "
+                "use objective=medusa1."
             )
         for name in ("lambda_0", "heads_lr_multiplier"):
             if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"objective.{name}={getattr(self, name)}: a positive number is needed.")
+                raise UserError(f"objective.{name} must be positive; got {getattr(self, name)}.")
 
 
 def medusa1_loss(
@@ -80,7 +80,7 @@ def medusa1_loss(
 def medusa2_loss(
     base: Base, heads: Heads | None, batch: PackedBatch, config: ObjectiveConfig, stage: Stage | None = None
 ) -> DeviceSums:
-    """Stage one: medusa1_loss beside adapters that are off. Stage two: KL(base as it was || adapted base), summed over
+    """Stage one: medusa1_loss with the adapters off. Stage two: KL(base as it was || adapted base), summed over
     the next-token labels, plus the heads' weight times their loss, of which the adapters feel the gradient.
 
     Heads learn the adapted base's distribution (`kl`), because that is the base that will verify them. One model is in
@@ -137,7 +137,7 @@ def evaluate_heads(
 def evaluate_joint(
     base: Base, heads: Heads, batches: Iterable[PackedBatch], max_batches: int, config: ObjectiveConfig
 ) -> dict[str, object]:
-    """Held-out quality of heads beside adapters, and base_kl_nats: how far the adapters have moved the base."""
+    """Held-out quality of heads and adapters, and base_kl_nats: how far the adapters have moved the base."""
     chosen = list(islice(batches, max_batches))
     metrics = evaluate_heads(base, heads, chosen, max_batches, config)
 

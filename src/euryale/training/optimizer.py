@@ -1,4 +1,4 @@
-"""Which weights are trained, and how are they moved: optimizer, learning rate at each step, in which numbers?"""
+"""Trained weights, and how they are moved: optimizer, learning rate of each step, autocast."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -55,21 +55,21 @@ class OptimConfig:
         """Raises UserError for a value that cannot be trained with."""
         for name, text, options in (("name", self.name, tuple(OPTIMIZERS)), ("autocast", self.autocast, AUTOCASTS)):
             if text not in options:
-                raise UserError(f"optim.{name}={text} is not known. Choose one of: {', '.join(options)}.")
+                raise UserError(f"optim.{name} must be one of {', '.join(options)}; got {text}.")
         for name in ("num_steps", "gradient_accumulation", "log_every"):
             if getattr(self, name) < 1:
-                raise UserError(f"optim.{name}={getattr(self, name)}: a whole number of at least 1 is needed.")
+                raise UserError(f"optim.{name} must be at least 1; got {getattr(self, name)}.")
         for name in ("weight_decay", "warmup_steps", "max_grad_norm", "eval_every", "eval_batches", "save_every"):
             if getattr(self, name) < 0:
-                raise UserError(f"optim.{name}={getattr(self, name)}: a number of at least 0 is needed (0 is off).")
+                raise UserError(f"optim.{name} must be at least 0 (0 is off); got {getattr(self, name)}.")
         for name in ("lr", "adamw_lr"):
             if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"optim.{name}={getattr(self, name)}: a positive learning rate is needed.")
+                raise UserError(f"optim.{name} must be a positive learning rate; got {getattr(self, name)}.")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"optim.{name}={getattr(self, name)}: a number from 0 to below 1 is needed.")
+                raise UserError(f"optim.{name} must be from 0 to below 1; got {getattr(self, name)}.")
         if not 0 <= self.min_lr_ratio <= 1:
-            raise UserError(f"optim.min_lr_ratio={self.min_lr_ratio}: a share from 0 to 1 is needed.")
+            raise UserError(f"optim.min_lr_ratio must be from 0 to 1; got {self.min_lr_ratio}.")
 
 
 def trained_parameters(base: Base, heads: Heads | None, kind: str) -> dict[str, nn.Parameter]:
@@ -79,11 +79,11 @@ def trained_parameters(base: Base, heads: Heads | None, kind: str) -> dict[str, 
     """
     if kind == "pretrain":
         if base.dtype.itemsize < 4:
-            raise UserError(f"objective=pretrain trains the base itself, in base.dtype=float32, not {base.dtype}.")
+            raise UserError(f"objective=pretrain needs base.dtype=float32; got {base.dtype}.")
         base.model.requires_grad_(True)
         return dict(base.model.named_parameters())
     if heads is None:
-        raise UserError(f"objective={kind} trains heads, and there are none. Choose a heads=... option.")
+        raise UserError(f"objective={kind} trains heads; got none. Choose a heads=... option.")
     if heads.vocab_size != base.vocab_size or heads.hidden_size != base.hidden_size:
         raise UserError(
             f"The heads are for vocabulary {heads.vocab_size} and hidden size {heads.hidden_size}, the base "
@@ -104,7 +104,7 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer over named parameters; only matrices decay (a bias or norm has nothing to shrink towards).
 
-    Beside adapters all of the heads, biases included, learn at `heads_multiplier` times the rate (`lr_multiplier` of a
+    With adapters all of the heads, biases included, learn at `heads_multiplier` times the rate (`lr_multiplier` of a
     group). `blocks` are the matrices that Muon can move (Heads.blocks_of_matrices); everything else is then AdamW's.
     Raises UserError for an optimizer that this device, or this installation, does not have.
     """
@@ -130,7 +130,7 @@ def _muon(
 ) -> MuonAndAdamW:
     """optim.lr is the rate of the heads' matrices, optim.adamw_lr that of all else; adapters keep their distance."""
     if not blocks:
-        raise UserError("optim=muon moves the matrices of heads, and none are trained here. Use optim=adamw.")
+        raise UserError("optim=muon moves the matrices of heads; this run trains none. Use optim=adamw.")
     groups: dict[tuple[int, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         others = config.adamw_lr / (heads_multiplier if name.startswith(ADAPTER_PREFIX) else 1.0)

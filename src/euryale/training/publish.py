@@ -1,7 +1,7 @@
-"""What of a run can be used already: heads that decode, or at the end a base that was trained.
+"""Usable results of a run: heads that decode, or at the end a trained base.
 
-It is written beside the resume state, after it. A kill between the two leaves what an older save published, which
-whoever goes on with the run puts right.
+They are written after the resume state. A kill between the two leaves what an older save published; resuming the run
+corrects that.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ def publish(
     facts: Mapping[str, object],
     is_last: bool,
 ) -> None:
-    """Writes the heads into `folder`, or behind the last step the base into `folder`/base. `facts` are step, tokens and
+    """Writes the heads into `folder`, or after the last step the base into `folder`/base. `facts` are step, tokens and
     settings of the run."""
     if heads is not None:
         save_heads(folder, heads, base, provenance() | dict(facts), objective=asdict(objective))

@@ -1,4 +1,4 @@
-"""What must be kept so that an interrupted run goes on as if nothing had happened, and where is it?
+"""State of an interrupted run: what is kept so that it continues to the same weights, and where.
 
 `resume/step-N/` below the run folder holds everything after optimizer step N: trained weights in their training
 precision, optimizer moments, random states, data cursors, counters and the settings. Each save is a new folder that
@@ -25,7 +25,7 @@ from euryale.training.objective import ObjectiveConfig
 from euryale.training.optimizer import OptimConfig, moments, restore_moments
 
 FORMAT_VERSION = 4  # 4: the averaged gradient of torch.optim.Muon
-CONFIG_FILE = "config.yaml"  # the settings of a run, in its folder: whoever has it can go on with the run
+CONFIG_FILE = "config.yaml"  # the settings of a run, in its folder: all that is needed to go on with it
 # What may differ between a run and its continuation, because no weight depends on it.
 FREE_SETTINGS = ("eval_every", "eval_batches", "save_every", "log_every")
 # Only the product with the number of processes decides a weight.

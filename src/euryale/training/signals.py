@@ -1,7 +1,7 @@
-"""What happens when a person presses Ctrl-C, or a scheduler sends SIGTERM or SIGUSR2, in the middle of a step?
+"""Ctrl-C, SIGTERM and SIGUSR2 in the middle of a training step.
 
 The signal is noted, the step is finished, the run is saved, and `Interrupted` says how to go on. A second signal
-acts as it would without us, for a person who will not wait. Under torchrun it is passed over: a Ctrl-C reaches every
+acts at once. Under torchrun it is ignored: a Ctrl-C reaches every
 process twice there, once from the terminal and once from torchrun, which itself ends what is too slow.
 """
 

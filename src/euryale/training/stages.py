@@ -1,6 +1,6 @@
-"""Which part of a run is this step in? Most objectives have one stage; `medusa2` has two in a single run.
+"""Stages of a run: most objectives have one, `medusa2` has two in a single run.
 
-Stage one trains heads alone, so that what they hand back to the base later is no noise; stage two trains heads and
+Stage one trains heads alone, so that their gradient in the base is not noise later; stage two trains heads and
 adapters together (Cai et al. 2024, section 2.2.2). Each stage warms up and cools down by itself. A stage follows from
 the step's number alone, so a run that goes on after a stop is in the right one.
 """
@@ -32,7 +32,7 @@ def stage_lengths(num_steps: int, first_share: float) -> tuple[int, int]:
 
 
 def heads_weight(stage: Stage, lambda_0: float, schedule: str) -> float:
-    """What the heads' loss is multiplied with beside the base's: lambda_0, or growing to it along a quarter sine."""
+    """The factor of the heads' loss next to the base's: lambda_0, or growing to it along a quarter sine."""
     if schedule == "constant":
         return lambda_0
     return lambda_0 * math.sin(math.pi / 2 * (stage.step + 1) / stage.num_steps)

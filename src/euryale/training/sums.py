@@ -2,8 +2,8 @@
 
 Gradients are of sums over labels. They are added over micro-batches (by autograd) and ranks (here), and divided once
 by the number of labels of the whole step, so every label weighs the same wherever it was counted. Processes add
-gradients themselves, once per step and in one piece: what is trained is small beside the base, so that there is little
-to hide behind the backward pass, and no wrapper around modules is needed.
+gradients themselves, once per step and in one piece: what is trained is small compared with the base, so that
+overlapping with the backward pass would gain little, and modules need no wrapper.
 """
 
 import math

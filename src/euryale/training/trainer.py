@@ -99,7 +99,7 @@ class Trainer:
         elif resume:
             forget_metrics(folder / "metrics.jsonl", self.accelerator.is_main_process)
         elif (folder / "resume").exists() or (folder / "metrics.jsonl").exists():
-            raise UserError(f"{folder} holds a run already. Go on with resume={folder}, remove it, or name another.")
+            raise UserError(f"{folder} must not hold a run. Go on with it (resume={folder}), or give another name=.")
         self.accelerator.wait_for_everyone()
         writes = self.accelerator.is_main_process
         self.log = MetricsLog(folder / "metrics.jsonl", wandb, self.settings, wandb_id) if writes else None
@@ -184,12 +184,12 @@ class Trainer:
         return self.held_out_metrics
 
     def save(self) -> None:
-        """Writes the resume state and, beside it, what can be used already: the heads; at the end a trained base."""
+        """Writes the resume state, then what can be used already: the heads; at the end a trained base."""
         random_states = gather_object([random_state(self.base.device)])
         if self.accelerator.is_main_process:
             assert self.log is not None
             state = {
-                "cursor": self.batches.state_dict(),  # the same in all processes: see data.dealing
+                "cursor": self.batches.state_dict(),  # the same in all processes: see data.distributed
                 "random": random_states,
                 "settings": self.settings,
                 "tokens": self.tokens,
@@ -235,8 +235,8 @@ class Trainer:
             return {}
         if self._num_barren and (self._num_barren >= MAX_BARREN_STEPS or self.step == self.optim.num_steps):
             raise UserError(
-                f"No token counted in the last {self._num_barren} steps: every document is too short for the heads, or "
-                "no token is a target. Check the data (data=...), or use fewer heads."
+                f"The data must have labels; got none in the last {self._num_barren} steps: documents are too short "
+                "for the heads, or no token is a target. Check the data (data=...), or use fewer heads."
             )
         loss = "no label" if self._window.loss_nats is None else f"loss {self._window.loss_nats:.3f} nats"
         progress.advance(facts=f"{loss}, {self._window.tokens_per_s:,.0f} tokens/s")
@@ -274,7 +274,7 @@ class Trainer:
         return int(signals.max())
 
     def _stop_broken(self, result: HostSums, sums: list[DeviceSums], origins: list[list[str]]) -> NoReturn:
-        """Names the rows of this step and saves the state before it, with the cursor behind them."""
+        """Names the rows of this step and saves the state before it, with the cursor after them."""
         suspects = [where for part, where in zip(sums, origins, strict=True) if not part.is_finite]
         # A loss that is finite everywhere with a gradient that is not: then every row of the step is a suspect.
         everywhere = gather_object(suspects) or gather_object(origins)
@@ -283,7 +283,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if all(parameter.isfinite().all() for parameter in self.parameters.values()):
             self.save()
-            kept = f"The run is saved as it was before this step; resume={self.folder} goes on behind these rows."
+            kept = f"The run is saved as it was before this step; resume={self.folder} goes on after these rows."
         else:
             kept = f"The weights are not finite either; they were not saved, the last save in {self.folder} is whole."
         raise UserError(
