@@ -76,9 +76,7 @@ def test_a_base_that_is_there_is_kept(made: Path) -> None:
 
 
 def test_too_little_text_for_the_vocabulary_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match="scratch.vocab_size must be at most 2.., the tokens that the text gives; got 300"
-    ):
+    with pytest.raises(UserError, match="scratch.vocab_size must be at most 2.*; got 300"):
         make_base(CONFIG, rows("abc"), tmp_path / "initial", seed=0)
     assert not list(tmp_path.iterdir())
 

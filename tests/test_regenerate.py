@@ -263,6 +263,19 @@ def test_a_full_disk_keeps_the_shards_before_it(
     assert records(write(tiny_base, tmp_path)) == records(written)
 
 
+def test_a_base_that_answers_nothing_is_told_before_heads_learn_its_silence(
+    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Silent:
+        def write(self, prompts: list[list[int]], *_: object) -> list[Answer]:
+            return [Answer([2], "", True) for _ in prompts]
+
+    monkeypatch.setattr("euryale.regenerate.regenerate._writer", lambda base, config: Silent())
+    for _ in range(2):  # also when the set is there already
+        with pytest.raises(UserError, match="must write answers; got its end token alone after all"):
+            write(tiny_base, tmp_path)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

@@ -22,7 +22,6 @@ from euryale.evaluation.hf_baselines import count_new, generate_ids, generation_
 from euryale.evaluation.losslessness import Places, first_divergence, judge, summarise
 from euryale.evaluation.repetition import repeated_ngram_share
 from euryale.system.progress import Progress
-from euryale.training.labels import PackedBatch
 from euryale.training.objective import evaluate_heads
 from euryale.training.scoring import RANKS
 
@@ -143,7 +142,7 @@ def tau_by_depth(accepted: Iterable[Sequence[int]], max_depth: int) -> list[floa
     return [sum(tokens >= depth for tokens in gained) / len(gained) for depth in range(1, max_depth + 1)]
 
 
-def head_accuracy(engine: Engine, batches: Sequence[PackedBatch]) -> list[dict[str, float]]:
+def head_accuracy(engine: Engine, batches: Sequence[Batch]) -> list[dict[str, float]]:
     """The `accuracy` section of a report: per head the share of labels among its first 1, 5 and 10 guesses."""
     if engine.heads is None:
         return []

@@ -11,6 +11,8 @@ Letters: M positions, J known tokens, D width, C numbers of the states that are 
 import torch
 from torch import Tensor, nn
 
+from euryale.heads.config import FEATURES, HeadsConfig
+
 
 class HeadBody(nn.Module):
     """One residual block; the first of a head also reads the known tokens, and may read several states of the base."""
@@ -57,12 +59,12 @@ class HeadBody(nn.Module):
         return self.finish(x_MD, inner_MF)
 
 
-def blocks_of_a_head(
-    hidden_size: int, num_tokens: int, num_layers: int, body: str, width: float, num_states: int, residual: bool
-) -> nn.ModuleList:
-    """The blocks of one head: the first reads all that is known, the others the answer of the one before them."""
-    first = HeadBody(hidden_size, num_tokens, body, width, num_states, residual)
-    return nn.ModuleList([first, *(HeadBody(hidden_size, 0, body, width) for _ in range(num_layers - 1))])
+def blocks_of_a_head(config: HeadsConfig, hidden_size: int, k: int) -> nn.ModuleList:
+    """The blocks of head k: the first reads all that is known, the others the answer of the one before them."""
+    num_states, num_tokens = FEATURES[config.features], config.num_tokens_read(k)
+    first = HeadBody(hidden_size, num_tokens, config.body, config.width, num_states, config.residual)
+    others = (HeadBody(hidden_size, 0, config.body, config.width) for _ in range(config.num_layers - 1))
+    return nn.ModuleList([first, *others])
 
 
 class Correction(nn.Module):

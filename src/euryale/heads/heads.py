@@ -62,10 +62,7 @@ class Heads(nn.Module):
         self.num_heads = config.num_heads
         self.num_states = FEATURES[config.features]
         num_bodies = config.num_heads if config.kind != "eagle" else 0
-        sizes = (config.num_layers, config.body, config.width, self.num_states, config.residual)
-        self.bodies = nn.ModuleList(
-            blocks_of_a_head(hidden_size, config.num_tokens_read(k), *sizes) for k in range(num_bodies)
-        )
+        self.bodies = nn.ModuleList(blocks_of_a_head(config, hidden_size, k) for k in range(num_bodies))
         self.layer = EagleLayer(hidden_size, self.num_states, config.width) if config.kind == "eagle" else None
         self.outputs = nn.ModuleList(
             nn.Linear(hidden_size, vocab_size, bias=False) for _ in range(config.num_heads) if config.output == "own"
@@ -117,7 +114,9 @@ class Heads(nn.Module):
         calibrated; while drafting the path stands for the tokens that are not known yet.
         """
         if self.layer is not None:
-            depths = self.layer.unroll(*text[:4], len(sources_KM))
+            depths = self.layer.unroll(
+                text.states_BTC, text.embedded_BTD, text.positions_BT, text.documents_BT, len(sources_KM)
+            )
             heads = zip(depths, sources_KM, strict=True)
             return [states_BTC.flatten(0, 1)[sources_M, : self.hidden_size] for states_BTC, sources_M in heads]
         states_PC, embedded_PD = text.states_BTC.flatten(0, 1), text.embedded_BTD.flatten(0, 1)

@@ -77,23 +77,23 @@ def regenerate(
     }
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     folder = root / f"{Path(base.path).name}-{name}"
-    found = processes.first(lambda: read_manifest(folder, identity))
-    if found["is_complete"]:
-        log.info("on-policy text: reusing %s (%d rows, %d tokens)", folder, found["num_rows"], found["num_tokens"])
-        return folder
-    openings = _choose(base, rows, config, on_error)
-    with _alone(folder):
-        manifest = processes.first(lambda: start(folder, identity))
-        if not manifest["is_complete"]:
-            _write_missing(base, openings, config, folder)
-            manifest = processes.first(lambda: finish(folder, manifest, config))
-    log.info(
-        "on-policy text: %d rows, %d tokens in %s; %d exact duplicates dropped",
-        manifest["num_rows"],
-        manifest["num_tokens"],
-        folder,
-        manifest["num_duplicates"],
-    )
+    manifest = processes.first(lambda: read_manifest(folder, identity))
+    is_there = manifest["is_complete"]
+    if not is_there:
+        openings = _choose(base, rows, config, on_error)
+        with _alone(folder):
+            manifest = processes.first(lambda: start(folder, identity))
+            if not manifest["is_complete"]:
+                _write_missing(base, openings, config, folder)
+                manifest = processes.first(lambda: finish(folder, manifest, config))
+    if config.new_tokens > 1 and manifest["num_tokens"] <= manifest["num_rows"]:
+        raise UserError(
+            f"the base must write answers; got its end token alone after all {manifest['num_rows']} prompts. Check the "
+            f"chat template of {base.path}, or give other data (data=...)."
+        )
+    told = "on-policy text: %s%d rows, %d tokens in %s; %d exact duplicates dropped"
+    counts = (manifest["num_rows"], manifest["num_tokens"], folder, manifest["num_duplicates"])
+    log.info(told, "reusing " if is_there else "", *counts)
     return folder
 
 

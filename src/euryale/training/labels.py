@@ -7,35 +7,14 @@ Letters: B batch, T tokens, U labels any head counts, M labels one head counts, 
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from euryale.data.batches import Batch
+
 FIRST_GAP = 2  # head 0 looks two tokens ahead: the next one is the base's own
-
-
-class PackedBatch(Protocol):
-    """What is read of data.batches.Batch."""
-
-    @property
-    def ids_BT(self) -> Tensor: ...
-    @property
-    def is_target_BT(self) -> Tensor: ...
-    @property
-    def positions_BT(self) -> Tensor: ...
-    @property
-    def documents_BT(self) -> Tensor: ...
-
-
-class BatchStream(Protocol):
-    """What is asked of data.batches.BatchStream: batches without end, and a cursor that JSON can hold."""
-
-    origins: list[str]  # where the rows of the last batch came from
-
-    def __next__(self) -> PackedBatch: ...
-    def state_dict(self) -> dict: ...
-    def load_state_dict(self, state: dict) -> None: ...
 
 
 class Selection(NamedTuple):
@@ -45,7 +24,7 @@ class Selection(NamedTuple):
     members_KM: list[Tensor]  # per head: ascending indices into positions_U
 
 
-def select_labels(batch: PackedBatch, gaps: Iterable[int], is_allowed_BT: Tensor | None = None) -> Selection:
+def select_labels(batch: Batch, gaps: Iterable[int], is_allowed_BT: Tensor | None = None) -> Selection:
     """The labels that count for heads looking `gaps` tokens ahead; `is_allowed_BT` can rule out some tokens."""
     documents_BT = batch.documents_BT
     counted = []

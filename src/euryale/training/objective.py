@@ -21,11 +21,12 @@ from torch import Tensor
 
 from euryale.base.base import Base
 from euryale.base.lora import adapter_disabled
+from euryale.data.batches import Batch
 from euryale.errors import UserError
 from euryale.heads.heads import Heads, PackedText
 from euryale.kernels.rms_norm import normalise
 from euryale.training.chunked_loss import Labels, Problem, chunked_loss
-from euryale.training.labels import FIRST_GAP, PackedBatch, Selection, select_labels
+from euryale.training.labels import FIRST_GAP, Selection, select_labels
 from euryale.training.losses import LOSSES
 from euryale.training.scoring import RANKS, score
 from euryale.training.stages import SCHEDULES, Stage, heads_weight
@@ -66,7 +67,7 @@ class ObjectiveConfig:
 
 
 def medusa1_loss(
-    base: Base, heads: Heads | None, batch: PackedBatch, config: ObjectiveConfig, stage: Stage | None = None
+    base: Base, heads: Heads | None, batch: Batch, config: ObjectiveConfig, stage: Stage | None = None
 ) -> DeviceSums:
     """Loss of the heads on a batch; the base is run once, without gradients.
 
@@ -78,7 +79,7 @@ def medusa1_loss(
 
 
 def medusa2_loss(
-    base: Base, heads: Heads | None, batch: PackedBatch, config: ObjectiveConfig, stage: Stage | None = None
+    base: Base, heads: Heads | None, batch: Batch, config: ObjectiveConfig, stage: Stage | None = None
 ) -> DeviceSums:
     """Stage one: medusa1_loss with the adapters off. Stage two: KL(base as it was || adapted base), summed over
     the next-token labels, plus the heads' weight times their loss, of which the adapters feel the gradient.
@@ -101,14 +102,14 @@ def medusa2_loss(
 
 
 def pretrain_loss(
-    base: Base, heads: Heads | None, batch: PackedBatch, config: ObjectiveConfig, stage: Stage | None = None
+    base: Base, heads: Heads | None, batch: Batch, config: ObjectiveConfig, stage: Stage | None = None
 ) -> DeviceSums:
     """Next-token cross-entropy of the base itself; K is 1."""
     return chunked_loss(_base_problem(base, batch, config, _forward(base, batch)))
 
 
 def evaluate_heads(
-    base: Base, heads: Heads, batches: Iterable[PackedBatch], max_batches: int, config: ObjectiveConfig | None = None
+    base: Base, heads: Heads, batches: Iterable[Batch], max_batches: int, config: ObjectiveConfig | None = None
 ) -> dict[str, object]:
     """Held-out quality: loss_nats (mean over labels of all heads) and, per head, loss and top-1/5/10 accuracy.
 
@@ -135,13 +136,13 @@ def evaluate_heads(
 
 @torch.no_grad()
 def evaluate_joint(
-    base: Base, heads: Heads, batches: Iterable[PackedBatch], max_batches: int, config: ObjectiveConfig
+    base: Base, heads: Heads, batches: Iterable[Batch], max_batches: int, config: ObjectiveConfig
 ) -> dict[str, object]:
     """Held-out quality of heads and adapters, and base_kl_nats: how far the adapters have moved the base."""
     chosen = list(islice(batches, max_batches))
     metrics = evaluate_heads(base, heads, chosen, max_batches, config)
 
-    def moved(batch: PackedBatch) -> Problem:
+    def moved(batch: Batch) -> Problem:
         with adapter_disabled(base):
             before_BTD = _forward(base, batch)
         return _base_problem(base, batch, config, _forward(base, batch), before_BTD)
@@ -150,7 +151,7 @@ def evaluate_joint(
 
 
 def evaluate_base(
-    base: Base, heads: Heads | None, batches: Iterable[PackedBatch], max_batches: int, config: ObjectiveConfig
+    base: Base, heads: Heads | None, batches: Iterable[Batch], max_batches: int, config: ObjectiveConfig
 ) -> dict[str, object]:
     """Held-out quality of the base: loss_nats, perplexity, top-1 accuracy."""
     means = score(_base_problem(base, batch, config, _forward(base, batch)) for batch in islice(batches, max_batches))
@@ -165,7 +166,7 @@ def evaluate_base(
 def _head_problem(
     base: Base,
     heads: Heads,
-    batch: PackedBatch,
+    batch: Batch,
     config: ObjectiveConfig,
     draft_ids: Tensor | None = None,
     hidden_BTC: Tensor | None = None,
@@ -218,7 +219,7 @@ def _head_problem(
 
 
 def _base_problem(
-    base: Base, batch: PackedBatch, config: ObjectiveConfig, hidden_BTD: Tensor, teacher_BTD: Tensor | None = None
+    base: Base, batch: Batch, config: ObjectiveConfig, hidden_BTD: Tensor, teacher_BTD: Tensor | None = None
 ) -> Problem:
     """Next tokens from the base's states; the targets are the text's tokens, or what the base says from teacher_BTD."""
     selection = select_labels(batch, [1])
@@ -233,7 +234,7 @@ def _base_problem(
     return Problem([hidden_BTD.flatten(0, 1)[sources_U]], [(base.lm_head_weight,)], labels)
 
 
-def _forward(base: Base, batch: PackedBatch, heads: Heads | None = None) -> Tensor:
+def _forward(base: Base, batch: Batch, heads: Heads | None = None) -> Tensor:
     """The base's final states, and for `heads` the others that they read."""
     layers = () if heads is None else heads.layers_read(base.num_layers)
     device = base.device
@@ -265,7 +266,7 @@ class Objective(NamedTuple):
     """A loss for training, its held-out measure, how far ahead its nearest label lies, whether adapters are trained."""
 
     gap: int
-    loss: Callable[[Base, Heads | None, PackedBatch, ObjectiveConfig, Stage | None], DeviceSums]
+    loss: Callable[[Base, Heads | None, Batch, ObjectiveConfig, Stage | None], DeviceSums]
     evaluate: Callable[..., dict[str, object]]
     trains_adapter: bool = False
 

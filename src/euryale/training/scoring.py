@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from euryale.data.batches import Batch
 from euryale.errors import UserError
 from euryale.training.chunked_loss import Problem, chunks, label_loss
-from euryale.training.labels import PackedBatch, select_labels
+from euryale.training.labels import select_labels
 
 RANKS = (1, 5, 10)
 NO_LABELS = (
@@ -29,7 +30,7 @@ class Means(NamedTuple):
     count_K: list[int]
 
 
-def check_labels(batches: Sequence[PackedBatch], gap: int) -> None:
+def check_labels(batches: Sequence[Batch], gap: int) -> None:
     """Raises UserError when an evaluation of these batches has nothing to score: better now than in an hour."""
     if batches and not any(len(select_labels(batch, [gap]).positions_U) for batch in batches):
         raise UserError(NO_LABELS)

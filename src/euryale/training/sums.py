@@ -2,7 +2,7 @@
 
 Gradients are of sums over labels. They are added over micro-batches (by autograd) and ranks (here), and divided once
 by the number of labels of the whole step, so every label weighs the same wherever it was counted. Processes add
-gradients themselves, once per step and in one piece: what is trained is small compared with the base, so that
+gradients themselves, once per step: what is trained is small compared with the base, so that
 overlapping with the backward pass would gain little, and modules need no wrapper.
 """
 
@@ -15,7 +15,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-MAX_TOGETHER = 2**26  # numbers sent at once: 256 MB in float32
 _LISTS = ("loss_K", "hits_K", "count_K")
 _NUMBERS = ("base_loss", "base_count", "tokens", "num_masked", "num_steps", "seconds")
 
@@ -161,10 +160,5 @@ def _add_over_processes(parameters: Sequence[nn.Parameter], accelerator: Acceler
         if is_present:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             gradients.append(parameter.grad)
-    while gradients:
-        together = [gradients.pop()]
-        while gradients and sum(map(Tensor.numel, together)) + gradients[-1].numel() <= MAX_TOGETHER:
-            together.append(gradients.pop())
-        flat = accelerator.reduce(torch.cat([gradient.flatten() for gradient in together]), "sum")
-        for gradient, total in zip(together, flat.split([g.numel() for g in together]), strict=True):
-            gradient.copy_(total.view_as(gradient))
+    for gradient, total in zip(gradients, accelerator.reduce(gradients, "sum"), strict=True):
+        gradient.copy_(total)

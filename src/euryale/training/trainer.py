@@ -16,11 +16,13 @@ from accelerate.utils import gather_object
 
 from euryale.base.base import Base
 from euryale.base.lora import check_recompute, learning
+from euryale.data.batches import Batch, BatchStream
+from euryale.data.distributed import Dealt
+from euryale.data.random_batches import RandomRows
 from euryale.errors import UserError
 from euryale.heads.heads import Heads
 from euryale.system.memory import begin_peak, peak
 from euryale.system.progress import Progress
-from euryale.training.labels import BatchStream, PackedBatch
 from euryale.training.metrics_log import MetricsLog, forget_metrics, truncate_metrics
 from euryale.training.objective import OBJECTIVES, ObjectiveConfig
 from euryale.training.optimizer import OptimConfig, autocast, build_optimizer, learning_rate, trained_parameters
@@ -61,8 +63,8 @@ class Trainer:
         heads: Heads | None,
         objective: ObjectiveConfig,
         optim: OptimConfig,
-        batches: BatchStream,
-        held_out: Sequence[PackedBatch],
+        batches: BatchStream | Dealt | RandomRows,
+        held_out: Sequence[Batch],
         folder: Path,
         settings: Mapping[str, object] | None = None,
         resume: bool = False,
