@@ -207,5 +207,5 @@ def test_a_draft_vocabulary_is_a_share_of_the_vocabulary_but_has_so_many_tokens_
     ]
     heads = build_heads(plain_heads(vocab_share=0.25, vocab_min=10), torch.zeros(8, 4))
     assert heads.draft_ids is None and heads.num_candidates == 8
-    with pytest.raises(UserError, match="vocab_min=-1"):
+    with pytest.raises(UserError, match="vocab_min must be at least 0; got -1"):
         plain_heads(vocab_min=-1).check()

@@ -139,7 +139,7 @@ def test_other_settings_are_another_set(
 
     def whole(folder: Path, identity: dict) -> dict:
         folders.append(folder)
-        return {"is_complete": True, "num_rows": 0, "num_tokens": 0}
+        return {"is_complete": True, "num_rows": 1, "num_tokens": 2, "num_duplicates": 0}
 
     monkeypatch.setattr(module, "read_manifest", whole)
     write(tiny_base, written.parent)
