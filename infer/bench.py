@@ -14,8 +14,8 @@ from euryale.evaluation.bench_batches import bench_batches
 from euryale.evaluation.prompts import load_prompts
 from euryale.evaluation.roofline import measure_ceiling
 from euryale.evaluation.step_log import log_steps
+from euryale.report.bench_tables import batch_table, bench_table
 from euryale.report.result_file import check_result, write_result
-from euryale.report.tables import batch_table, bench_table
 from euryale.system.hardware import hardware
 from euryale.system.provenance import provenance
 

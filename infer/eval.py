@@ -14,8 +14,9 @@ from euryale.evaluation.bench import BenchSettings
 from euryale.evaluation.bench_suite import bench_suite
 from euryale.evaluation.evaluate import evaluate_text, held_out_accuracy
 from euryale.evaluation.prompts import choose_data, load_prompts
+from euryale.report.bench_tables import suite_table
 from euryale.report.result_file import check_result, write_result
-from euryale.report.tables import accuracy_table, evaluation_table, suite_table
+from euryale.report.tables import accuracy_table, evaluation_table
 from euryale.system.hardware import hardware
 from euryale.system.provenance import provenance
 

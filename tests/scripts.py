@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
+import torch
+
 ROOT = Path(__file__).resolve().parents[1]
 
 SMALL = [
@@ -45,8 +47,8 @@ def run_script(script: str, *arguments: str, stdin: str = "") -> Result:
 
 
 def run_main(main: Callable[[], object], *argv: str, stdin: str = "") -> Result:
-    """Calls a script's main; what Hydra does to logging is undone afterwards."""
-    root = logging.getLogger()
+    """Calls a script's main; what it and Hydra do to logging and to torch's threads is undone afterwards."""
+    root, threads = logging.getLogger(), torch.get_num_threads()
     handlers, level = list(root.handlers), root.level
     out, err = io.StringIO(), io.StringIO()
     status: object = 0
@@ -63,6 +65,7 @@ def run_main(main: Callable[[], object], *argv: str, stdin: str = "") -> Result:
                 status = ending.code
     finally:
         root.handlers[:], root.level = handlers, level
+        torch.set_num_threads(threads)
         logging.captureWarnings(False)
     assert status is None or isinstance(status, int), status
     return Result(status or 0, out.getvalue(), err.getvalue())

@@ -22,8 +22,9 @@ from euryale.evaluation import contenders, roofline
 from euryale.evaluation.bench import BenchSettings, bench, in_turns
 from euryale.evaluation.contenders import Turn
 from euryale.evaluation.hf_baselines import count_new, generate_ids, generation_settings, transformers_attention
+from euryale.heads.config import HeadsConfig
+from euryale.report.bench_tables import bench_table
 from euryale.report.result_file import write_result
-from euryale.report.tables import bench_table
 
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6], [5, 3, 5, 8, 9, 7]]
 TREE = Tree.from_paths([(0,), (0, 0), (1,), (0, 1)])

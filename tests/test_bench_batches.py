@@ -12,9 +12,9 @@ from euryale.decoding.tree.tree import DynamicTree, chain
 from euryale.errors import UserError
 from euryale.evaluation.bench import BenchSettings, bench
 from euryale.evaluation.bench_batches import WAYS, bench_batches, ragged
+from euryale.report.bench_tables import batch_table
 from euryale.report.plot_sweep import sweep_plot
 from euryale.report.sweep_results import read_sweep, sweep_table
-from euryale.report.tables import batch_table
 
 PROMPTS = [[0, 3, 1, 2], [1, 2], [4], [2, 2, 0], [3]]
 

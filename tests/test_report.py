@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from PIL import Image
 
 from euryale.errors import UserError
 from euryale.evaluation.repetition import repeated_ngram_share
-from euryale.report import format, plots, tables
+from euryale.report import bench_tables, format, plots, tables
 from euryale.report.model_card import model_card
 from euryale.report.plot_tree import tree_plot
-from euryale.report.report import report_files, save_report
+from euryale.report.report import calibrated_tree_plot, report_files, save_report
 from euryale.system.hardware import hardware
 
 PATHS = [[0], [0, 0], [1], [0, 1], [0, 0, 0], [1, 0], [2]]
@@ -159,18 +160,67 @@ def test_the_evaluation_table_gives_tau_by_depth() -> None:
 
 
 def test_the_bench_table_compares_everybody_with_ar_and_hf() -> None:
-    text = tables.bench_table(REPORT["bench"])
+    text = bench_tables.bench_table(REPORT["bench"])
     rows = {line.split("  ")[0]: line.split() for line in text.splitlines()}
     assert rows["Euryale"][1:] == ["612.4", "601.5..620.7", "1.40x", "1.53x", "2.44", "3.98"]
     assert rows["HF prompt lookup"][3:] == ["421.9", "-", "0.96x", "1.05x", "-", "-"]
     assert rows["verify"][1:] == ["2.900", "72.5%"]
 
 
-def test_the_calibration_table_marks_the_chosen_size() -> None:
+def test_the_calibration_table_ends_with_the_chosen_tree() -> None:
     lines = tables.calibration_table(CALIBRATION["calibrations"][0]).splitlines()
-    assert [line for line in lines if "chosen" in line] == [lines[4]]
-    assert lines[4].split() == ["4", "<-", "chosen", "2.10", "2.50", "840.0", "1.68x"]
+    assert [line for line in lines if "chosen" in line] == [lines[-1]]
+    assert lines[-1].split() == ["chosen:", "4", "nodes", "2.10", "2.50", "840.0", "1.68x"]
     assert lines[5].split()[-1] == "1.21x"  # 2.41 / 4.0 ms against 1.0 / 2.0 ms
+
+
+def shallow_choice(finalists: bool) -> dict[str, Any]:
+    """The first entry, with a tree of 4 nodes and depth 2 chosen instead of the full depth."""
+    entry = copy.deepcopy(CALIBRATION["calibrations"][0]) | {"max_depth": 2}
+    entry["shallow"] = [{"num_nodes": 4, "max_depth": 2, "tau": 1.9, "step_ms": 2.1}]
+    if finalists:
+        alone = {"num_nodes": 1, "max_depth": None, "tau": 1.0, "step_ms": 2.0, "error_ms": 0.1}
+        entry["finalists"] = [alone, entry["shallow"][0] | {"step_ms": 2.2, "error_ms": 0.1}]
+    return entry
+
+
+@pytest.mark.parametrize(("finalists", "step_ms"), [(False, 2.1), (True, 2.2)], ids=["once", "timed again"])
+def test_what_is_shown_of_the_choice_is_the_tree_that_was_chosen(
+    finalists: bool, step_ms: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the tree of as many nodes and full depth: table, title and plot have one tau."""
+    entry = shallow_choice(finalists)
+    speedup = 1.9 / step_ms * 2.0
+    chosen = format.chosen_tree(entry)
+    assert (chosen["tau"], chosen["step_ms"], chosen["speedup"]) == (1.9, step_ms, pytest.approx(speedup))
+    last = tables.calibration_table(entry).splitlines()[-1]
+    assert last.split()[:5] == ["chosen:", "4", "nodes,", "2", "deep"] and f"{speedup:.2f}x" in last
+    titles: list[str] = []
+    monkeypatch.setattr("euryale.report.report.tree_plot", lambda paths, shares, title: titles.append(title) or b"")
+    calibrated_tree_plot(entry)
+    assert titles == ["Tree of 4 nodes, 2 deep, temperature 0, tau 1.90"]
+    drawn: list[tuple[list[float], list[float], str]] = []
+    plain = plots.Axes.plot
+
+    def noted(self: plots.Axes, xs: list[float], ys: list[float], *more: object, **how: object) -> object:
+        drawn.append((list(xs), list(ys), str(how.get("label", ""))))
+        return plain(self, xs, ys, *more, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(plots.Axes, "plot", noted)
+    plots.calibration_plot({"calibrations": [entry]})
+    rings = [(xs, ys) for xs, ys, _ in drawn if len(xs) == 1]
+    assert rings == [([4], [1.9]), ([4], [step_ms]), ([4], [pytest.approx(speedup)])]
+    assert [label for *_, label in drawn if label][0] == "T = 0: 1.90 with 4 nodes, 2 deep"
+
+
+@pytest.mark.parametrize("tree", ["chain", "calibrated"])
+def test_tables_say_which_tree_ran(tree: str) -> None:
+    report = copy.deepcopy(REPORT)
+    report["bench"]["tree"] = report["evaluation"]["tree"] = tree
+    for text in (
+        bench_tables.bench_table(report["bench"]), tables.evaluation_table(report), tables.training_summary(report)
+    ):  # fmt: skip
+        assert re.search(rf"^tree +{tree}$", text, flags=re.M), text
 
 
 def test_speedups_follow_from_tokens_per_second_when_not_given() -> None:

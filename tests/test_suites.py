@@ -16,7 +16,7 @@ from euryale.evaluation import bench as bench_module
 from euryale.evaluation.bench import BenchSettings
 from euryale.evaluation.bench_suite import ask, bench_suite
 from euryale.evaluation.contenders import Turn
-from euryale.report.tables import suite_table
+from euryale.report.bench_tables import suite_table
 
 PUBLISHED = [name for name, suite in SUITES.items() if suite.bundled is None]
 CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")

@@ -28,6 +28,7 @@ from euryale.base.locate import _read_config, context_length, eos_ids, find_sour
 from euryale.base.precision import keep_4bit_weights_trainable, pick_device, pick_dtype, quantization_config
 from euryale.base.tree_attention import adopt_tree_attention
 from euryale.errors import UserError
+from euryale.system.memory import is_out_of_memory
 
 FORWARDS = ("auto", "plain")
 log = logging.getLogger(__name__)
@@ -152,16 +153,22 @@ def load_base(config: BaseConfig) -> Base:
             quantization_config=quantization,
             device_map={"": device} if quantization else None,
         )
+        if not quantization:
+            model = model.to(device)
     # transformers reports a user's mistakes (a wrong id, a damaged file, an unknown family) with any of these.
     except Exception as error:
+        if is_out_of_memory(error):
+            raise UserError(
+                f"base.path={config.path} does not fit into the memory of {device} "
+                f"({str(error).partition(chr(10))[0] or type(error).__name__}). Free memory, or use "
+                "base.dtype=bfloat16, base.quantization=nf4 or a smaller base."
+            ) from error
         raise UserError(load_message(config.path, error)) from error
     if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
         raise UserError(
             f"base.path={config.path}: the weights lack {len(missing)} tensors ({', '.join(missing[:3])} ...) that "
             "config.json calls for. Copy the model again."
         )
-    if not quantization:
-        model = model.to(device)
     prepare_model(model, config.path)
     base = Base(model, tokenizer, known_as(config.path, path), fingerprint(path, model.config), name, config.forward)
     base.merge_adapter = config.merge_adapter

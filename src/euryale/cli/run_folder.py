@@ -1,8 +1,7 @@
 """Folders of runs: made whole or not at all, resumed with the settings that they were started with."""
 
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]  # comes with omegaco
 from euryale.cli.schemas import TrainConfig
 from euryale.errors import UserError
 from euryale.system import processes
-from euryale.system.files import check_writable, write_atomically
+from euryale.system.files import check_writable, remove, write_atomically
 from euryale.system.paths import output_root
 from euryale.training.resume import CONFIG_FILE, find_run
 
@@ -52,19 +51,29 @@ def settle_run(config: TrainConfig) -> tuple[TrainConfig, Path]:
 
 
 def _was_killed_at_once(folder: Path) -> bool:
-    """Whether there is nothing in a folder but what a run leaves that is killed before it has saved its settings."""
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {CONFIG_FILE}
-    return all(name in _BEFORE_SETTINGS or name.endswith(".tmp") for name in names)
+    """Whether a folder holds only what a run leaves that is killed before it has saved its settings."""
+    return folder.is_dir() and all(_precedes_settings(path) for path in folder.iterdir())
+
+
+def _precedes_settings(path: Path) -> bool:
+    return path.name in _BEFORE_SETTINGS or path.name.endswith(".tmp")
 
 
 @contextmanager
 def whole_or_nothing(folder: Path) -> Iterator[None]:
-    """Removes a new run folder again when the run ends, refused or interrupted, before its settings were saved."""
+    """Removes what a run has put into its folder when the run ends, refused or interrupted, before its settings were
+    saved; and the folder, if the run made it. What was there before stays."""
+    is_new = not folder.exists()
+    before = set() if is_new else set(folder.iterdir())
     try:
         yield
     except BaseException:
-        if processes.is_first() and not (folder / CONFIG_FILE).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        if processes.is_first() and folder.is_dir() and not (folder / CONFIG_FILE).exists():
+            for path in set(filter(_precedes_settings, folder.iterdir())) - before:
+                remove(path)
+            if is_new:
+                with suppress(OSError):  # something that no run has made is in it
+                    folder.rmdir()
         raise
 
 

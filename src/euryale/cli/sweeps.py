@@ -5,7 +5,6 @@ Hydra (-m, or sweep=...) starts the jobs: here, in other processes or on a clust
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +21,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from euryale.errors import UserError
 from euryale.report.ranking import (
-    FAILURE_FILE,
     better,
     rank_jobs,
     ranking_table,
@@ -31,7 +29,6 @@ from euryale.report.ranking import (
     summary,
 )
 from euryale.system import processes
-from euryale.system.files import read_json
 from euryale.system.paths import output_root
 
 PLUGINS = {
@@ -138,27 +135,6 @@ def swept() -> dict[str, str]:
     if hydra.mode != RunMode.MULTIRUN:
         return {}
     return {key: value for key, _, value in (override.partition("=") for override in own_overrides(hydra))}
-
-
-class BenchEnd(Callback):
-    """Removes the folder that Hydra made for a sweep of benchmarks, whose results are in output=FILE.jsonl.
-
-    Ends with status 2 when some jobs failed. `plots`: infer/plot_sweep.py draws such results.
-    """
-
-    def __init__(self, plots: bool = True) -> None:
-        self._plots = plots
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
-        root = Path(config.hydra.sweep.dir)
-        failed = [read_json(path) for path in sorted(root.rglob(FAILURE_FILE))]
-        shutil.rmtree(root, ignore_errors=True)
-        for job in failed:
-            print(f"failed: {' '.join(job['overrides'])}: {job['error']}", file=sys.stderr)
-        if self._plots and config.output is not None and Path(config.output).is_file():
-            print(f"plot it: python infer/plot_sweep.py results={config.output}", flush=True)
-        if failed:
-            sys.exit(FAILED_STATUS)
 
 
 class Ranking(Callback):

@@ -1,8 +1,8 @@
-"""Who takes part in a benchmark, and what is timed of an answer?
+"""Contenders of a benchmark, and what is timed of an answer.
 
-Everything from the prompt's token ids to the answer's token ids on the host, the prompt's own pass and the memory
-for keys and values included. What prepares a turn (lending the model to transformers, seeding) happens before the
-clock starts, and turning ids into text, which `generate` does not do, after ours has stopped.
+Everything from the prompt's token ids to the answer's text: the memory for keys and values, the prompt's own pass, the
+steps, and turning ids into text, for every contender alike. What prepares a turn (lending the model to transformers,
+seeding) happens before the clock starts.
 """
 
 import time
@@ -27,7 +27,7 @@ class Turn(NamedTuple):
     accepted: list[int] | None = None  # tokens gained by each step
     nodes: list[int] | None = None  # that each step verified
     part_seconds: dict[str, float] | None = None  # of each part of a step, and of the prompt ("prefill")
-    peak: Peak | None = None  # of memory; whoever lets contenders take turns fills it in
+    peak: Peak | None = None  # of memory; filled in where contenders take turns
     passes: int | None = None  # forwards of the base, where a turn is more than one answer; else one a step
 
 
@@ -43,10 +43,12 @@ def _own(drafts: bool) -> Builder:
 
         def answer(prompt: list[int], seed: int) -> Turn:
             before = dict(engine.seconds)
+            start = time.perf_counter()
             [generation] = engine.generate([prompt], max_new_tokens, seed=seed, **sampling.keywords())
+            seconds = time.perf_counter() - start
             parts = {part: total - before[part] for part, total in engine.seconds.items()}
             new = count_new(generation.ids, 0, engine.base.eos_ids, max_new_tokens)
-            return Turn(new, generation.seconds, generation.accepted, generation.nodes, parts)
+            return Turn(new, seconds, generation.accepted, generation.nodes, parts)
 
         return answer
 
@@ -66,6 +68,7 @@ def _hf(**extra: object) -> Builder:
                 torch.manual_seed(seed)
                 start = time.perf_counter()
                 ids = generate_ids(model, prompt, settings)
+                base.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
                 seconds = time.perf_counter() - start
             return Turn(count_new(ids, len(prompt), base.eos_ids, max_new_tokens), seconds)
 

@@ -68,6 +68,8 @@ def evaluate_text(
         **{"top_p": top_p, **more},
         "seed": seed,
         "accept": asdict(engine.accept),
+        "drafter": engine.drafter.name,
+        "tree": engine.tree_name,
         "num_nodes": engine.num_nodes(temperature),
         "dtype": str(engine.base.dtype).removeprefix("torch."),
         "tau": sum(len(generation.ids) for generation in ours) / sum(generation.num_steps for generation in ours),

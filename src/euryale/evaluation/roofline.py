@@ -1,4 +1,4 @@
-"""How fast could a step be at all? Bytes over bandwidth and flops over flop rate, both measured here in a moment.
+"""Roofline of a step: bytes over bandwidth and flops over flop rate, both measured here in a moment.
 
 A step reads every weight once and multiplies it with every node of the tree. Keys, values and everything between
 the matrices are left out, so the truth lies below this ceiling.
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from euryale.base.base import Base
+from euryale.decoding.drafters.head_matrices import draft_dtype
 from euryale.decoding.drafters.tree_growth import MOST_PARENTS
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree.tree import DynamicTree, Tree
@@ -62,7 +63,7 @@ def measure_ceiling(engine: Engine, temperature: float = 0.0) -> Ceiling:
         for k in range(tree.max_depth):
             output = engine.heads.num_candidates * base.hidden_size  # the rows of its output matrix that drafting reads
             numbers = output + engine.heads.num_read(k)
-            head_bytes += numbers * base.dtype.itemsize
+            head_bytes += numbers * draft_dtype(base).itemsize
             # Heads that read the path are asked for every parent of their level, the others once.
             head_flops += 2 * numbers * (_num_parents(tree, k) if engine.heads.config.reads_path else 1)
     return Ceiling(
@@ -109,7 +110,7 @@ def _flop_rate(base: Base) -> float:
 
 
 def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The shortest of a few runs: anything longer was somebody else's doing."""
+    """The shortest of a few runs: anything longer was other work on this machine."""
     seconds = []
     for _ in range(_REPEATS + 1):
         start = time.perf_counter()

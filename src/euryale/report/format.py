@@ -1,4 +1,4 @@
-"""How are measured numbers worded? The same words for console tables, model card and plots.
+"""Wording of measured numbers: the same words for console tables, model card and plots.
 
 Reports may lack any part (see `report.py`), so a missing number becomes a dash, never a zero.
 """
@@ -61,6 +61,36 @@ def nearest_calibration(tree: dict[str, Any] | None, temperature: float | None) 
     """The entry of a tree.json made at the temperature nearest to the one asked for; None when there is none."""
     entries = (tree or {}).get("calibrations") or []
     return min(entries, key=lambda entry: abs(entry.get("temperature", 0.0) - (temperature or 0.0)), default=None)
+
+
+def chosen_tree(entry: dict[str, Any]) -> dict[str, Any]:
+    """num_nodes, max_depth, tau and step_ms of the tree that an entry of tree.json chose, and `speedup` over one node.
+
+    Of the finalists' own timing where there is one, else of the timing of all sizes. A number may be missing.
+    """
+    chosen = {key: entry.get(key) for key in ("num_nodes", "max_depth")}
+    tau, step_ms = entry.get("tau") or {}, entry.get("step_ms") or {}
+    full = [{"num_nodes": int(n), "max_depth": None, "tau": tau[n], "step_ms": step_ms.get(n)} for n in tau]
+    for timed in (entry.get("finalists") or [], [*full, *(entry.get("shallow") or [])]):
+        found = next((tree for tree in timed if {key: tree.get(key) for key in chosen} == chosen), None)
+        if found is not None:
+            alone = next((tree for tree in timed if tree["num_nodes"] == 1), {})
+            return found | {"speedup": _speedup(found, alone)}
+    return chosen
+
+
+def _speedup(tree: dict[str, Any], alone: dict[str, Any]) -> float | None:
+    """Tokens a millisecond over those of one node."""
+    numbers = [tree.get("tau"), tree.get("step_ms"), alone.get("tau"), alone.get("step_ms")]
+    if not all(numbers):
+        return None
+    return tree["tau"] / tree["step_ms"] / (alone["tau"] / alone["step_ms"])
+
+
+def describe_tree(entry: dict[str, Any]) -> str:
+    """`6 nodes, 2 deep`, as an entry of tree.json chose."""
+    nodes, depth = entry.get("num_nodes"), entry.get("max_depth")
+    return f"{nodes} node{'' if nodes == 1 else 's'}" + ("" if depth is None else f", {depth} deep")
 
 
 def describe_heads(heads: dict[str, Any]) -> str:

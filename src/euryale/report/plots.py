@@ -1,7 +1,7 @@
-"""What do accuracy, calibration, tree and speed look like? One PNG each, as bytes, drawn without a display.
+"""Plots of accuracy, calibration and speed: one PNG each, as bytes, drawn without a display.
 
 Figures are built without pyplot, which keeps global state and picks a window system. Every function takes sections of
-a report (`report.py`); whether a section is there is its caller's question.
+a report (`report.py`) that its caller has found there.
 """
 
 import io
@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, ScalarFormatter
 
-from euryale.report.format import contender, speedups, times, top_ranks
+from euryale.report.format import chosen_tree, contender, describe_tree, speedups, times, top_ranks
 
 BLUE, ORANGE, GREY, GREEN = "#1f6f9f", "#d9722b", "#8a8f98", "#4a9a5f"
 SHADES = ("#1f4e79", "#4a90c2", "#a5cbe6", "#d3e5f2", "#8a8f98", "#c4c8ce")  # top-1 darkest
@@ -47,7 +47,10 @@ def accuracy_plot(accuracy: Sequence[dict[str, Any]]) -> bytes:
 
 
 def calibration_plot(tree: dict[str, Any]) -> bytes:
-    """tau, step time and speed over the number of nodes, one line per temperature, the chosen number ringed."""
+    """tau, step time and speed over the number of nodes, one line per temperature, and a ring at the chosen tree.
+
+    The lines are trees as deep as the heads; a chosen tree that is less deep has its ring beside its line.
+    """
     figure = Figure(figsize=(12.0, 4.0), layout="constrained")
     panels = figure.subplots(1, 3)
     counts: set[int] = set()
@@ -57,27 +60,32 @@ def calibration_plot(tree: dict[str, Any]) -> bytes:
         timed = sorted(tau.keys() & step_ms.keys())
         speed = {n: tau[n] / step_ms[n] / (tau[timed[0]] / step_ms[timed[0]]) for n in timed}
         counts |= tau.keys() | step_ms.keys()
-        for axes, curve in zip(panels, (tau, step_ms, speed), strict=True):
-            _draw_curve(axes, curve, entry.get("num_nodes"), f"T = {entry.get('temperature', 0.0):g}", color)
+        chosen = chosen_tree(entry)
+        for axes, curve, key in zip(panels, (tau, step_ms, speed), ("tau", "step_ms", "speedup"), strict=True):
+            _draw_curve(axes, curve, chosen, key, f"T = {entry.get('temperature', 0.0):g}", color)
     titles = ("Tokens per step", "Cost of a step", "Speed over one node")
     for axes, title, label in zip(panels, titles, ("tau (tokens)", "time (ms)", "ratio"), strict=True):
-        polish(axes)
-        axes.set_title(title, loc="left")
-        axes.set_xlabel("nodes in the tree")
-        axes.set_ylabel(label)
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_locator(FixedLocator([n for n in sorted(counts) if n.bit_count() == 1] or sorted(counts)))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.set_ylim(0.0, 1.06 * axes.get_ylim()[1])
-        legend = axes.legend(loc="lower right", title="at the chosen size", alignment="left", framealpha=1.0)
-        legend.get_frame().set_edgecolor("white")
+        _finish_panel(axes, title, label, counts)
     panels[2].axhline(1.0, color=GREY, linewidth=1.0, linestyle=":", zorder=0)
     place = ", ".join(str(tree[key]) for key in ("device", "dtype") if tree.get(key))
     threads = f", {tree['threads']} threads" if tree.get("threads") else ""
     if place:
         figure.suptitle(f"Calibration on {place}{threads}", fontsize=11, x=0.008, ha="left", color="#555555")
     return finish_png(figure)
+
+
+def _finish_panel(axes: Axes, title: str, label: str, counts: set[int]) -> None:
+    polish(axes)
+    axes.set_title(title, loc="left")
+    axes.set_xlabel("nodes in the tree")
+    axes.set_ylabel(label)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator([n for n in sorted(counts) if n.bit_count() == 1] or sorted(counts)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.set_ylim(0.0, 1.06 * axes.get_ylim()[1])
+    legend = axes.legend(loc="lower right", title="ring: the chosen tree", alignment="left", framealpha=1.0)
+    legend.get_frame().set_edgecolor("white")
 
 
 def bench_plot(bench: dict[str, Any]) -> bytes:
@@ -132,14 +140,15 @@ def _draw_split(axes: Axes, split_ms: dict[str, float]) -> None:
     axes.legend(ncols=len(split_ms), frameon=False, loc="lower center", bbox_to_anchor=(0.5, 0.95), fontsize=9)
 
 
-def _draw_curve(axes: Axes, curve: dict[int, float], chosen: int | None, name: str, color: str) -> None:
-    """One temperature's line; the legend gives its value where the ring is."""
-    nodes = sorted(curve)
-    label = f"{name}: {curve[chosen]:.2f} with {chosen} nodes" if chosen in curve else name
+def _draw_curve(axes: Axes, curve: dict[int, float], chosen: dict[str, Any], key: str, name: str, color: str) -> None:
+    """One temperature's line, a ring at the chosen tree's own number, and that number in the legend."""
+    nodes, value = sorted(curve), chosen.get(key)
+    label = name if value is None else f"{name}: {value:.2f} with {describe_tree(chosen)}"
     axes.plot(nodes, [curve[n] for n in nodes], "o-", color=color, linewidth=1.8, markersize=5, label=label)
-    if chosen in curve:
-        axes.plot([chosen], [curve[chosen]], "o", markersize=12, fillstyle="none", color=color, markeredgewidth=1.6)
-        axes.axvline(chosen, color=color, linewidth=1.0, linestyle="--", alpha=0.5, zorder=0)
+    if value is not None:
+        size = chosen["num_nodes"]
+        axes.plot([size], [value], "o", markersize=12, fillstyle="none", color=color, markeredgewidth=1.6)
+        axes.axvline(size, color=color, linewidth=1.0, linestyle="--", alpha=0.5, zorder=0)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

@@ -1,4 +1,4 @@
-"""What does a checkpoint folder say about itself? report.json, the model card and the plots, from one plain dict.
+"""Report of a checkpoint folder: report.json, the model card and the plots, from one plain dict.
 
 report.json; any section or value may be absent, shares are between 0 and 1:
     base         Base.identity(): path, revision, architecture, vocab_size, hidden_size, fingerprint, dtype
@@ -16,15 +16,15 @@ report.json; any section or value may be absent, shares are between 0 and 1:
                  ms_per_step, split_ms: {draft, verify, accept, commit}}}; spread: {contender: [lowest, highest]
                  tokens_per_s of a round}; speedup_vs_ar, speedup_vs_hf, temperature, num_nodes, max_new_tokens,
                  num_prompts, repeated_8grams
-    hardware     serving.hardware.hardware()
-    provenance   model.checkpoint.provenance(): argv, git_commit, versions, python, platform, time
+    hardware     system.hardware.hardware()
+    provenance   system.provenance.provenance(): argv, git_commit, versions, python, platform, time
 """
 
 from pathlib import Path
 from typing import Any
 
 from euryale.decoding.tree.calibration import Calibration
-from euryale.report.format import nearest_calibration
+from euryale.report.format import chosen_tree, describe_tree, nearest_calibration
 from euryale.report.model_card import model_card
 from euryale.report.plot_tree import tree_plot
 from euryale.report.plots import accuracy_plot, bench_plot, calibration_plot
@@ -61,13 +61,10 @@ def report_files(report: dict[str, Any]) -> dict[str, str | bytes]:
     return {"report.json": json_text(report), "README.md": model_card(report, list(pictures)), **pictures}
 
 
-def calibrated_tree_plot(calibration: dict[str, Any]) -> bytes:
+def calibrated_tree_plot(entry: dict[str, Any]) -> bytes:
     """The tree that one entry of tree.json chose."""
-    chosen = Calibration(**calibration)
-    nodes = chosen.likeliest(chosen.num_nodes, chosen.max_depth)
-    tau: dict[tuple[float, float | None], float] = {(int(n), None): value for n, value in chosen.tau.items()}
-    tau |= {(tree["num_nodes"], tree["max_depth"]): tree["tau"] for tree in chosen.shallow}
-    title = f"Tree of {chosen.num_nodes} nodes, temperature {chosen.temperature:g}"
-    expected = tau.get((chosen.num_nodes, chosen.max_depth))
-    title += f", tau {expected:.2f}" if expected else ""
+    nodes = Calibration(**entry).likeliest(entry["num_nodes"], entry.get("max_depth"))
+    tau = chosen_tree(entry).get("tau")
+    title = f"Tree of {describe_tree(entry)}, temperature {entry['temperature']:g}"
+    title += f", tau {tau:.2f}" if tau else ""
     return tree_plot([path for path, _ in nodes], [p for _, p in nodes], title)

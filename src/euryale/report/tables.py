@@ -1,4 +1,4 @@
-"""What does a person read at the end of a run? Plain ASCII tables, made from the sections of a report (`report.py`).
+"""Plain ASCII tables for the end of a run, made from the sections of a report (`report.py`).
 
 Every function takes plain dicts, tolerates absent sections and returns text without a final newline.
 """
@@ -47,8 +47,9 @@ def training_summary(report: dict[str, Any]) -> str:
     blocks.append(
         pairs(
             [
-                ("measured on", _measured_on(evaluation or bench)),
+                ("measured on", measured_on(evaluation or bench)),
                 ("tau (tokens per step)", number(evaluation.get("tau"))),
+                ("tree", bench.get("tree")),
                 ("nodes in the tree", None if num_nodes is None else f"{num_nodes}{how}"),
                 ("speed", None if speed is None else f"{number(speed, 1)} tokens/s"),
                 ("  over AR, same engine", times(vs_ar)),
@@ -59,7 +60,7 @@ def training_summary(report: dict[str, Any]) -> str:
             ]
         )
     )
-    return _join(blocks, _repeated(evaluation, bench))
+    return join(blocks, _repeated(evaluation, bench))
 
 
 def accuracy_table(accuracy: list[dict[str, Any]]) -> str:
@@ -84,7 +85,8 @@ def evaluation_table(report: dict[str, Any]) -> str:
     blocks.append(
         pairs(
             [
-                ("measured on", _measured_on(evaluation)),
+                ("measured on", measured_on(evaluation)),
+                ("tree", evaluation.get("tree")),
                 ("tau (tokens per step)", number(evaluation.get("tau"))),
                 ("accept rule", format.rule_line(evaluation)),
                 ("losslessness", format.identical_line(evaluation)),
@@ -94,99 +96,31 @@ def evaluation_table(report: dict[str, Any]) -> str:
             ]
         )
     )
-    return _join(blocks, evaluation.get("repeated_8grams"))
-
-
-def bench_table(bench: dict[str, Any]) -> str:
-    """The end of infer/bench.py: every contender on the same prompts, then where Euryale's step time goes."""
-    contenders: dict[str, dict[str, Any]] = bench.get("contenders") or {}
-    rows = []
-    for name, row in contenders.items():
-        speed = row.get("tokens_per_s")
-        low, high = (bench.get("spread") or {}).get(name) or (None, None)
-        ratios = [_ratio(speed, contenders.get(rival, {}).get("tokens_per_s")) for rival in ("ar", "hf_generate")]
-        rows.append(
-            [
-                format.contender(name, bench),
-                number(speed, 1),
-                MISSING if low is None else f"{number(low, 1)}..{number(high, 1)}",
-                *(times(ratio) for ratio in ratios),
-                number(row.get("tau")),
-                number(row.get("ms_per_step")),
-            ]
-        )
-    blocks = [align(["contender", "tokens/s", "spread", "over AR", "over HF", "tau", "ms/step"], rows)] if rows else []
-    split = contenders.get("euryale", {}).get("split_ms") or {}
-    whole = sum(split.values())
-    if whole:
-        parts = [[part, number(ms, 3), percent(ms / whole)] for part, ms in split.items()]
-        blocks.append(align(["Euryale's step", "ms", "share"], parts))
-    blocks.append(
-        pairs(
-            [
-                ("measured on", _measured_on(bench)),
-                ("accept rule", format.rule_line(bench)),
-                ("drafter", bench.get("drafter")),
-                ("nodes in the tree", None if bench.get("num_nodes") is None else str(bench["num_nodes"])),
-                ("  used", _nodes_used(bench)),
-                ("repeated 8-grams", percent(bench.get("repeated_8grams"))),
-            ]
-        )
-    )
-    return _join(blocks, bench.get("repeated_8grams"))
-
-
-def suite_table(result: dict[str, Any]) -> str:
-    """The end of infer/eval.py suite=...: a row for each task, and all of them together."""
-    tasks: dict[str, dict[str, Any]] = result.get("tasks") or {}
-    rows = []
-    for name, task in [*tasks.items(), ("overall", result.get("overall") or {})]:
-        own = (task.get("contenders") or {}).get("euryale", {})
-        same, total = task.get("identical"), task.get("total")
-        rows.append(
-            [
-                name,
-                str(task.get("num_questions", MISSING)),
-                number(own.get("tau")),
-                number(own.get("tokens_per_s"), 1),
-                times(task.get("speedup_vs_ar")),
-                times(task.get("speedup_vs_hf")),
-                times(task.get("speedup_spec_bench")),
-                MISSING if same is None else f"{same}/{total}",
-                percent(task.get("repeated_8grams")),
-            ]
-        )
-    rows += [[name, f"0 ({count} too long)", *[MISSING] * 7] for name, count in _absent(result).items()]
-    header = ["task", "questions", "tau", "tokens/s", "over AR", "over HF", "as Spec-Bench", "identical", "repeated"]
-    return _join([align(header, rows)], (result.get("overall") or {}).get("repeated_8grams"))
-
-
-def _absent(result: dict[str, Any]) -> dict[str, int]:
-    return {name: count for name, count in (result.get("left_out") or {}).items() if name not in result["tasks"]}
+    return join(blocks, evaluation.get("repeated_8grams"))
 
 
 def calibration_table(calibration: dict[str, Any]) -> str:
     """One entry of tree.json: what each number of nodes costs and brings on this machine."""
     tau, step_ms = calibration.get("tau") or {}, calibration.get("step_ms") or {}
-    alone = _ratio(tau.get("1"), step_ms.get("1"))
-    chosen = calibration.get("num_nodes"), calibration.get("max_depth")
-    sizes: list[tuple[Any, Any, Any, Any]] = [(int(n), None, tau[n], step_ms.get(n)) for n in tau]
-    for tree in calibration.get("shallow") or []:
-        if (tree["num_nodes"], tree["max_depth"]) == chosen:
-            sizes.append((*chosen, tree["tau"], tree["step_ms"]))
-    rows = []
-    for nodes, depth, tokens, milliseconds in sorted(sizes, key=lambda size: (size[0], size[1] is None)):
-        per_ms = _ratio(tokens, milliseconds)
-        rows.append(
-            [
-                f"{nodes}" + (f", {depth} deep" if depth else "") + (" <- chosen" if (nodes, depth) == chosen else ""),
-                number(tokens),
-                number(milliseconds),
-                number(None if per_ms is None else 1000 * per_ms, 1),
-                times(_ratio(per_ms, alone)),
-            ]
-        )
+    alone = ratio(tau.get("1"), step_ms.get("1"))
+    sizes = [(int(n), tau[n], step_ms.get(n)) for n in tau]
+    rows = [_size_row(str(nodes), tokens, ms, ratio(ratio(tokens, ms), alone)) for nodes, tokens, ms in sorted(sizes)]
+    chosen = format.chosen_tree(calibration)
+    if chosen.get("num_nodes") is not None:
+        name = f"chosen: {format.describe_tree(chosen)}"
+        rows.append(_size_row(name, chosen.get("tau"), chosen.get("step_ms"), chosen.get("speedup")))
     return align(["nodes", "tau", "ms/step", "tokens/s", "over 1 node"], rows)
+
+
+def _size_row(name: str, tokens: float | None, milliseconds: float | None, over_one: float | None) -> list[str]:
+    per_ms = ratio(tokens, milliseconds)
+    return [
+        name,
+        number(tokens),
+        number(milliseconds),
+        number(None if per_ms is None else 1000 * per_ms, 1),
+        times(over_one),
+    ]
 
 
 def _what_was_trained(report: dict[str, Any]) -> str:
@@ -196,7 +130,7 @@ def _what_was_trained(report: dict[str, Any]) -> str:
     tokens, seconds, loss = training.get("tokens"), training.get("seconds"), training.get("final_loss_nats")
     lora, moved = training.get("adapter"), training.get("base_kl_nats")
     drift = f", {moved:.4f} nats from the base" if moved is not None else ""
-    speed = _ratio(tokens, seconds)
+    speed = ratio(tokens, seconds)
     return pairs(
         [
             ("base", None if not base.get("path") else f"{base['path']}" + (f" ({kind})" if kind else "")),
@@ -218,7 +152,8 @@ def _peak(memory: dict[str, Any]) -> str | None:
     return gigabytes(peak) + (f" (estimated: {gigabytes(sum(parts.values()))} beside the process)" if parts else "")
 
 
-def _measured_on(section: dict[str, Any]) -> str | None:
+def measured_on(section: dict[str, Any]) -> str | None:
+    """`12 prompts, up to 128 new tokens each, temperature 0`."""
     words = [f"{section['num_prompts']} prompts"] if section.get("num_prompts") is not None else []
     if section.get("max_new_tokens") is not None:
         words.append(f"up to {section['max_new_tokens']} new tokens each")
@@ -233,41 +168,12 @@ def _repeated(evaluation: dict[str, Any], bench: dict[str, Any]) -> float | None
     return max((share for share in shares if share is not None), default=None)
 
 
-def _nodes_used(bench: dict[str, Any]) -> str | None:
-    """Said only where steps differ: an adaptive tree, or a drafter that does not always find something."""
-    row = (bench.get("contenders") or {}).get("euryale") or {}
-    mean, undrafted = row.get("mean_nodes"), row.get("undrafted_share")
-    if mean is None or mean == bench.get("num_nodes"):
-        return None
-    return f"{number(mean, 1)} on average, {percent(undrafted)} of the steps without drafts"
-
-
-def _ratio(above: float | None, below: float | None) -> float | None:
+def ratio(above: float | None, below: float | None) -> float | None:
+    """None where a number is missing."""
     return above / below if above is not None and below else None
 
 
-def _join(blocks: list[str], repeated: float | None) -> str:
+def join(blocks: list[str], repeated: float | None) -> str:
+    """The blocks that are not empty, and a warning where the text repeats itself."""
     warning = format.looping_warning(repeated)
     return "\n\n".join([block for block in blocks if block] + ([f"WARNING: {warning}"] if warning else []))
-
-
-def batch_table(result: dict[str, Any]) -> str:
-    """Every way, its speed and what company brings."""
-    rows = []
-    for way, row in result["ways"].items():
-        alone = way.replace("together", "one by one")
-        ratio = row["tokens_per_s"] / result["ways"][alone]["tokens_per_s"]
-        low, high = result["spread"][way]
-        gain = times(ratio) if way != alone else ""
-        rows.append(
-            [way, number(row["tokens_per_s"], 1), f"{number(low, 1)}..{number(high, 1)}", gain, number(row["tau"])]
-        )
-    first, last = result["prompt_tokens"]
-    same = f"{result['identical']} of {result['total']} answers identical in all ways"
-    return "\n".join(
-        [
-            align([f"{result['batch']} prompts", "tokens/s", "spread", "over one by one", "tau"], rows),
-            "",
-            f"prompts of {first} to {last} tokens; {same}",
-        ]
-    )

@@ -1,7 +1,7 @@
-"""How is a file or folder written so that a kill or a full disk leaves either the old one or the new one?
+"""Files and folders written so that a kill or a full disk leaves either the old one or the new one.
 
 Everything is written beside its target, flushed to the disk, and renamed: a rename either happened or did not.
-What could not be written is one `UserError`; the target is then what it was before.
+What could not be written is one `UserError`, which says what is in place.
 """
 
 import errno
@@ -17,6 +17,9 @@ from safetensors import SafetensorError
 
 from euryale.errors import UserError
 
+# Errors of writing that carry no file name.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+
 
 @contextmanager
 def write_atomically(target: Path, last: str = "") -> Iterator[Path]:
@@ -24,29 +27,59 @@ def write_atomically(target: Path, last: str = "") -> Iterator[Path]:
 
     An existing file is replaced. Into an existing folder the new files move one by one, `last` being the last of
     them (the file that says what the others are); its other files stay. A folder that does not exist yet appears
-    whole. Raises UserError when the disk is full, read-only or out of reach.
+    whole. Raises UserError when the disk is full, read-only or out of reach; any other error of the caller's own
+    passes through.
     """
     merges = target.is_dir()
     staged = target / ".new.tmp" if merges else target.with_name(f".{target.name}.tmp")
-    try:
+    moved: list[str] = []
+    with _disk_errors(target, moved):
         staged.parent.mkdir(parents=True, exist_ok=True)
-        _remove(staged)  # what a killed process left
-        yield staged
-        _flush(staged)
-        if merges:
-            for source in sorted(staged.iterdir(), key=lambda path: (path.name == last, path.name)):
-                _replace(source, target / source.name)
-            staged.rmdir()
-        else:
-            os.replace(staged, target)
-        _flush_entry(target.parent)
-    except (OSError, SafetensorError) as error:  # safetensors wraps the system's errors in its own
-        raise UserError(
-            f"{target} could not be saved: {error}. What was there before is unchanged. "
-            "Make room or give another folder, then go on."
-        ) from error
+        remove(staged)  # what a killed process left
+    try:
+        try:
+            yield staged
+        except (OSError, SafetensorError) as error:
+            if not _is_of_writing(error, staged):
+                raise
+            raise _refusal(target, moved, error) from error
+        with _disk_errors(target, moved):
+            _flush(staged)
+            if merges:
+                for source in sorted(staged.iterdir(), key=lambda path: (path.name == last, path.name)):
+                    _replace(source, target / source.name)
+                    moved.append(source.name)
+                staged.rmdir()
+            else:
+                os.replace(staged, target)
+            _flush_entry(target.parent)
     finally:
-        _remove(staged)
+        remove(staged)
+
+
+@contextmanager
+def _disk_errors(target: Path, moved: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _refusal(target, moved, error) from error
+
+
+def _is_of_writing(error: OSError | SafetensorError, staged: Path) -> bool:
+    """Whether the error comes from what was being written, not from another file that the caller reads."""
+    if isinstance(error, SafetensorError):
+        return "I/O error" in str(error)  # safetensors wraps the system's errors in its own
+    if error.filename is None:
+        return error.errno in _DISK_ERRORS
+    written = Path(os.fsdecode(error.filename))
+    return staged == written or staged in written.parents
+
+
+def _refusal(target: Path, moved: list[str], error: Exception) -> UserError:
+    state = "What was there before is unchanged."
+    if moved:
+        state = f"The folder is a mixture now: {', '.join(moved)} are new in it, the other files are the old ones."
+    return UserError(f"{target} could not be saved: {error}. {state} Make room or give another folder, then go on.")
 
 
 def check_writable(folder: Path, asked: str) -> None:
@@ -84,21 +117,30 @@ def read_json(path: Path) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}). Is this the folder of a finished save?") from error
-    except ValueError as error:  # broken JSON, or bytes that are no text
+    except ValueError as error:  # broken JSON, or bytes that are not text
         raise UserError(f"{path} is damaged: {error}. Copy it again or use another checkpoint.") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} should hold a JSON object, not {type(content).__name__}. Use another checkpoint.")
+        raise UserError(f"{path} must hold a JSON object; got {type(content).__name__}. Use another checkpoint.")
     return content
 
 
 def _replace(source: Path, target: Path) -> None:
-    """Moves a file or folder into place. A folder cannot be renamed onto a full one, so the old one goes first."""
-    if target.is_dir():
-        shutil.rmtree(target)
-    os.replace(source, target)
+    """Moves a file or folder into place. A folder cannot be renamed onto a full one: the old one steps aside first."""
+    if not target.is_dir():
+        os.replace(source, target)
+        return
+    aside = source.with_name(f".{target.name}.old.tmp")
+    os.replace(target, aside)
+    try:
+        os.replace(source, target)
+    except OSError:
+        os.replace(aside, target)
+        raise
+    remove(aside)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Removes a file, a link, or a folder with all that is in it; nothing happens where there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -1,4 +1,4 @@
-"""How much memory did a piece of work need at most, and how much is there still?
+"""Peak memory of a piece of work, and memory that is free.
 
 On the host the resident set of the process: everything in it, the libraries too. Linux can start counting anew; where
 that is not possible the number is the highest since the process began. On a GPU what torch's allocator gave out.
@@ -53,7 +53,7 @@ def used_bytes(device: torch.device) -> int:
 
 
 def let_go(device: torch.device) -> None:
-    """Collects what nobody holds any more, and gives the free blocks of torch's allocator back to a GPU."""
+    """Collects what is not held any more, and gives the free blocks of torch's allocator back to a GPU."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -86,6 +86,11 @@ def _host_peak(status: Path) -> int:
 def _host_bytes(status: Path, name: str) -> int | None:
     lines = status.read_text().splitlines() if status.is_file() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(name)), None)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of the host or of a GPU did not suffice; torch has no class of its own for the former."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def gigabytes(size: int) -> str:

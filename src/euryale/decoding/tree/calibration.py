@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from euryale.decoding.tree.tree import ROOT_ONLY, Tree
 from euryale.errors import UserError
@@ -30,6 +31,7 @@ class Calibration:
     repeated_8grams: float = 0.0  # share of the counted text that repeats itself: it flatters tau
     max_depth: int | None = None  # chosen: every level is one more round of drafting; None: as deep as the heads
     shallow: list[dict[str, float]] = field(default_factory=list)  # num_nodes, max_depth, tau, step_ms of other trees
+    finalists: list[dict[str, Any]] = field(default_factory=list)  # timed once more: as shallow, and error_ms
 
     def tree(self) -> Tree:
         """The chosen tree."""

@@ -1,0 +1,99 @@
+"""Is what was there before whole when a write fails, and does the message say how it is?"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from euryale.errors import UserError
+from euryale.system.files import write_atomically
+
+NAMES = ["a.txt", "b.txt", "z.json"]
+
+
+def write_all(target: Path, content: str) -> None:
+    with write_atomically(target, last="a.txt") as staged:
+        staged.mkdir()
+        for name in NAMES:
+            (staged / name).write_text(content)
+
+
+def failing(times: int) -> Callable[[object, object], None]:
+    """os.replace that fails when it was called so many times."""
+    plain, calls = os.replace, 0
+
+    def replace(source: str | Path, target: str | Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > times:
+            raise OSError(5, os.strerror(5), str(target))
+        plain(source, target)
+
+    return replace  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_a_merge_that_stops_half_way_says_what_is_new(
+    tmp_path: Path, moved: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It said that nothing had changed."""
+    write_all(tmp_path, "old")
+    monkeypatch.setattr(os, "replace", failing(moved))
+    with pytest.raises(UserError, match="could not be saved") as caught:
+        write_all(tmp_path, "new")
+    order = ["b.txt", "z.json", "a.txt"]
+    assert {name: (tmp_path / name).read_text() for name in order} == {
+        name: "new" if order.index(name) < moved else "old" for name in order
+    }
+    assert ("unchanged" in str(caught.value)) == (moved == 0)
+    assert f"{', '.join(order[:moved])} are new in it" in str(caught.value) or moved == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == NAMES
+
+
+def test_a_folder_that_cannot_be_replaced_is_still_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "weights").write_text("old")
+    plain = os.replace
+
+    def refuse_new(source: str | Path, target: str | Path) -> None:
+        if Path(target).name == "adapter" and ".old.tmp" not in Path(source).name:
+            raise OSError(5, os.strerror(5))
+        plain(source, target)
+
+    def write() -> None:
+        with write_atomically(tmp_path) as staged:
+            (staged / "adapter").mkdir(parents=True)
+            (staged / "adapter" / "weights").write_text("new")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", refuse_new)
+        with pytest.raises(UserError, match="unchanged"):
+            write()
+    assert (tmp_path / "adapter" / "weights").read_text() == "old"
+    write()
+    assert (tmp_path / "adapter" / "weights").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [FileNotFoundError(2, "No such file", "elsewhere/prompts.txt"), ConnectionError("the server is gone")],
+    ids=["another file", "a connection"],
+)
+def test_errors_of_the_caller_pass_through(tmp_path: Path, error: OSError) -> None:
+    """They were all told as a full disk."""
+    with pytest.raises(type(error)) as caught, write_atomically(tmp_path / "a.txt") as staged:
+        staged.write_text("half")
+        raise error
+    assert caught.value is error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("filename", [None, "staged"])
+def test_errors_of_writing_are_told_as_such(tmp_path: Path, filename: str | None) -> None:
+    with (
+        pytest.raises(UserError, match=r"a\.txt could not be saved.*unchanged"),
+        write_atomically(tmp_path / "a.txt") as staged,
+    ):
+        raise OSError(28, "No space left on device", None if filename is None else str(staged / "part"))
