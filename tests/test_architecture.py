@@ -1,4 +1,4 @@
-"""Does the code keep its shape: imports go down the floors, scripts stay thin, no file knows its author's machine?
+"""Does the code keep its shape: imports go down the floors, files and functions stay small, no file knows a machine?
 
 A unit is a sub-package or a top-level module of euryale. Everything is read with ast, nothing is imported.
 """
@@ -33,6 +33,8 @@ FLOORS: dict[str, int] = {
     "system": 1,
     "errors": 0,
 }
+
+LONGEST_FILE, LONGEST_FUNCTION = 300, 60  # lines
 
 # Assembled from pieces so that this file does not find itself.
 MACHINE_FOLDERS = "|".join(["home", "root", "work", "Users", "workspace"])
@@ -142,9 +144,33 @@ def test_scripts_are_verbs(path: Path) -> None:
 def test_a_file_is_one_idea_in_plain_ascii(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.isascii()
-    assert len(text.splitlines()) < 300
+    assert len(text.splitlines()) <= LONGEST_FILE
     if text.strip():
         assert ast.get_docstring(ast.parse(text)), "a file says what question it answers"
+
+
+@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=relative)
+def test_a_function_fits_on_a_screen(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno + 1 <= LONGEST_FUNCTION, f"{relative(path)}: {node.name}"
+
+
+def test_the_floors_drawn_in_contributing_are_those_that_are_checked() -> None:
+    """A line of the drawing is a floor: its rooms, each with a slash or .py, then what they are."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    [drawing] = [
+        block for block in re.findall(r"```\n(.*?)```", text, flags=re.S) if block.startswith("train/  infer/")
+    ]
+    drawn = [re.findall(r"(?<![\w(/])([a-z]+)(?:/|\.py)(?=\s|$)", line) for line in drawing.splitlines()[1:]]
+    assert all(drawn), drawing
+    floors = {room: level for level, rooms in enumerate(reversed(drawn)) for room in rooms}
+    there = {room: level for room, level in FLOORS.items() if room != "euryale"}  # the front door is above them all
+    assert sorted(floors) == sorted(there)
+    for lower in there:
+        for upper in there:
+            assert (there[lower] < there[upper]) == (floors[lower] < floors[upper]), (lower, upper)
 
 
 def test_repository_files_do_not_mention_machine_paths() -> None:

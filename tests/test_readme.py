@@ -32,7 +32,9 @@ EXTRA = {
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+    """The blocks of code in this language; "" for those that name none."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.S | re.M)
+    return [text for name, text in found if name == language]
 
 
 def commands() -> list[str]:
@@ -86,6 +88,23 @@ def test_the_readme_s_make_targets_exist() -> None:
         assert re.search(rf"^{target}:", makefile, flags=re.M), target
 
 
-def test_the_readme_names_only_scripts_and_folders_that_exist() -> None:
-    for name in re.findall(r"(?:train|infer)/\w+\.py", README):
-        assert (ROOT / name).is_file(), name
+def test_the_readme_names_only_scripts_and_pages_that_exist() -> None:
+    scripts, links = re.findall(r"(?:train|infer)/\w+\.py", README), re.findall(r"\]\((?!https?:)([^)#]+)", README)
+    assert len(set(scripts)) >= 5 and len(links) >= 3
+    for name in (*scripts, *links):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_readme_s_tree_is_that_of_the_folders() -> None:
+    """Each room of src/euryale on a line of its own, and no other; the folders around them exist."""
+    [tree] = [block for block in blocks("") if "src/euryale/" in block]
+    names = [(len(line) - len(line.lstrip()), line.split("  ")[0] or line.split()[0]) for line in tree.splitlines()]
+    outer = [part for depth, name in names if depth == 0 for part in name.split()]
+    assert len(outer) >= 4
+    for name in outer:
+        assert (ROOT / name).is_dir(), name
+    rooms = {line.split()[0] for (depth, _), line in zip(names, tree.splitlines(), strict=True) if depth > 0}
+    package = ROOT / "src" / "euryale"
+    there = {f"{path.name}/" for path in package.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    there |= {path.name for path in package.glob("*.py")} - {"__init__.py"}
+    assert rooms == there
