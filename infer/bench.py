@@ -1,4 +1,4 @@
-"""Times euryale and its rivals on the same weights and prompts: python infer/bench.py checkpoint=DIR prompts=FILE
+"""Times euryale and other decoders on the same weights and prompts: python infer/bench.py checkpoint=DIR prompts=FILE
 
 A sweep: python infer/bench.py -m tree.num_nodes=1,4,16 temperature=0,0.8 output=FILE.jsonl, then infer/plot_sweep.py.
 """
@@ -11,7 +11,7 @@ from euryale.cli.script import script, use_threads
 from euryale.cli.sweeps import swept
 from euryale.evaluation.bench import BenchSettings, bench
 from euryale.evaluation.bench_batches import bench_batches
-from euryale.evaluation.prompts import load_prompts
+from euryale.evaluation.prompts import check_prompts, load_prompts
 from euryale.evaluation.roofline import measure_ceiling
 from euryale.evaluation.step_log import log_steps
 from euryale.report.bench_tables import batch_table, bench_table
@@ -26,6 +26,7 @@ def main(config: BenchConfig) -> dict[str, object]:
     settings = BenchSettings.of(config, config.contenders, config.repeats)
     check_result(config.output)
     folder, description = open_checkpoint(config)
+    check_prompts(config.prompts, None, description)
     engine = open_engine(config)
     prompts = load_prompts(engine.base, config.prompts, config.limit, config.max_new_tokens, description)
     ceiling = measure_ceiling(engine, config.temperature)

@@ -8,7 +8,7 @@ from euryale.report.tables import calibration_table
 
 @script("calibrate")
 def main(config: CalibrateScriptConfig) -> dict[str, object]:
-    use_threads(config.threads, config.deterministic, config.seed)
+    use_threads(config.threads, config.deterministic, config.calibrate.seed)
     folder, content = recalibrate(config)
     for entry in content["calibrations"]:
         print(calibration_table(entry))

@@ -13,7 +13,7 @@ from euryale.data.suites import read_suite
 from euryale.evaluation.bench import BenchSettings
 from euryale.evaluation.bench_suite import bench_suite
 from euryale.evaluation.evaluate import evaluate_text, held_out_accuracy
-from euryale.evaluation.prompts import choose_data, load_prompts
+from euryale.evaluation.prompts import check_prompts, choose_data, load_prompts
 from euryale.report.bench_tables import suite_table
 from euryale.report.result_file import check_result, write_result
 from euryale.report.tables import accuracy_table, evaluation_table
@@ -51,6 +51,7 @@ def on_suite(config: EvalConfig) -> dict[str, object]:
 
 def on_prompts(config: EvalConfig, description: dict[str, Any]) -> dict[str, object]:
     """Accuracy of the heads, tau by depth, losslessness."""
+    check_prompts(config.prompts, config.data, description)
     engine = open_engine(config)
     prompts = load_prompts(engine.base, config.prompts, config.limit, config.max_new_tokens, description, config.data)
     evaluation = evaluate_text(

@@ -15,9 +15,11 @@ def main(config: PlotSweepConfig) -> dict[str, object]:
     if config.results is None:
         raise UserError("results=FILE.jsonl is missing: the file that infer/bench.py output=FILE.jsonl adds to.")
     results = Path(config.results).expanduser()
+    picture = Path(config.output).expanduser() if config.output else results.with_suffix(".png")
+    if picture.suffix != ".png":
+        raise UserError(f"output must be a .png file; got {config.output}.")
     sweep = read_sweep(results, config.by)
     print(sweep_table(sweep))
-    picture = Path(config.output).expanduser() if config.output else results.with_suffix(".png")
     with write_atomically(picture) as staged:
         staged.write_bytes(sweep_plot(sweep))
     print(f"\n{picture}")

@@ -8,7 +8,7 @@ import sys
 import time
 
 from euryale.cli.chat import chat, read_all, stream_answer
-from euryale.cli.open_engine import open_engine
+from euryale.cli.open_engine import open_checkpoint, open_engine
 from euryale.cli.schemas import InferConfig
 from euryale.cli.script import script, use_threads
 from euryale.evaluation.step_log import log_steps
@@ -19,11 +19,12 @@ log = logging.getLogger(__name__)
 @script("infer")
 def main(config: InferConfig) -> dict[str, object]:
     use_threads(config.threads, config.deterministic, config.seed)
+    open_checkpoint(config)  # refuses before stdin is waited for
+    prompt = read_all(sys.stdin) if config.prompt == "-" else config.prompt
     engine = open_engine(config)
-    if config.prompt is None:
+    if prompt is None:
         with log_steps(engine, config.steps):
             return chat(engine, config, sys.stdin, sys.stdout)
-    prompt = read_all(sys.stdin) if config.prompt == "-" else config.prompt
     start = time.perf_counter()
     with log_steps(engine, config.steps):
         answer = stream_answer(engine, prompt, config, sys.stdout)

@@ -188,8 +188,8 @@ def test_the_result_is_the_bench_section_of_a_report(engine: Engine, temperature
     [
         (BenchSettings(("euryale", "vllm")), r"not known: vllm\. Choose from: euryale, ar"),
         (BenchSettings(()), r"contenders=\[\]: none is named\. Choose from"),
-        (BenchSettings(repeats=0), "repeats=0"),
-        (BenchSettings(max_new_tokens=0), "max_new_tokens=0"),
+        (BenchSettings(repeats=0), "repeats must be at least 1; got 0"),
+        (BenchSettings(max_new_tokens=0), "max_new_tokens must be at least 1; got 0"),
         (BenchSettings(temperature=-1.0), "temperature=-1.0"),
         (BenchSettings(more={"min_p": 2.0}), "min_p=2.0"),
         (
@@ -259,6 +259,47 @@ def test_the_ceiling_counts_what_a_step_reads(monkeypatch: pytest.MonkeyPatch) -
         assert found.step_flops == 2 * expected * 5 + asked
         assert f"With 5 nodes a step reads {found.step_bytes / 1e6:.1f} MB" in found.describe()
         assert found.as_dict()["step_ms"] == found.step_ms > 0
+
+
+def test_heads_that_are_asked_in_bfloat16_are_counted_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a float32 base, on a processor that multiplies bfloat16."""
+    monkeypatch.setattr(roofline, "_best_seconds", lambda work, device: 0.001)
+    base = random_base(vocab_size=13)
+    engine = Engine(base, random_heads(HeadsConfig("medusa", num_heads=2, vocab_share=1.0), base), tree="chain")
+    bytes_of: dict[torch.dtype, int] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(roofline, "draft_dtype", lambda base, dtype=dtype: dtype)
+        found = roofline.measure_ceiling(engine)
+        bytes_of[dtype] = found.step_bytes - found.base_bytes
+    assert bytes_of[torch.float32] == 2 * bytes_of[torch.bfloat16] > 0
+
+
+def test_the_clock_runs_while_memory_for_keys_and_values_is_taken(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It began when the scheduler, and its cache, were made."""
+    now, plain = 0.0, Engine._schedule
+
+    def slow(self: Engine, *asked: object) -> object:
+        nonlocal now
+        now += 1000.0
+        return plain(self, *asked)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(contenders.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(Engine, "_schedule", slow)
+    for name in ("euryale", "ar"):
+        assert contenders.CONTENDERS[name](engine, Sampling(), 4)(PROMPTS[0], 0).seconds == 1000.0
+
+
+def test_every_contender_turns_its_ids_into_text(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[list[int]] = []
+    tokenizer = engine.base.tokenizer
+    plain = tokenizer.decode
+    monkeypatch.setattr(tokenizer, "decode", lambda ids, **more: decoded.append(list(ids)) or plain(ids, **more))
+    for name in ("ar", "hf_generate"):
+        decoded.clear()
+        contenders.CONTENDERS[name](engine, Sampling(), 4)(PROMPTS[0], 0)
+        assert decoded, name
 
 
 def test_the_ceiling_measures_this_machine(engine: Engine) -> None:

@@ -52,12 +52,12 @@ def test_openings_that_are_equally_long_are_cut_to_unlike_lengths() -> None:
 
 @pytest.mark.parametrize("batch", [1, 6])
 def test_groups_that_cannot_be_are_refused(batch: int) -> None:
-    with pytest.raises(UserError, match=f"batch={batch} was asked for, and there are 5 prompts"):
+    with pytest.raises(UserError, match=f"batch must be from 2 to the number of prompts, 5; got {batch}"):
         bench_batches(engine_of(five_tokens()), PROMPTS, BenchSettings(), batch)
 
 
 def test_more_than_are_answered_at_once_are_refused() -> None:
-    with pytest.raises(UserError, match="batch=65: at most 64 answers are written at once"):
+    with pytest.raises(UserError, match="batch must be at most 64, the answers written at once; got 65"):
         bench_batches(engine_of(five_tokens()), PROMPTS * 13, BenchSettings(), 65)
 
 

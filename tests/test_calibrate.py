@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from calibration_cases import DESIGNS, MAX_RANK, PROMPTS, SMALL, written
+from plain_heads import plain_heads
 from random_models import random_base, random_heads
 
 from euryale.base.base import Base
@@ -154,10 +155,10 @@ def test_no_prompts_are_refused(base: Base) -> None:
         ({"node_counts": []}, "node_counts"),
         ({"node_counts": [0, 1]}, "node_counts"),
         ({"node_counts": [2]}, "1 .no tree. among them"),
-        ({"repeats": 0}, "calibrate.repeats=0"),
-        ({"max_rank": 0}, "calibrate.max_rank=0"),
-        ({"context_tokens": 0}, "calibrate.context_tokens=0"),
-        ({"temperatures": []}, "calibrate.temperatures is empty"),
+        ({"repeats": 0}, "calibrate.repeats must be at least 1; got 0"),
+        ({"max_rank": 0}, "calibrate.max_rank must be at least 1; got 0"),
+        ({"context_tokens": 0}, "calibrate.context_tokens must be at least 1; got 0"),
+        ({"temperatures": []}, "calibrate.temperatures must not be empty"),
         ({"temperatures": [float("nan")]}, "temperature=nan"),
     ],
 )

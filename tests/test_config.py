@@ -150,8 +150,8 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.mark.parametrize(
     "argument, words",
     [
-        ("optim.lrr=1", ["error: optim.lrr is no setting", "Did you mean optim.lr?", "warmup_steps"]),
-        ("+oops=1", ["error: oops is no setting", "wandb"]),
+        ("optim.lrr=1", ["error: optim.lrr is not a setting", "Did you mean optim.lr?", "warmup_steps"]),
+        ("+oops=1", ["error: oops is not a setting", "wandb"]),
         ("base=llama9", ["base=llama9 is not known. Choose one of", "llama3_8b", "tiny"]),
         ("recipe=cake", ["recipe=cake", "pretrain_tiny"]),
         ("optim.lr=fast", ["optim.lr", "'fast'", "Float"]),
@@ -164,7 +164,7 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         ("data=files", ["data.files is empty"]),
         ("data=checkpoint", ["data.kind='checkpoint' is not known", "stdlib, files, hub"]),
         ("metric=speed", ["metric=speed is not known", "tau, tau_16, speedup"]),
-        ("threads=-1", ["threads=-1"]),
+        ("threads=-1", ["threads must be at least 0; got -1"]),
     ],
 )
 def test_a_wrong_setting_is_one_message_and_nothing_is_left(output: str, argument: str, words: list[str]) -> None:
@@ -173,6 +173,7 @@ def test_a_wrong_setting_is_one_message_and_nothing_is_left(output: str, argumen
 
 
 NO_BASE = "checkpoint=no/such/run"  # should it go further than it must
+NOT_OF_CALIBRATE = ["temperature", "top_p", "max_new_tokens", "tree.num_nodes", "drafter.depth", "seed", "accept.alpha"]
 NEVER = ["temperature=-1.0", "top_p=2.0", "top_k=-1", "min_p=2.0", "seed=-1", "max_new_tokens=0", "min_new_tokens=-1",
          "repetition_penalty=0.0", "presence_penalty=3.0", "tree.num_nodes=0", "drafter.depth=0"]  # fmt: skip
 
@@ -181,8 +182,12 @@ NEVER = ["temperature=-1.0", "top_p=2.0", "top_k=-1", "min_p=2.0", "seed=-1", "m
     "name, arguments, words",
     [
         ("infer/run.py", ["checkpoint=no/such/run"], ["checkpoint=no/such/run", "train one with train/run.py"]),
-        ("infer/run.py", ["max_tokens=3"], ["max_tokens is no setting", "Did you mean max_new_tokens?"]),
-        ("infer/calibrate.py", ["calibrate.repeats=0", "checkpoint=x"], ["calibrate.repeats=0"]),
+        ("infer/run.py", ["max_tokens=3"], ["max_tokens is not a setting", "Did you mean max_new_tokens?"]),
+        (
+            "infer/calibrate.py",
+            ["calibrate.repeats=0", "checkpoint=x"],
+            ["calibrate.repeats must be at least 1; got 0"],
+        ),
         ("infer/run.py", ["accept=nucleus"], ["accept=nucleus is not known. Choose one of: exact, rejection, typical"]),
         ("infer/run.py", ["drafter=oracle"], ["drafter=oracle is not known", "heads", "none"]),
         *(("infer/run.py", [setting, NO_BASE], [setting, "Give"]) for setting in NEVER),
@@ -194,8 +199,19 @@ NEVER = ["temperature=-1.0", "top_p=2.0", "top_k=-1", "min_p=2.0", "seed=-1", "m
         ("infer/eval.py", ["batch_size=0", NO_BASE], ["batch_size=0 cannot be"]),
         ("infer/run.py", ["drafter=model", NO_BASE], ["drafter=model needs a smaller model"]),
         ("infer/eval.py", ["top_p=0", NO_BASE], ["top_p=0.0 cannot be"]),
+        *(("infer/calibrate.py", [f"{key}=1", NO_BASE], [f"{key} is not a setting"]) for key in NOT_OF_CALIBRATE),
+        ("infer/bench.py", ["batch=8", "limit=4", NO_BASE], ["batch must be at most limit=4", "got 8"]),
+        ("infer/bench.py", ["steps=/dev/null/x.jsonl", NO_BASE], ["steps=/dev/null/x.jsonl: nothing can be written"]),
+        ("infer/run.py", ["steps=/dev/null/x.jsonl", NO_BASE], ["steps=/dev/null/x.jsonl: nothing can be written"]),
+        ("infer/bench.py", [f"output={ROOT}/conf", NO_BASE], ["output must be a file; got the folder"]),
+        ("infer/bench.py", [f"output={ROOT}/README.md", NO_BASE], ["output must be a new file or an earlier result"]),
+        (
+            "train/regenerate.py",
+            ["regenerate.new_tokens=0", "base.path=no/such/base"],
+            ["regenerate.new_tokens must be at least 1; got 0"],
+        ),
         ("infer/run.py", ["stop=''", NO_BASE], ["stop=[''] holds an empty"]),
-        ("train/regenerate.py", ["optim.lr=1"], ["optim.lr is no setting"]),
+        ("train/regenerate.py", ["optim.lr=1"], ["optim.lr is not a setting"]),
         ("train/regenerate.py", ["data=files", "data.files=gone.txt"], ["data.files=gone.txt", "no such file"]),
         ("train/regenerate.py", ["base.path=no/such/base/x"], ["base.path=no/such/base/x", "no such folder"]),
     ],
@@ -323,6 +339,29 @@ def test_a_new_folder_goes_when_the_run_was_refused_and_stays_once_it_began(tmp_
         assert folder.exists() == is_begun
 
 
+@pytest.mark.parametrize("is_there", [["wandb/theirs", "initial/theirs"], []], ids=["with files", "empty"])
+def test_what_was_in_the_folder_of_a_refused_run_stays(tmp_path: Path, is_there: list[str]) -> None:
+    """output=. name=experiments, where experiments/ held a wandb/ folder, removed it all."""
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    for name in is_there:
+        (folder / name).parent.mkdir()
+        (folder / name).write_text("theirs")
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(UserError), whole_or_nothing(folder):
+        (folder / ".metrics.tmp").write_text("ours")
+        raise UserError("no")
+    assert sorted(folder.rglob("*")) == before and folder.is_dir()
+
+
+def test_what_somebody_else_puts_into_a_refused_run_stays(tmp_path: Path) -> None:
+    with pytest.raises(UserError), whole_or_nothing(tmp_path / "run"):
+        (tmp_path / "run" / "initial").mkdir(parents=True)
+        (tmp_path / "run" / "notes.txt").write_text("theirs")
+        raise UserError("no")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
 def test_output_is_below_the_project_unless_it_is_absolute(tmp_path: Path) -> None:
     assert output_root("checkpoints") == ROOT / "checkpoints"
     assert output_root(str(tmp_path)) == tmp_path
@@ -397,5 +436,5 @@ def test_threads_are_set_as_asked() -> None:
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
-    with pytest.raises(UserError, match="threads=-2"):
+    with pytest.raises(UserError, match="threads must be at least 0; got -2"):
         use_threads(-2)

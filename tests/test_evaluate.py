@@ -211,7 +211,11 @@ def test_accuracy_on_written_text_counts_the_answers_tokens_under_each_head(engi
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"prompts": []}, "no prompts"), ({"batch_size": 0}, "batch_size=0"), ({"temperature": -1.0}, "temperature")],
+    [
+        ({"prompts": []}, "no prompts"),
+        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
+        ({"temperature": -1.0}, "temperature"),
+    ],
 )
 def test_what_cannot_be_asked_is_refused(engine: Engine, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -244,7 +248,7 @@ def test_prompts_come_from_a_file_or_from_held_out_rows(tiny_base: Base, tmp_pat
 
 
 def test_prompts_that_cannot_be_had_are_explained(tiny_base: Base, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="limit=0"):
+    with pytest.raises(UserError, match="limit must be at least 1; got 0"):
         load_prompts(tiny_base, None, 0, 20, {})
     with pytest.raises(UserError, match="without a checkpoint.*prompts=FILE"):
         load_prompts(tiny_base, None, 4, 20, {})

@@ -126,14 +126,14 @@ def test_what_does_not_fit_is_refused_before_the_base_is_built(monkeypatch: pyte
         (["data.block_size=5000"], ["data.block_size=5000", "this shape", "1024"]),
         (["objectives=[pretrain]"], ["objectives=[pretrain] cannot be measured. Choose among: medusa1, medusa2"]),
         (["objectives=[]"], ["objectives=[] cannot be measured"]),
-        (["steps=0"], ["steps=0 cannot be"]),
-        (["warm_up=-1"], ["warm_up=-1 cannot be"]),
+        (["steps=0"], ["steps must be at least 1; got 0"]),
+        (["warm_up=-1"], ["warm_up must be at least 0; got -1"]),
         (["optim.name=paged_adamw_8bit"], ["optim.name=paged_adamw_8bit", "CUDA GPU"]),
         (["heads.kind=clover"], ["heads.kind=clover"]),
         (["lora.targets=[query]"], ["lora.targets names query"]),
         (["output=/proc/nowhere/x.json"], ["output=/proc/nowhere/x.json", "nothing can be written"]),
         (["recipe=pretrain_tiny"], ["scratch"]),
-        (["seed=-1"], ["seed=-1 is out of range"]),
+        (["seed=-1"], ["seed must be a whole number from 0 to 2**62 - 1; got -1"]),
     ],
 )  # fmt: skip
 def test_what_a_user_gets_wrong_is_one_message(arguments: list[str], words: list[str]) -> None:

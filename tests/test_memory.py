@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from euryale.base.base import load_base
+from euryale.base.config import BaseConfig
+from euryale.errors import UserError
 from euryale.system import memory
-from euryale.system.memory import begin_peak, peak
+from euryale.system.memory import begin_peak, is_out_of_memory, peak
 
 CPU = torch.device("cpu")
 SIZE = 200_000_000  # bytes
@@ -37,3 +40,30 @@ def test_where_nothing_can_be_counted_anew_the_highest_of_the_process_stands(
     del block
     begin_peak(CPU)
     assert SIZE < peak(CPU).host_bytes < 1e12
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
+        (RuntimeError("shapes do not fit"), False),
+        (OSError("offline"), False),
+    ],
+)
+def test_out_of_memory_has_its_own_name(error: Exception, is_memory: bool) -> None:
+    assert is_out_of_memory(error) == is_memory
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.\nmore")])
+def test_a_base_that_does_not_fit_is_not_told_as_one_that_is_offline(
+    tiny_llama_folder: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr("euryale.base.base.AutoModelForCausalLM.from_pretrained", refuse)
+    with pytest.raises(UserError, match="does not fit into the memory of cpu.*base.quantization=nf4") as caught:
+        load_base(BaseConfig(path=str(tiny_llama_folder), device="cpu"))
+    assert "offline" not in str(caught.value)

@@ -35,11 +35,17 @@ def test_settings_groups_and_hydras_own_arguments_pass(argument: str) -> None:
 @pytest.mark.parametrize(
     "argument, message",
     [
-        ("promt=x", "promt is no setting. Did you mean prompt? The settings are: optim, files, prompt."),
-        ("optim.lrr=1", "optim.lrr is no setting. Did you mean optim.lr? The settings of optim are: lr, warmup_steps."),
-        ("+optim.warmup=1", "optim.warmup is no setting. Did you mean optim.warmup_steps? The settings of optim are"),
-        ("~zzz", "zzz is no setting. The settings are: optim, files, prompt."),
-        ("zzz.lr=1", "zzz.lr is no setting. The settings are: optim, files, prompt."),
+        ("promt=x", "promt is not a setting. Did you mean prompt? The settings are: optim, files, prompt."),
+        (
+            "optim.lrr=1",
+            "optim.lrr is not a setting. Did you mean optim.lr? The settings of optim are: lr, warmup",
+        ),
+        (
+            "+optim.warmup=1",
+            "optim.warmup is not a setting. Did you mean optim.warmup_steps? The settings of",
+        ),
+        ("~zzz", "zzz is not a setting. The settings are: optim, files, prompt."),
+        ("zzz.lr=1", "zzz.lr is not a setting. The settings are: optim, files, prompt."),
     ],
 )
 def test_an_unknown_key_is_met_with_those_there_are(argument: str, message: str) -> None:

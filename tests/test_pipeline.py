@@ -276,7 +276,7 @@ def test_calibrating_again_writes_the_tree_alone(copied: Path, tmp_path: Path) -
         assert result.status == 0, result.err
         [calibration] = read_calibrations(copied)
         assert result.last_line == {"checkpoint": str(copied), "num_nodes": {"0.5": calibration.num_nodes}}
-        assert "<- chosen" in result.out
+        assert "chosen: " in result.out
     after = content(copied)
     assert {name for name in before if before[name] != after[name]} == {"tree.json"} and set(before) == set(after)
 
@@ -300,6 +300,35 @@ def ask(folder: Path, *arguments: str) -> Result:
 def test_heads_of_another_base_are_refused(run: Path, other_base: Path, tiny_llama_folder: Path) -> None:
     result = ask(run, f"base.path={other_base}")
     assert_refused(result, f"The heads in {run} were trained for {tiny_llama_folder}", str(other_base), "fingerprint")
+
+
+@pytest.mark.parametrize(
+    ("script", "asked", "words"),
+    [
+        ("infer/run.py", ["tree=medusa63"], ["tree=medusa63 is 4 deep"]),
+        ("infer/run.py", ["tree.num_nodes=200"], ["tree.num_nodes=200"]),
+        ("infer/bench.py", ["tree.max_depth=9"], ["tree.max_depth=9"]),
+        ("infer/eval.py", ["drafter=eagle"], ["drafter=eagle"]),
+        ("infer/run.py", ["tree=calibrated", "without tree.json"], ["has no tree.json"]),
+        ("infer/bench.py", ["prompts=gone.txt"], ["prompts=gone.txt: there is no such file"]),
+        ("infer/eval.py", ["prompts=gone.txt"], ["prompts=gone.txt: there is no such file"]),
+        ("infer/calibrate.py", ["prompts=gone.txt"], ["prompts=gone.txt: there is no such file"]),
+        ("infer/eval.py", ["data=files", "data.files=gone.txt"], ["data.files=gone.txt"]),
+    ],
+)
+def test_what_needs_no_base_is_refused_before_one_is_loaded(
+    copied: Path, script: str, asked: list[str], words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Minutes of loading must not end at it."""
+
+    def too_late(*_: object) -> None:
+        raise AssertionError("the base was loaded")
+
+    monkeypatch.setattr("euryale.cli.open_engine.load_base", too_late)
+    if "without tree.json" in asked:
+        (copied / "tree.json").unlink()
+        asked = asked[:-1]
+    assert_refused(run_script(script, f"checkpoint={copied}", *asked), *words)
 
 
 def test_a_tree_deeper_than_the_heads_is_refused(run: Path) -> None:

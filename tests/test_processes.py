@@ -295,3 +295,22 @@ def test_resuming_under_more_processes_needs_no_setting(alone: Path) -> None:
     assert share_batches(alone, OptimConfig(gradient_accumulation=2), 2) == replace(
         OptimConfig(), gradient_accumulation=1
     )
+
+
+@pytest.mark.parametrize(
+    ("reason", "is_told"),
+    [
+        ("[..] Timed out waiting 7200000ms for recv operation to complete", True),
+        ("Watchdog caught collective operation timeout: WorkNCCL(SeqNum=5)", True),
+        ("shapes do not fit", False),
+    ],
+)
+def test_a_process_that_waits_in_vain_says_so(reason: str, is_told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hung collective was waited for for 30 days."""
+    assert processes.refusal(RuntimeError(reason)) is None, "a single process waits for none"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    message = processes.refusal(RuntimeError(reason))
+    assert (message is not None) == is_told
+    assert not is_told or "process 1 of 2 waited for another" in str(message)
+    assert processes.PATIENCE.total_seconds() <= 4 * 3600

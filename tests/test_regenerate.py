@@ -282,7 +282,7 @@ def test_a_base_that_answers_nothing_is_told_before_heads_learn_its_silence(
         ({"num_prompts": 0}, "regenerate.num_prompts must be at least 1; got 0"),
         ({"batch_size": -1}, "regenerate.batch_size must be at least 1; got -1"),
         ({"greedy_share": 1.5}, "regenerate.greedy_share must be from 0 to 1; got 1.5"),
-        ({"temperature": 0.0}, "regenerate.temperature must be positive to sample; got 0.0"),
+        ({"temperature": 0.0}, "regenerate.temperature must be above 0 to sample; got 0.0"),
         ({"prompt_tokens": 200, "new_tokens": 100}, "= 300, and the context of .* ends at 256"),
     ],
 )
@@ -575,7 +575,7 @@ def test_a_server_that_refuses_or_is_not_there_is_said(
         write(tiny_base, tmp_path, url=server.url)
     with pytest.raises(UserError, match="regenerate.model=other: .* serves served"):
         write(tiny_base, tmp_path, url=server.url, model="other")
-    with pytest.raises(UserError, match="regenerate.url must be an address .*; got localhost:8000"):
+    with pytest.raises(UserError, match="regenerate.url must be an address as http://.*; got localhost:8000"):
         write(tiny_base, tmp_path, url="localhost:8000")
     with pytest.raises(UserError, match="does not answer"):
         write(tiny_base, tmp_path, url="http://127.0.0.1:9/v1")

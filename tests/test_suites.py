@@ -128,7 +128,7 @@ def test_each_task_gives_its_first_questions_that_fit(tiny_base: Base, caplog: p
     assert "context of 256 tokens: 2 of a, 1 of b (all of it)" in caplog.text
     with pytest.raises(UserError, match="no question leaves room for max_new_tokens=16 in the context of 256"):
         ask(Engine(tiny_base, drafter="none"), questions[:1], 2, BenchSettings(max_new_tokens=16))
-    with pytest.raises(UserError, match="limit=0"):
+    with pytest.raises(UserError, match="limit must be at least 1; got 0"):
         ask(Engine(tiny_base, drafter="none"), questions, 0, BenchSettings())
 
 

@@ -73,8 +73,8 @@ def test_the_table_gives_every_result_a_line(tmp_path: Path) -> None:
         (None, "cannot be read"),
         ("", "it is empty"),
         ("{broken", "cannot be read"),
-        ('{"tau": 2}\n', "line 1 is no result of infer/bench.py"),
-        ("[1, 2]\n", "line 1 is no result of infer/bench.py"),
+        ('{"tau": 2}\n', "line 1 is not a result of infer/bench.py"),
+        ("[1, 2]\n", "line 1 is not a result of infer/bench.py"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: str | None, message: str) -> None:
@@ -101,7 +101,7 @@ def test_a_sweep_of_bench_leaves_one_file_whose_plot_is_one_command(
     assert result.status == 2, "one of the jobs cannot be"
     assert "failed: tree.num_nodes=999: tree.num_nodes=999 cannot be. Give a number from 1 to 256." in result.err
     assert "plot it: python infer/plot_sweep.py results=r.jsonl" in result.out
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["hydra", "p.txt", "r.jsonl"], "nothing else is left behind"
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["p.txt", "r.jsonl"], "nothing else is left behind"
     rows = [json.loads(text) for text in (tmp_path / "r.jsonl").read_text().splitlines()]
     assert [row["swept"] for row in rows] == [{"tree.num_nodes": "2"}, {"tree.num_nodes": "4"}]
     plot = run_script("infer/plot_sweep.py", "results=r.jsonl")

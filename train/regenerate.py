@@ -18,6 +18,7 @@ from euryale.system.files import read_json
 def main(config: RegenerateScriptConfig) -> dict[str, object]:
     processes.join(config.base.device)
     use_threads(config.threads)
+    config.regenerate.check()
     processes.first(lambda: check_rows(config.data, needs_held_out=False))
     folder = write_text(writing_base(config), config.data, config.regenerate)
     processes.leave()

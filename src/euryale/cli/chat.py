@@ -1,4 +1,4 @@
-"""How does a person talk to the engine in a terminal?"""
+"""Chat with the engine in a terminal."""
 
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -13,7 +13,7 @@ HELP = "Type a message and press Enter. An empty line or Ctrl-D ends the chat; /
 
 
 def read_all(source: TextIO) -> str:
-    """The prompt on stdin. Raises UserError when it is no text."""
+    """The prompt on stdin. Raises UserError when it is not text."""
     return _as_text(source.read)
 
 
@@ -22,7 +22,7 @@ def _as_text(read: Callable[[], str]) -> str:
         text = read()
         text.encode()  # a terminal in the C locale gives half characters
     except UnicodeError as error:
-        raise UserError(f"what came on stdin is not UTF-8 text ({error}). Convert it first.") from error
+        raise UserError(f"stdin must be UTF-8 text; got other bytes ({error}). Convert it first.") from error
     return text
 
 

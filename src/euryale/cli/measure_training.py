@@ -1,6 +1,6 @@
-"""What will training take on this machine, in memory and time, before a base is downloaded?
+"""Memory and time of training on this machine, measured before a base is downloaded.
 
-A base of the same sizes with random weights (model.random_base) is trained beside for a few steps, by the trainer that
+A base of the same sizes with random weights (base.random_base) is trained with for a few steps, by the trainer that
 a run has: same heads, adapters, objective, optimizer and precision, on random tokens. Every position of a block is a
 label that every head counts, so that no text of this block length takes more. Weights, adapters and what autograd keeps
 are those of a run; what is missing is its own text, its evaluation and its saves.
@@ -56,14 +56,14 @@ def check(config: MeasureConfig) -> PreTrainedConfig:
     for name in ("warm_up", "steps"):
         least = 1 if name == "steps" else 0
         if getattr(config, name) < least:
-            raise UserError(f"{name}={getattr(config, name)} cannot be. Give a number of at least {least}.")
+            raise UserError(f"{name} must be at least {least}; got {getattr(config, name)}.")
     unknown = [name for name in config.objectives if name not in MEASURED]
     if unknown or not config.objectives:
         raise UserError(
             f"objectives=[{','.join(config.objectives)}] cannot be measured. Choose among: {', '.join(MEASURED)}."
         )
     if not 0 <= config.seed < MAX_SEED:
-        raise UserError(f"seed={config.seed} is out of range. Give a whole number from 0 to 2**62 - 1.")
+        raise UserError(f"seed must be a whole number from 0 to 2**62 - 1; got {config.seed}.")
     if processes.count() > 1:
         raise UserError(
             f"{processes.count()} processes were started, and one measures: every process of a run takes as much "
@@ -73,7 +73,7 @@ def check(config: MeasureConfig) -> PreTrainedConfig:
     of_base = config_of_shape(config.shape, config.base)
     if type(of_base) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(
-            f"base.path={config.base.path}: {type(of_base).__name__} describes no causal language model. Give one."
+            f"base.path={config.base.path}: {type(of_base).__name__} is not a causal language model. Give one."
         )
     check_block(config.data, context_length(of_base), "this shape" if config.shape.family else config.base.path)
     device = pick_device(config.base.device)

@@ -1,16 +1,22 @@
-"""How does an infer script get from its settings to an engine?"""
+"""From the settings of an infer script to an engine: what cannot work is refused before the base is loaded."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
 from euryale.decoding.config import DecodeConfig
+from euryale.decoding.drafters.build import check_heads
 from euryale.decoding.engine import Engine
+from euryale.decoding.tree.calibration import TREE_FILE, read_calibrations
+from euryale.decoding.tree.choose import plan_tree
 from euryale.errors import UserError
 from euryale.evaluation.threads import use_calibrated_threads
-from euryale.heads.checkpoint import find_checkpoint, read_description
+from euryale.heads.checkpoint import find_checkpoint, heads_config, read_description
+from euryale.heads.heads import Heads
 from euryale.system.paths import PROJECT
 
 
@@ -28,12 +34,15 @@ def open_engine(config: DecodeConfig) -> Engine:
 def open_checkpoint(config: DecodeConfig) -> tuple[Path | None, dict[str, Any]]:
     """The checkpoint's folder and what its heads.json says; (None, {}) for a base alone.
 
-    Raises UserError: a setting that cannot be, no such checkpoint, a drafter that needs one, no base named instead.
+    Raises UserError: a setting out of range, no such checkpoint, a drafter or tree that does not fit its heads, a
+    drafter that needs a checkpoint, no base named instead.
     """
     config.check()
     if config.checkpoint is not None:
         folder = find_checkpoint(config.checkpoint, PROJECT / "checkpoints")
-        return folder, read_description(folder)
+        description = read_description(folder)
+        check_tree(config, folder, description)
+        return folder, description
     if config.drafter.needs_heads:
         raise UserError(
             f"checkpoint=null leaves drafter={config.drafter.name} without heads. Name a checkpoint, or use "
@@ -42,6 +51,19 @@ def open_checkpoint(config: DecodeConfig) -> tuple[Path | None, dict[str, Any]]:
     if config.base.path is None:
         raise UserError("checkpoint=null names no base. Give one, for example base=tiny or base.path=FOLDER_OR_HUB_ID.")
     return None, {}
+
+
+def check_tree(config: DecodeConfig, folder: Path, description: dict[str, Any]) -> None:
+    """Raises UserError for a drafter or tree that these heads and their tree.json cannot give; the weights are not
+    read."""
+    with torch.device("meta"):
+        heads = Heads(heads_config(folder, description), description["hidden_size"], description["vocab_size"])
+    check_heads(config.drafter, heads)
+    if not config.drafter.needs_heads:
+        return
+    wants_file = config.tree.name == "calibrated" or (config.tree.name == "dynamic" and (folder / TREE_FILE).is_file())
+    calibrations = read_calibrations(folder) if wants_file else []
+    plan_tree(config.tree, heads, config.drafter.depth, calibrations, config.temperature)
 
 
 def open_base(config: BaseConfig, description: dict) -> Base:

@@ -1,4 +1,4 @@
-"""What did a person type behind a script's name, before Hydra reads it?
+"""Arguments of a command line before Hydra reads them.
 
 Hydra says that a key is unknown but not which keys there are, and it reads commas, brackets and `${` of a prompt as
 its own grammar. Both are put right here.
@@ -17,7 +17,7 @@ _SETTING = re.compile(r"(\+{0,2}[A-Za-z_][\w.]*=|~[A-Za-z_][\w.]*(=|$))")
 
 
 def check_keys(arguments: Sequence[str], schema: type, groups: Mapping[str, Sequence[str]]) -> None:
-    """Raises UserError for the first `a.b=value` that is no setting of the schema (nested dataclasses).
+    """Raises UserError for the first `a.b=value` that is not a setting of the schema (nested dataclasses).
 
     `groups` are settings too, each with its options, to which a --config-dir may add; null is none of them.
     """
@@ -41,7 +41,7 @@ def _check_choice(argument: str, group: str, options: Sequence[str], may_be_more
 
 
 def is_setting(argument: str) -> bool:
-    """Whether it sets (or ~ removes) something: no flag of Hydra's, nor the value behind one."""
+    """Whether it sets (or ~ removes) something: not a flag of Hydra's, nor the value after one."""
     return _SETTING.match(argument) is not None
 
 
@@ -53,7 +53,7 @@ def _check_key(key: str, schema: type) -> None:
             close = get_close_matches(part, known, n=1)
             guess = f" Did you mean {'.'.join([*path, close[0]])}?" if close else ""
             where = f" of {'.'.join(path)}" if path else ""
-            raise UserError(f"{key} is no setting.{guess} The settings{where} are: {', '.join(known)}.")
+            raise UserError(f"{key} is not a setting.{guess} The settings{where} are: {', '.join(known)}.")
         path.append(part)
         schema = get_type_hints(schema)[part]
         if not is_dataclass(schema):  # what is below a list or a mapping has no schema

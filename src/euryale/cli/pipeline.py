@@ -1,4 +1,4 @@
-"""What happens between a config and a measured checkpoint? The stages of train/run.py, in their order.
+"""Stages of train/run.py, in their order: from a config to a measured checkpoint.
 
 text (the base writes it) -> heads (trained) -> tree (calibrated) -> numbers (decoded, timed, reported)
 """
@@ -31,7 +31,7 @@ from euryale.evaluation.bench import BenchSettings, bench
 from euryale.evaluation.calibrate import calibrate
 from euryale.evaluation.calibrate import check as check_calibration
 from euryale.evaluation.evaluate import evaluate_text
-from euryale.evaluation.prompts import choose_data, fit_prompts, held_out_openings, load_prompts
+from euryale.evaluation.prompts import check_prompts, choose_data, fit_prompts, held_out_openings, load_prompts
 from euryale.evaluation.repetition import LOOPING_SHARE
 from euryale.evaluation.threads import use_fastest_threads
 from euryale.heads.checkpoint import DESCRIPTION, find_checkpoint, load_heads, load_initial, read_description
@@ -232,10 +232,9 @@ def measure(
 def recalibrate(config: CalibrateScriptConfig) -> tuple[Path, dict[str, Any]]:
     """Counts and times anew for a checkpoint, and writes its tree.json; the folder and the new content."""
     check_calibration(config.calibrate)
-    if config.checkpoint is None:
-        raise UserError("checkpoint=null: calibration is of heads. Name a checkpoint, or leave the setting out.")
     folder = find_checkpoint(config.checkpoint, PROJECT / "checkpoints")
     description = read_description(folder)
+    check_prompts(config.prompts, config.data, description)
     base = open_base(config.base, description)
     heads = load_heads(folder, base)
     if config.threads == 0:
@@ -247,7 +246,7 @@ def recalibrate(config: CalibrateScriptConfig) -> tuple[Path, dict[str, Any]]:
     else:
         data = choose_data(config.data, description)
         openings, _ = held_out_openings(base, data, config.calibrate.num_prompts, config.calibrate.prompt_tokens)
-    content = calibrate(base, heads, openings, config.calibrate, config.accept.coupled)
+    content = calibrate(base, heads, openings, config.calibrate, config.coupled)
     write_json(folder / TREE_FILE, content)
     return folder, content
 

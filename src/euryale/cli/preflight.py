@@ -1,4 +1,4 @@
-"""What would a later stage of a training run refuse? Asked before the first one: minutes of work must not end at it."""
+"""Checks of a whole training run before its first stage: minutes of work must not end at what a later one refuses."""
 
 import logging
 from dataclasses import replace
@@ -42,29 +42,12 @@ def check_settings(config: TrainConfig) -> None:
     """
     is_pretraining = config.objective.kind == "pretrain"
     check_data(config.data)
-    config.heads.check()
-    config.objective.check()
-    config.lora.check()
-    config.optim.check()
+    for part in (config.heads, config.objective, config.lora, config.optim):
+        part.check()
     check_calibration(config.calibrate)
     wandb_mode(config.wandb)
-    check_metric(config.metric)
-    if config.metric == "tau_16" and 16 not in config.calibrate.node_counts:
-        raise UserError(
-            "metric=tau_16 is counted for a tree of 16 nodes, and there is none in "
-            f"calibrate.node_counts={config.calibrate.node_counts}. Add 16, or rank by metric=tau."
-        )
-    for name in ("num_prompts", "max_new_tokens", "repeats"):
-        if getattr(config.evaluate, name) < 1:
-            raise UserError(f"evaluate.{name}={getattr(config.evaluate, name)} cannot be. Give a number of at least 1.")
-    Sampling(config.evaluate.temperature or 0.0)
-    for name, seed in (
-        ("seed", config.seed),
-        ("regenerate.seed", config.regenerate.seed),
-        ("calibrate.seed", config.calibrate.seed),
-    ):
-        if not 0 <= seed < MAX_SEED:
-            raise UserError(f"{name}={seed} is out of range. Give a whole number from 0 to 2**62 - 1.")
+    _check_measuring(config)
+    _check_seeds(config)
     if config.scratch.enabled:
         config.scratch.check()
         if not is_pretraining:
@@ -76,11 +59,38 @@ def check_settings(config: TrainConfig) -> None:
         raise UserError("optim=muon moves the matrices of heads, and objective=pretrain has none. Add optim=adamw.")
     if not is_pretraining and config.calibrate.new_tokens < config.heads.num_heads:
         raise UserError(
-            f"calibrate.new_tokens={config.calibrate.new_tokens} is too short to see all heads.num_heads="
-            f"{config.heads.num_heads} heads at work. Give at least as many."
+            f"calibrate.new_tokens must be at least heads.num_heads={config.heads.num_heads}, to see all heads at "
+            f"work; got {config.calibrate.new_tokens}."
         )
     if config.data.regenerate and config.data.kind != "regenerated":
+        config.regenerate.check()
         check_writable(output_root(config.regenerate.output), f"regenerate.output={config.regenerate.output}")
+    _warn_of_long_warmup(config)
+    check_rows(config.data, needs_held_out=not is_pretraining or config.optim.eval_batches > 0)
+
+
+def _check_measuring(config: TrainConfig) -> None:
+    """Raises UserError for settings of the run's own evaluation, and a metric that it will not have."""
+    check_metric(config.metric)
+    if config.metric == "tau_16" and 16 not in config.calibrate.node_counts:
+        raise UserError(
+            "metric=tau_16 is counted for a tree of 16 nodes, and there is none in "
+            f"calibrate.node_counts={config.calibrate.node_counts}. Add 16, or rank by metric=tau."
+        )
+    for name in ("num_prompts", "max_new_tokens", "repeats"):
+        if getattr(config.evaluate, name) < 1:
+            raise UserError(f"evaluate.{name} must be at least 1; got {getattr(config.evaluate, name)}.")
+    Sampling(config.evaluate.temperature or 0.0)
+
+
+def _check_seeds(config: TrainConfig) -> None:
+    seeds = {"seed": config.seed, "regenerate.seed": config.regenerate.seed, "calibrate.seed": config.calibrate.seed}
+    for name, seed in seeds.items():
+        if not 0 <= seed < MAX_SEED:
+            raise UserError(f"{name} must be a whole number from 0 to 2**62 - 1; got {seed}.")
+
+
+def _warn_of_long_warmup(config: TrainConfig) -> None:
     first_share = config.objective.stage_one_share if OBJECTIVES[config.objective.kind].trains_adapter else 1.0
     for stage, num_steps in enumerate(stage_lengths(config.optim.num_steps, first_share), start=1):
         if config.optim.warmup_steps >= num_steps > 0:
@@ -88,7 +98,6 @@ def check_settings(config: TrainConfig) -> None:
                 "optim.warmup_steps=%d, and stage %d has %d steps: the learning rate never comes to its peak",
                 config.optim.warmup_steps, stage, num_steps,
             )  # fmt: skip
-    check_rows(config.data, needs_held_out=not is_pretraining or config.optim.eval_batches > 0)
 
 
 def settle_init(config: TrainConfig, folder: Path) -> TrainConfig:

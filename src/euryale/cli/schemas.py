@@ -1,22 +1,24 @@
-"""Which settings does each script take, and of which types?
+"""Settings that each script takes, and their types.
 
 Every component keeps its settings in a dataclass of its own; here they nest into one schema a script. The values
 stand in conf/*.yaml, a comment with each.
 """
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from euryale.base.config import BaseConfig, base_of_checkpoint
 from euryale.base.lora import LoraConfig
 from euryale.base.shape import ShapeConfig
 from euryale.data.sources import DataConfig, data_of_checkpoint
-from euryale.decoding.config import AnswerConfig, DecodeConfig, at_least_one
+from euryale.decoding.config import AnswerConfig, at_least_one
 from euryale.decoding.detokenizer import check_stop
-from euryale.decoding.tree.choose import TreeConfig
+from euryale.errors import UserError
 from euryale.evaluation.config import CalibrateConfig
 from euryale.heads.config import HeadsConfig
 from euryale.regenerate.config import RegenerateConfig
+from euryale.system.files import check_writable
 from euryale.training.new_base import ScratchConfig
 from euryale.training.objective import ObjectiveConfig
 from euryale.training.optimizer import OptimConfig
@@ -118,6 +120,7 @@ class InferConfig(AnswerConfig):
     def check(self) -> None:
         super().check()
         self.stops()
+        check_steps(self.steps)
 
     def stops(self) -> tuple[str, ...]:
         """Raises UserError for an empty string."""
@@ -141,6 +144,9 @@ class BenchConfig(AnswerConfig):
     def check(self) -> None:
         super().check()
         at_least_one(limit=self.limit, repeats=self.repeats, batch=self.batch, row_budget=self.row_budget)
+        if self.batch > self.limit:
+            raise UserError(f"batch must be at most limit={self.limit}, the number of prompts; got {self.batch}.")
+        check_steps(self.steps)
 
 
 @dataclass
@@ -160,14 +166,24 @@ class EvalConfig(AnswerConfig):
         at_least_one(limit=self.limit, repeats=self.repeats, batch_size=self.batch_size)
 
 
-@dataclass
-class CalibrateScriptConfig(DecodeConfig):
-    """infer/calibrate.py"""
+def check_steps(file: str | None) -> None:
+    """Raises UserError when lines could not be added to `steps=`."""
+    if file is not None:
+        check_writable(Path(file).expanduser().parent, f"steps={file}")
 
-    tree: TreeConfig = field(default_factory=lambda: TreeConfig(name="chain"))
+
+@dataclass
+class CalibrateScriptConfig:
+    """infer/calibrate.py: it decodes with trees of its own, so nothing else of DecodeConfig is taken."""
+
+    checkpoint: str = "last"
+    base: BaseConfig = field(default_factory=base_of_checkpoint)
     data: DataConfig = field(default_factory=data_of_checkpoint)
     calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
     prompts: str | None = None
+    coupled: bool = True
+    threads: int = 0
+    deterministic: bool = False
 
 
 @dataclass

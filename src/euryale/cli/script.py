@@ -1,4 +1,4 @@
-"""How does a command line become the settings of a run, and what happens when something is wrong with it?
+"""From a command line to the settings of a script, and from an error to a message and an exit status.
 
 Hydra composes the schema (schemas.py), the values in conf/*.yaml and the command line, so an unknown key, a wrong
 type or an unknown option is refused before anything runs, and what exists is named.
@@ -50,41 +50,16 @@ def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable
         def task(composed: DictConfig) -> object:
             nonlocal is_composed
             is_composed = True
-            logging.captureWarnings(True)
-            if not processes.is_first():
-                logging.getLogger().setLevel(logging.ERROR)  # the first one says it
-            try:
-                result = _told(main, _to_dataclass(composed))
-            except UserError as error:
-                if HydraConfig.get().mode == RunMode.MULTIRUN:
-                    sweeps.give_up_job(str(error))
-                    return None
-                sys.exit(_refuse(str(error)))
-            except Interrupted as interruption:
-                _say(str(interruption))
-                sys.exit(interruption.exit_status)
-            except KeyboardInterrupt:
-                _say("interrupted; what was saved before is kept")
-                sys.exit(sweeps.CTRL_C_STATUS)
-            except Exception as error:  # a bug, which must not cost the other jobs of a sweep
-                if HydraConfig.get().mode == RunMode.MULTIRUN:
-                    log.exception("this job of the sweep failed")
-                    sweeps.give_up_job(f"{type(error).__name__}: {error}")
-                    return None
-                raise
+            result = _result_of_job(main, composed)
+            if result is None:
+                return None
             if processes.is_first():
                 print(json.dumps(result), flush=True)
             is_composed = False  # a sweep composes the next job
             return result.get("metric")
 
         def run() -> None:
-            try:
-                check_keys(sys.argv[1:], SCHEMAS[name], _groups())
-                sys.argv[1:] = sweeps.settle_arguments(sys.argv[1:])
-                sys.argv[1:] = quote_text(sys.argv[1:], FREE_TEXT)
-                _check_grammar(sys.argv[1:])
-            except UserError as error:
-                sys.exit(_refuse(str(error)))
+            _settle_command_line(name)
             try:
                 with sweeps.launching():
                     hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
@@ -99,12 +74,49 @@ def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable
     return decorate
 
 
-def _told(main: Callable[[Any], dict[str, object]], settings: object) -> dict[str, object]:
-    """What main returns. UserError for what a GPU cannot do deterministically."""
+def _settle_command_line(name: str) -> None:
+    """Checks sys.argv and makes it what Hydra reads as it is meant. Ends the process where it cannot be."""
+    try:
+        check_keys(sys.argv[1:], SCHEMAS[name], _groups())
+        sys.argv[1:] = sweeps.settle_arguments(sys.argv[1:])
+        sys.argv[1:] = quote_text(sys.argv[1:], FREE_TEXT)
+        _check_grammar(sys.argv[1:])
+    except UserError as error:
+        sys.exit(_refuse(str(error)))
+
+
+def _result_of_job(main: Callable[[Any], dict[str, object]], composed: DictConfig) -> dict[str, object] | None:
+    """What main returns; None for a job of a sweep that failed. Alone, a failure ends the process."""
+    logging.captureWarnings(True)
+    if not processes.is_first():
+        logging.getLogger().setLevel(logging.ERROR)  # the first one says it
+    is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    try:
+        return _call(main, _to_dataclass(composed))
+    except UserError as error:
+        if not is_sweep:
+            sys.exit(_refuse(str(error)))
+        sweeps.give_up_job(str(error))
+    except Interrupted as interruption:
+        _say(str(interruption))
+        sys.exit(interruption.exit_status)
+    except KeyboardInterrupt:
+        _say("interrupted; what was saved before is kept")
+        sys.exit(sweeps.CTRL_C_STATUS)
+    except Exception as error:  # a bug, which must not cost the other jobs of a sweep
+        if not is_sweep:
+            raise
+        log.exception("this job of the sweep failed")
+        sweeps.give_up_job(f"{type(error).__name__}: {error}")
+    return None
+
+
+def _call(main: Callable[[Any], dict[str, object]], settings: object) -> dict[str, object]:
+    """main(settings). UserError for what a GPU cannot do deterministically, and for a process that waited in vain."""
     try:
         return main(settings)
     except RuntimeError as error:
-        if (message := refusal(error)) is None:
+        if (message := refusal(error) or processes.refusal(error)) is None:
             raise
         raise UserError(message) from error
 
@@ -149,7 +161,9 @@ def use_threads(threads: int, deterministic: bool = False, seed: int = 0) -> Non
     import torch  # here: composing a config must not wait for torch
 
     if threads < 0:
-        raise UserError(f"threads={threads} cannot be. Give a number of CPU threads, or 0 for one a core.")
+        raise UserError(
+            f"threads must be at least 0; got {threads}. Give a number of CPU threads, or 0 for one a core."
+        )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if threads:
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""What makes many jobs one sweep: where they go, what happens to one that fails, and what is said when all have ended?
+"""Sweeps: where their jobs go, what happens to one that fails, and what is said when all have ended.
 
 Hydra (-m, or sweep=...) starts the jobs: here, in other processes or on a cluster. Its callback speaks at the end.
 """

@@ -1,8 +1,8 @@
-"""How fast is Euryale, next to the same weights decoded otherwise?
+"""Benchmark of Euryale against the same weights decoded otherwise.
 
-Contenders take turns on every prompt, and whoever begins changes each time, so that a machine that warms up, cools
-down or is shared treats them alike. One counter counts everybody's tokens; a round's speed is all its tokens over
-all its seconds, the result is the median round.
+Contenders take turns on every prompt, and the first one changes each time, so that a machine that warms up, cools
+down or is shared treats them alike. One counter counts the tokens of all; a round's speed is all its tokens over all
+its seconds, the result is the median round.
 """
 
 import logging
@@ -42,8 +42,15 @@ class BenchSettings:
     @staticmethod
     def of(config: AnswerConfig, contenders: Sequence[str], repeats: int) -> "BenchSettings":
         """Those of a script. Raises UserError as `check` does."""
-        drawing = (config.temperature, config.top_p, config.seed, config.more_sampling())
-        settings = BenchSettings(contenders, repeats, config.max_new_tokens, *drawing)
+        settings = BenchSettings(
+            contenders=contenders,
+            repeats=repeats,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            seed=config.seed,
+            more=config.more_sampling(),
+        )
         settings.check()
         return settings
 
@@ -52,15 +59,15 @@ class BenchSettings:
         return Sampling(self.temperature, self.top_p, **self.more)
 
     def check(self) -> None:
-        """Raises UserError for names or numbers that cannot be."""
+        """Raises UserError for unknown names or numbers out of range."""
         unknown = [name for name in self.contenders if name not in CONTENDERS]
         if unknown or not self.contenders:
             found = f"not known: {', '.join(unknown)}" if unknown else "none is named"
             raise UserError(f"contenders=[{','.join(self.contenders)}]: {found}. Choose from: {', '.join(CONTENDERS)}.")
         if self.repeats < 1:
-            raise UserError(f"repeats={self.repeats} measures nothing. Give a number of at least 1 (3 is usual).")
+            raise UserError(f"repeats must be at least 1; got {self.repeats}. 3 is usual.")
         if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens={self.max_new_tokens} cannot be. Give a number of at least 1.")
+            raise UserError(f"max_new_tokens must be at least 1; got {self.max_new_tokens}.")
         others = [name for name in self.contenders if name.startswith("hf_")]
         if others and not self.sampling.is_known_to_transformers:
             raise UserError(
@@ -73,7 +80,7 @@ def bench(engine: Engine, prompts: Sequence[Sequence[int]], settings: BenchSetti
     """Runs all contenders over all prompts (lists of token ids), `repeats` times; the `bench` section of a report.
 
     Prompts must leave room for max_new_tokens (see prompts.fit_prompts). On a GPU the split of a step is blurred:
-    draft and verify return before the device has finished, and `accept`, which waits, takes the blame.
+    draft and verify return before the device has finished, and their time is counted as that of `accept`, which waits.
     Raises UserError: an unknown contender, no prompts, numbers out of range.
     """
     turns = take_turns(engine, prompts, settings)
@@ -87,8 +94,10 @@ def take_turns(engine: Engine, prompts: Sequence[Sequence[int]], settings: Bench
     if not prompts:
         raise UserError("the benchmark was given no prompts. Name a file with prompts=FILE.")
     _warn_when_busy()
-    asked = settings.sampling, settings.max_new_tokens
-    contenders = {name: CONTENDERS[name](engine, *asked) for name in dict.fromkeys(settings.contenders)}
+    contenders = {
+        name: CONTENDERS[name](engine, settings.sampling, settings.max_new_tokens)
+        for name in dict.fromkeys(settings.contenders)
+    }
     turns: Turns = {name: [[] for _ in range(settings.repeats)] for name in contenders}
     device = engine.base.device
 
@@ -124,7 +133,7 @@ def what_was_asked(engine: Engine, settings: BenchSettings) -> dict[str, Any]:
 
 
 def in_turns(names: Sequence[str], repeats: int, count: int) -> Iterator[tuple[int, int, str]]:
-    """(round, index, name): everybody once at every index of every round, another one first each time."""
+    """(round, index, name): every name once at every index of every round, another one first each time."""
     for repeat in range(repeats):
         for index in range(count):
             first = (repeat + index) % len(names)
@@ -133,7 +142,7 @@ def in_turns(names: Sequence[str], repeats: int, count: int) -> Iterator[tuple[i
 
 
 def _warn_when_busy() -> None:
-    """A shared machine still compares contenders fairly, but its absolute numbers are nobody's.
+    """Warns that absolute numbers of a shared machine say little; contenders are still compared fairly.
 
     What others use is seen while this process waits; the load would count the work that it has just done itself.
     """

@@ -1,8 +1,8 @@
-"""How much faster are several prompts together than one after another?
+"""Benchmark of several prompts together against the same ones one after another.
 
 The same prompts, the same engine and the same answers, once as one batch of the scheduler and once alone; with drafts
 and without, because a batch fills the processor and speculation then pays less. Ways take turns on every group of
-prompts, whoever begins changes each time. A round's speed is all its tokens over all its seconds.
+prompts, and the first one changes each time. A round's speed is all its tokens over all its seconds.
 """
 
 import time
@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from euryale.decoding.engine import Engine
+from euryale.decoding.request import Generation
 from euryale.errors import UserError
 from euryale.evaluation.bench import BenchSettings, in_turns, what_was_asked
 from euryale.evaluation.bench_summary import Round, row_of
@@ -28,18 +29,18 @@ def bench_batches(
     """Answers all prompts in groups of `batch`, `repeats` times, in all four ways.
 
     In the result `contenders` are the ways together, so that a sweep over `batch` is one over speed, tau, the split
-    of a step and memory as any other (sweepresults.py).
+    of a step and memory as any other (sweep_results.py).
     Raises UserError: fewer prompts than make a group, more than are answered at once, numbers out of range.
     """
     settings.check()
     groups = [ragged(prompts[at : at + batch]) for at in range(0, len(prompts) - batch + 1, batch)]
     if batch < 2 or not groups:
         raise UserError(
-            f"batch={batch} was asked for, and there are {len(prompts)} prompts. Give 2 or more, and at least as many "
-            "prompts (limit, prompts=FILE)."
+            f"batch must be from 2 to the number of prompts, {len(prompts)}; got {batch}. Give a smaller batch, or "
+            "more prompts (limit, prompts=FILE)."
         )
     if batch > engine.max_rows:
-        raise UserError(f"batch={batch}: at most {engine.max_rows} answers are written at once. Give at most that.")
+        raise UserError(f"batch must be at most {engine.max_rows}, the answers written at once; got {batch}.")
     plain = Engine(engine.base, drafter="none")
     engines = {"euryale": engine, "ar": plain}
     turns: dict[str, list[list[Turn]]] = {way: [[] for _ in range(settings.repeats)] for way in WAYS}
@@ -88,20 +89,19 @@ def _answer(
     engines: dict[str, Engine], way: str, group: list[list[int]], settings: BenchSettings, first: int
 ) -> tuple[Turn, list[list[int]]]:
     """All answers of a group, timed from its prompts' ids to its answers' ids."""
-    name, _, how = way.partition(", ")
+    name, _, grouping = way.partition(", ")
     engine = engines[name]
     seeds = [settings.seed + first + i for i in range(len(group))]
-    asked = settings.max_new_tokens, settings.temperature, settings.top_p
     begin_peak(engine.base.device)
     before = dict(engine.seconds)
     start = time.perf_counter()
-    if how == "together":
-        found = engine.generate(group, *asked, seed=seeds, **settings.more)
-    else:
-        found = [
-            engine.generate([prompt], *asked, seed=seed, **settings.more)[0]
-            for prompt, seed in zip(group, seeds, strict=True)
-        ]
+    batches = [(group, seeds)]
+    if grouping != "together":
+        batches = [([prompt], [seed]) for prompt, seed in zip(group, seeds, strict=True)]
+    found: list[Generation] = []
+    for prompts, own_seeds in batches:
+        keywords = settings.sampling.keywords()
+        found += engine.generate(prompts, settings.max_new_tokens, seed=own_seeds, **keywords)
     seconds = time.perf_counter() - start
     ids = [generation.ids for generation in found]
     turn = Turn(
@@ -112,7 +112,7 @@ def _answer(
         part_seconds={part: total - before[part] for part, total in engine.seconds.items()},
         peak=peak(engine.base.device),
         # All are admitted at once, so the longest answer has a part in every pass.
-        passes=max(generation.num_steps for generation in found) if how == "together" else None,
+        passes=max(generation.num_steps for generation in found) if grouping == "together" else None,
     )
     return turn, ids
 

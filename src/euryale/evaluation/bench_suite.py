@@ -1,7 +1,7 @@
-"""How fast is Euryale on a published suite, task by task?
+"""Benchmark on a published suite, task by task.
 
-The benchmark of `benchmark.py` over all questions, its turns added up by task and once more over everything. A second
-turn is asked behind the base's own answer to the first, which is the same text for every contender.
+The benchmark of `bench.py` over all questions, its turns added up by task and once more over everything. A second
+turn is asked after the base's own answer to the first, which is the same text for every contender.
 
 The last of a task's numbers is Spec-Bench's: the mean over questions of tokens per second, divided by the same mean of
 plain decoding. Ours divides all tokens by all seconds, which a few short answers cannot sway.
@@ -60,7 +60,7 @@ def bench_suite(engine: Engine, questions: Sequence[Question], limit: int, setti
 def ask(engine: Engine, questions: Sequence[Question], limit: int, settings: BenchSettings) -> Asked:
     """Every turn of the first `limit` questions of each task whose turns all leave room for an answer."""
     if limit < 1:
-        raise UserError(f"limit={limit} leaves no prompts. Give a number of at least 1.")
+        raise UserError(f"limit must be at least 1; got {limit}.")
     asked = Asked([], [], [], {})
     kept = dict.fromkeys(_tasks(questions), 0)
     progress = Progress("reading", len(questions), "questions")

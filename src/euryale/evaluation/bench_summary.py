@@ -1,4 +1,4 @@
-"""What do the turns of a benchmark add up to?
+"""Sums of the turns of a benchmark.
 
 A round is all prompts once. Its speed is all its tokens over all its seconds; a contender's is that of its median
 round, so that one disturbed round changes nothing.

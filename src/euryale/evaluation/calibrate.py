@@ -73,12 +73,14 @@ def calibrate(base: Base, heads: Heads, openings: list[Opening], config: Calibra
 def check(config: CalibrateConfig) -> None:
     """Raises UserError for settings out of range."""
     if not config.node_counts or min(config.node_counts) < 1 or 1 not in config.node_counts:
-        raise UserError(f"calibrate.node_counts={config.node_counts}: give positive numbers, 1 (no tree) among them.")
+        raise UserError(
+            f"calibrate.node_counts must be positive numbers, 1 (no tree) among them; got {config.node_counts}."
+        )
     for name in ("num_prompts", "prompt_tokens", "new_tokens", "max_rank", "repeats", "context_tokens", "batch_size"):
         if getattr(config, name) < 1:
-            raise UserError(f"calibrate.{name}={getattr(config, name)} cannot be. Give a number of at least 1.")
+            raise UserError(f"calibrate.{name} must be at least 1; got {getattr(config, name)}.")
     if not config.temperatures:
-        raise UserError("calibrate.temperatures is empty. Give at least one, for example [0.0].")
+        raise UserError("calibrate.temperatures must not be empty. Give at least one, for example [0.0].")
     for temperature in config.temperatures:
         Sampling(temperature)
 

@@ -1,4 +1,4 @@
-"""Are the heads good, and is the text unharmed?
+"""Quality of the heads, and losslessness of the text.
 
 Prompts are answered with the tree and without it, as batches, and by transformers' `generate` at T = 0. Equal ids are
 counted; whatever differs is listed with how close the base's own choice was there. The same answers give tau, how
@@ -49,12 +49,13 @@ def evaluate_text(
     if not prompts:
         raise UserError("the evaluation was given no prompts. Name a file with prompts=FILE.")
     if batch_size < 1:
-        raise UserError(f"batch_size={batch_size} cannot be. Give a number of at least 1.")
+        raise UserError(f"batch_size must be at least 1; got {batch_size}.")
     with_hf = against_hf and temperature == 0 and sampling.is_known_to_transformers
     progress = Progress("evaluate", (2 + with_hf) * len(prompts), "answers")
-    how = (prompts, max_new_tokens, sampling, seed, batch_size, progress)
-    ours = answer(engine, *how)
-    plain = answer(Engine(engine.base, drafter="none"), *how)
+    ours, plain = (
+        answer(each, prompts, max_new_tokens, sampling, seed, batch_size, progress)
+        for each in (engine, Engine(engine.base, drafter="none"))
+    )
     others = {"": [generation.ids for generation in plain]}
     if with_hf:
         others["_hf"] = _hf_answers(engine, prompts, max_new_tokens, sampling, progress)
@@ -154,7 +155,7 @@ def head_accuracy(engine: Engine, batches: Sequence[Batch]) -> list[dict[str, fl
 
 
 def held_out_accuracy(engine: Engine, data: DataConfig) -> list[dict[str, float]]:
-    """The same on held-out rows, whoever wrote them. Raises UserError when there are none."""
+    """The same on held-out rows as they are. Raises UserError when there are none."""
     if engine.heads is None:
         return []
     batches = islice(build_batches(data, "held_out", engine.base.tokenizer), _MAX_BATCHES)

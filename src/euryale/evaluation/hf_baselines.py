@@ -1,8 +1,8 @@
-"""How fast does transformers decode with the same weights?
+"""transformers' `generate` with the same weights, as a baseline.
 
-The rivals of a benchmark run on the very model that the engine uses: same tensors, dtype, device and threads. For
-their turn the model gets back transformers' own attention and a generation config that does nothing beyond what was
-asked (a model's own may penalise repetition or cut the vocabulary, which would be another text).
+The other contenders of a benchmark run on the very model that the engine uses: same tensors, dtype, device and
+threads. For their turn the model gets back transformers' own attention and a generation config that does nothing
+beyond what was asked (a model's own may penalise repetition or cut the vocabulary, which would be another text).
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,23 +34,23 @@ def generation_settings(base: Base, sampling: Sampling, max_new_tokens: int, **e
     """What `generate` is told: greedy at T = 0, else sampling; from the same distribution as ours."""
     assert sampling.is_known_to_transformers, sampling
     eos_ids = list(base.eos_ids)
-    how: dict[str, object] = {"do_sample": False}
+    settings: dict[str, object] = {"do_sample": False}
     if sampling.temperature > 0:
-        how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
-        how |= {"min_p": sampling.min_p} if sampling.min_p else {}
+        settings = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k")} | {"do_sample": True}
+        settings |= {"min_p": sampling.min_p} if sampling.min_p else {}
     if sampling.repetition_penalty != 1.0:
-        how["repetition_penalty"] = sampling.repetition_penalty
+        settings["repetition_penalty"] = sampling.repetition_penalty
     if sampling.logit_bias:
-        how["sequence_bias"] = [[[token], float(bias)] for token, bias in sampling.logit_bias.items()]
+        settings["sequence_bias"] = [[[token], float(bias)] for token, bias in sampling.logit_bias.items()]
     if sampling.banned_tokens:
-        how["bad_words_ids"] = [list(word) for word in sampling.banned_words()]
+        settings["bad_words_ids"] = [list(word) for word in sampling.banned_words()]
     if sampling.min_new_tokens:
-        how["min_new_tokens"] = sampling.min_new_tokens
+        settings["min_new_tokens"] = sampling.min_new_tokens
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         eos_token_id=eos_ids or None,
         pad_token_id=eos_ids[0] if eos_ids else 0,  # never seen: one prompt at a time
-        **how,
+        **settings,
         **extra,
     )
 

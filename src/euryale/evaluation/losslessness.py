@@ -1,8 +1,8 @@
-"""Is the text the base's own, token by token, and if not, how close was the call?
+"""Test of losslessness, token by token: whether a token is the base's own choice, and if not, by how much it lost.
 
 In float32 two ways of computing the same logits agree to about 1e-5, and text differs only at a tie. In bfloat16 and
-float16 they differ by units in the last place, so near ties fall either way in anybody's engine. Then the claim that
-can be checked is: at every place, with everything before it given, the emitted token is the base's own choice, or its
+float16 they differ by units in the last place, so near ties fall either way in any engine. Then the claim that can be
+checked is: at every place, with everything before it given, the emitted token is the base's own choice, or its
 score lies within a stated gap of the best.
 
 Letters: T new tokens, V vocabulary.
@@ -41,7 +41,7 @@ class Divergence(NamedTuple):
     position: int  # among the new tokens
     token: int | None  # ours; None where our answer had ended
     other: int | None
-    top2_gap: float | None  # the base's own, at that place; None behind the end of our answer
+    top2_gap: float | None  # the base's own, at that place; None after the end of our answer
     emitted_gap: float | None
 
 

@@ -1,7 +1,4 @@
-"""Which prompts does a measurement use, as token ids that fit this base?
-
-Those of a file, or openings that were held out of training.
-"""
+"""Prompts of a measurement as token ids that fit the base: those of a file, or openings held out of training."""
 
 import logging
 from collections.abc import Iterable
@@ -12,12 +9,23 @@ from euryale.base.base import Base
 from euryale.data.prompt_files import read_prompts
 from euryale.data.row_prompts import Opening, draw_openings, split_openings
 from euryale.data.sources import DataConfig, build_source
+from euryale.data.sources import check as check_data
 from euryale.data.tokens import prompt_ids
 from euryale.errors import UserError
 from euryale.evaluation.config import CalibrateConfig
 
 CHECKPOINT_DATA = "checkpoint"  # data.kind: what the heads were trained on
 log = logging.getLogger(__name__)
+
+
+def check_prompts(file: str | None, data: DataConfig | None, description: dict[str, Any]) -> None:
+    """Raises UserError for a file of prompts that cannot be read, or unknown rows; before a base is loaded."""
+    if file is not None:
+        read_prompts(file)
+    else:
+        rows = replace(choose_data(data, description), shuffle_window=1)  # else a whole window is read for the first
+        check_data(rows)
+        next(iter(build_source(rows, "held_out")), None)
 
 
 def load_prompts(
@@ -35,7 +43,7 @@ def load_prompts(
     limit below 1, a file that cannot be read, data that is gone, no prompt that fits.
     """
     if limit < 1:
-        raise UserError(f"limit={limit} leaves no prompts. Give a number of at least 1.")
+        raise UserError(f"limit must be at least 1; got {limit}.")
     if file is not None:
         found = read_prompts(file)
         ids = (prompt_ids(prompt.text, prompt.messages, base.tokenizer, prompt.key) for prompt in found)

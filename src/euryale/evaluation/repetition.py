@@ -1,6 +1,6 @@
-"""Does a text loop? An undertrained model repeats itself under greedy decoding, and a loop is easy to draft.
+"""Share of a text that repeats itself. An undertrained model loops under greedy decoding, and a loop is easy to draft.
 
-tau and speed measured on looping text flatter every drafter, so both are reported beside this share.
+tau and speed measured on looping text flatter every drafter, so both are reported together with this share.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""How many tokens would the steps over this text have gained, had this tree been verified?
+"""Simulated tau: the tokens that steps over a known text would have gained with a given tree.
 
 The share of positions at which a path is right is not the share of steps: a step that gains much passes over the easy
 positions it has accepted, and the next one begins where a guess was wrong. On text of changing difficulty the sum of

@@ -1,6 +1,6 @@
-"""Where did the time of every single step go? One JSON line a step, for whoever looks into a slow one.
+"""Log of single steps: one JSON line each, with the time of its parts.
 
-On a GPU draft and verify return before the device has finished, so `accept`, which waits, takes the blame; with
+On a GPU draft and verify return before the device has finished, so `accept`, which waits, is charged for them; with
 CUDA_LAUNCH_BLOCKING=1 in the environment every part is its own. Nothing is measured, and nothing costs time, without
 a file.
 """

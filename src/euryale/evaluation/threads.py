@@ -1,4 +1,4 @@
-"""How many CPU threads decode fastest? Small matrices are often done sooner by one than by several that wait."""
+"""Number of CPU threads that decodes fastest: small matrices are often done sooner by one than by several that wait."""
 
 import logging
 import time
@@ -15,7 +15,7 @@ from euryale.system.files import read_json
 _ROUNDS = 4
 _TOKENS = 12
 _ROWS = 6
-_WORTH_IT = 0.7  # several threads must be this much sooner than one: they take cores from everybody else
+_WORTH_IT = 0.7  # several threads must be this much sooner than one: they take cores from other work
 log = logging.getLogger(__name__)
 
 
@@ -48,7 +48,7 @@ def use_calibrated_threads(base: Base, folder: Path) -> None:
         return
     try:
         threads = read_json(folder / TREE_FILE).get("threads")
-    except UserError:  # whoever asks for the tree in it is told
+    except UserError:  # reading the tree in it says so
         return
     if isinstance(threads, int) and 1 <= threads <= torch.get_num_threads():
         torch.set_num_threads(threads)

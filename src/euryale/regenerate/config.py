@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from euryale.errors import UserError
+
 
 @dataclass
 class RegenerateConfig:
@@ -19,3 +21,15 @@ class RegenerateConfig:
     model: str | None = None
     seed: int = 0
     output: str = "data/regenerated"
+
+    def check(self) -> None:
+        """Raises UserError for what no base can do."""
+        for name in ("num_prompts", "prompt_tokens", "new_tokens", "batch_size", "shard_rows", "max_turns"):
+            if getattr(self, name) < 1:
+                raise UserError(f"regenerate.{name} must be at least 1; got {getattr(self, name)}.")
+        if not 0.0 <= self.greedy_share <= 1.0:
+            raise UserError(f"regenerate.greedy_share must be from 0 to 1; got {self.greedy_share}.")
+        if self.greedy_share < 1.0 and self.temperature <= 0.0:
+            raise UserError(f"regenerate.temperature must be above 0 to sample; got {self.temperature}.")
+        if self.url is not None and not self.url.startswith(("http://", "https://")):
+            raise UserError(f"regenerate.url must be an address as http://HOST:8000/v1; got {self.url}.")

@@ -36,16 +36,8 @@ log = logging.getLogger(__name__)
 
 
 def check_settings(config: RegenerateConfig, base: Base | UnloadedBase) -> None:
-    """Raises UserError for numbers that cannot be."""
-    for name in ("num_prompts", "prompt_tokens", "new_tokens", "batch_size", "shard_rows", "max_turns"):
-        if getattr(config, name) < 1:
-            raise UserError(f"regenerate.{name} must be at least 1; got {getattr(config, name)}.")
-    if not 0.0 <= config.greedy_share <= 1.0:
-        raise UserError(f"regenerate.greedy_share must be from 0 to 1; got {config.greedy_share}.")
-    if config.greedy_share < 1.0 and config.temperature <= 0.0:
-        raise UserError(f"regenerate.temperature must be positive to sample; got {config.temperature}.")
-    if config.url is not None and not config.url.startswith(("http://", "https://")):
-        raise UserError(f"regenerate.url must be an address such as http://HOST:8000/v1; got {config.url}.")
+    """Raises UserError for numbers out of range, or a text that the base cannot hold."""
+    config.check()
     if config.prompt_tokens + config.new_tokens > base.max_length:
         raise UserError(
             f"regenerate.prompt_tokens + new_tokens = {config.prompt_tokens + config.new_tokens}, and the context of "

@@ -74,7 +74,7 @@ def chosen_tree(entry: dict[str, Any]) -> dict[str, Any]:
     for timed in (entry.get("finalists") or [], [*full, *(entry.get("shallow") or [])]):
         found = next((tree for tree in timed if {key: tree.get(key) for key in chosen} == chosen), None)
         if found is not None:
-            alone = next((tree for tree in timed if tree["num_nodes"] == 1), {})
+            alone: dict[str, Any] = next((tree for tree in timed if tree["num_nodes"] == 1), {})
             return found | {"speedup": _speedup(found, alone)}
     return chosen
 

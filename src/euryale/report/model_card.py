@@ -1,4 +1,4 @@
-"""What should somebody who finds this checkpoint folder know? Its README.md: what, how to use it, what was measured.
+"""Model card, the README.md of a checkpoint folder: what it is, how to use it, what was measured.
 
 Only numbers that a report holds are written, together with the command, the machine and the commit they came from.
 """

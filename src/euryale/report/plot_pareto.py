@@ -1,4 +1,4 @@
-"""Which heads are worth their size? tau and tokens/s over the number of head parameters, the frontier drawn."""
+"""Pareto plot: tau and tokens/s over the number of head parameters, the frontier drawn."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What does a sweep of infer/bench.py look like? Speed, tau, acceptance by depth, where a step's time goes, memory."""
+"""Picture of a sweep of infer/bench.py: speed, tau, acceptance by depth, where a step's time goes, memory."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What does a tree look like? The root to the left, a column per depth, a box per node: its rank and its probability.
+"""Picture of a tree: the root to the left, a column per depth, a box per node with its rank and its probability.
 
 A node's rank is its place among its siblings, that is, which guess of the head it is; its probability is the measured
 share of positions at which the base's own continuation passes through it.

@@ -1,4 +1,4 @@
-"""Which run of a folder is the best, and what does it cost? The jobs of a sweep, ranked by a number of their reports.
+"""Ranking of the jobs of a sweep by a number of their reports.
 
 A job is any folder below that holds a run's settings, or the record of a failure. One without a report is listed as
 unfinished, and never in the way of the others.

@@ -5,13 +5,32 @@ from pathlib import Path
 from typing import Any
 
 from euryale.errors import UserError
-from euryale.system.files import check_writable, write_json
+from euryale.system.files import check_writable, read_json, write_json
 
 
 def check_result(output: str | None) -> None:
-    """Raises UserError when a result could not be written to `output=` (None: it is not), before it is measured."""
-    if output is not None:
-        check_writable(Path(output).parent, f"output={output}")
+    """Raises UserError when a result could not be written to `output=` (None: it is not), before it is measured.
+
+    A file is only written over when it holds an earlier result.
+    """
+    if output is None:
+        return
+    check_writable(Path(output).parent, f"output={output}")
+    if Path(output).is_dir():
+        raise UserError(f"output must be a file; got the folder {output}. Give a .json or .jsonl file in it.")
+    if Path(output).is_file() and Path(output).suffix != ".jsonl" and not _is_result(Path(output)):
+        raise UserError(
+            f"output must be a new file or an earlier result; got {output}, which holds something else. Give another."
+        )
+
+
+def _is_result(file: Path) -> bool:
+    """Whether a file holds what `write_result` writes. A run's report.json is not one: its plots belong to it."""
+    try:
+        content = read_json(file)
+    except UserError:
+        return False
+    return {"hardware", "provenance"} <= content.keys() and "training" not in content
 
 
 def write_result(file: Path, result: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What did a sweep of infer/bench.py find? Its lines, by the setting that it went over.
+"""Results of a sweep of infer/bench.py: its lines, by the setting that it went over.
 
 A line knows in `swept` what was set for its job alone. Lines of single runs do not, and are told apart by what they
 measured with.
@@ -89,7 +89,7 @@ def sweep_table(sweep: Sweep) -> str:
     return align([sweep.by, "tokens/s", "over AR", "over HF", "tau", "ms/step", "peak MiB"], rows)
 
 
-# What follows from a setting is no setting of its own.
+# What follows from a setting is not a setting of its own.
 _DECIDED_BY = {"temperature": ("num_nodes", "max_depth"), "drafter": ("num_nodes", "max_depth"),
                "checkpoint": ("num_nodes", "max_depth"), "tree": ("num_nodes", "max_depth"),
                "num_nodes": ("max_depth",)}  # fmt: skip
@@ -117,7 +117,7 @@ def _read_rows(file: Path) -> list[dict[str, Any]]:
         ) from error
     wrong = [number for number, row in enumerate(rows, start=1) if not isinstance(row, dict) or not _is_result(row)]
     if wrong or not rows:
-        where = f"line {wrong[0]} is no result of infer/bench.py" if wrong else "it is empty"
+        where = f"line {wrong[0]} is not a result of infer/bench.py" if wrong else "it is empty"
         raise UserError(f"results={file}: {where}. Give the file that infer/bench.py output=FILE.jsonl adds to.")
     return rows
 

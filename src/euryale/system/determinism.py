@@ -1,4 +1,4 @@
-"""How do two runs of one command become equal to the last bit?
+"""Determinism: two runs of one command that are equal to the last bit.
 
 Everything random is drawn from seeds already. What remains is the order in which numbers are added: torch is told to
 use only algorithms that keep it (slower on a GPU, where some operations have none and then say so), cuBLAS gets a fixed

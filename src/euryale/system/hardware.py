@@ -1,6 +1,6 @@
-"""On what was a number measured? A speed without its machine says nothing.
+"""Hardware that a number was measured on: a speed without its machine says nothing.
 
-The commit and the library versions are in `model.checkpoint.provenance()`; here is what that cannot know.
+The commit and the library versions are in `system.provenance`.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""How many processes work on this command, which of them is this one, and what does the first one decide for all?
+"""Processes that work on one command: their number, this one's place, and what the first one decides for all.
 
 torchrun starts N processes of the same command line and tells each its number in the environment. accelerate connects
 them: gloo on CPUs, NCCL on GPUs. What a user reads, and what is written to disk, is the first one's business.
@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 from euryale.errors import UserError
 
 Result = TypeVar("Result")
-PATIENCE = timedelta(days=30)  # stages differ in length; a process that died is noticed by the launcher, not by a clock
+# For others to come to the same point. The longest waits: while the first process makes a tokenizer, and for the end of
+# the slowest share of written text. The launcher notices a process that died; this ends one that hangs.
+PATIENCE = timedelta(hours=2)
 HOLD_BACK_S = 2.0
 
 
@@ -99,8 +101,19 @@ def wait() -> None:
         PartialState().wait_for_everyone()
 
 
+def refusal(error: RuntimeError) -> str | None:
+    """What to tell a user when this process waited in vain for another; None for any other error."""
+    reason = str(error)
+    if count() == 1 or not any(words in reason for words in ("Timed out waiting", "Watchdog caught collective")):
+        return None
+    return (
+        f"process {number()} of {count()} waited for another until its time was over ({PATIENCE}). Look for what the "
+        "other processes said last; python train/run.py resume=last goes on from the last save."
+    )
+
+
 def leave() -> None:
-    """The others are not needed any more: from here on this process works, or ends, by itself."""
+    """Ends the group of processes: from here on this process works, or ends, by itself."""
     if count() > 1:
         import torch.distributed  # as in join
 

@@ -1,4 +1,4 @@
-"""How far is a long job? A bar with rate and time left on a terminal, a plain line now and then elsewhere."""
+"""Progress of a long job: a bar with rate and time left on a terminal, a plain line now and then elsewhere."""
 
 import logging
 import sys
@@ -6,7 +6,7 @@ import time
 
 from tqdm import tqdm
 
-LINE_EVERY_S = 10.0  # often enough to see that it lives, rarely enough to read a log
+LINE_EVERY_S = 10.0  # often enough to see that it works, rarely enough to read a log
 log = logging.getLogger(__name__)
 
 

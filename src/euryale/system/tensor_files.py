@@ -1,4 +1,4 @@
-"""Does a file of tensors hold what its description says? Found out before any of it is used."""
+"""Files of tensors, checked against their description before any of it is used."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ def read_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
 
 
 def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raises UserError when a number in them is none."""
+    """Raises UserError for NaN or infinity."""
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise UserError(f"{path}: tensor {name} holds NaN or infinity. Use another checkpoint.")
