@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_refused_before_the_base_is_built(monkeypatch: pyte
         (["shape.num_layers=0"], ["shape.num_layers=0 cannot be"]),
         (["base=hf"], ["base.path is not set"]),
         (["base=hf", "base.path=no/such/base"], ["base.path=no/such/base"]),
-        (["base.quantization=int3"], ["base.quantization=int3 is not known"]),
+        (["base.quantization=int3"], ["base.quantization must be none or nf4; got int3"]),
         (["data.block_size=5000"], ["data.block_size=5000", "this shape", "1024"]),
         (["objectives=[pretrain]"], ["objectives=[pretrain] cannot be measured. Choose among: medusa1, medusa2"]),
         (["objectives=[]"], ["objectives=[] cannot be measured"]),

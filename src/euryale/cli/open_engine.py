@@ -8,6 +8,7 @@ import torch
 
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
+from euryale.base.precision import DTYPES
 from euryale.decoding.config import DecodeConfig
 from euryale.decoding.drafters.build import check_heads
 from euryale.decoding.engine import Engine
@@ -67,7 +68,10 @@ def check_tree(config: DecodeConfig, folder: Path, description: dict[str, Any]) 
 
 
 def open_base(config: BaseConfig, description: dict) -> Base:
-    """The base that a checkpoint's description names, or the one that the settings name instead."""
+    """The base that a checkpoint's description names, or the one that the settings name instead.
+
+    base.dtype=auto is the dtype that the heads were trained and calibrated on.
+    """
     if not description:
         return load_base(config)
     trained_on = description.get("base")
@@ -75,6 +79,8 @@ def open_base(config: BaseConfig, description: dict) -> Base:
         raise UserError("the checkpoint's heads.json does not say which base it belongs to. Use another checkpoint.")
     if config.quantization == "auto":
         config = replace(config, quantization=trained_on.get("quantization", "none"))
+    if config.dtype == "auto" and description.get("dtype") in DTYPES:
+        config = replace(config, dtype=description["dtype"])
     if config.path is None:
         config = replace(config, path=trained_on["path"], revision=config.revision or trained_on.get("revision"))
     return load_base(config)
