@@ -1,4 +1,4 @@
-"""Does the lean forward say what transformers says, and stand aside where it cannot?"""
+"""The fast forward says what transformers says, and stands aside where it cannot."""
 
 import copy
 import logging
@@ -10,15 +10,16 @@ from random_models import FAMILIES, HEAD_DESIGNS, random_base, random_heads, ran
 from torch import nn
 from transformers import DynamicCache
 
-from euryale.base import fast_llama
+from euryale.base import fast_llama as fast_llama_module
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
-from euryale.base.fast_llama import LeanForward, fits, lean_forward
+from euryale.base.fast_llama import FastLlama, fast_forward, fits
 from euryale.base.forward import PlainForward
+from euryale.base.forward_check import agrees
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
 from euryale.kernels import packed_linear
-from euryale.kernels.packed_linear import PackedProduct, packed, product
+from euryale.kernels.packed_linear import PackedLinear, joined_linear, packed
 
 
 def with_forward(base: Base, forward: str) -> Base:
@@ -30,7 +31,7 @@ def with_forward(base: Base, forward: str) -> Base:
 def test_hidden_states_keys_values_and_logits_equal_those_of_the_model(family: str, dtype: torch.dtype) -> None:
     """Two forwards, the second behind the cache of the first; float64 runs on the tensors as they are, unpacked."""
     base = random_base(family, 29, seed=3, dtype=dtype, tie_word_embeddings=family == "qwen2")
-    ways = (LeanForward(base.model), PlainForward(base.model))
+    ways = (FastLlama(base.model), PlainForward(base.model))
     caches = [DynamicCache(config=base.model.config) for _ in ways]
     for start, stop in ((0, 9), (9, 10)):
         ids_BN = torch.randint(29, (3, stop - start), generator=torch.Generator().manual_seed(start))
@@ -54,7 +55,7 @@ def test_every_rope_that_does_not_change_with_the_length_is_followed(rope: str) 
     }  # fmt: skip
     parameters = {"rope_type": rope, "rope_theta": 10000.0, **more[rope]}
     base = random_base("llama", 29, seed=1, rope_parameters=parameters)
-    assert isinstance(base.forward(), LeanForward)
+    assert isinstance(base.forward(), FastLlama)
 
 
 def test_a_rope_that_changes_with_the_length_goes_through_transformers() -> None:
@@ -88,15 +89,18 @@ def test_weights_that_were_changed_are_read_anew() -> None:
         base.model.base_model.layers[0].mlp.up_proj.weight.mul_(0.5)
     after = base.forward()
     assert after is not before
-    assert isinstance(after, LeanForward)
-    assert fast_llama._agrees(base.model, after)
+    assert isinstance(after, FastLlama)
+    assert agrees(base.model, after, [1, 5, 2, 8, 3, 9, 4, 7])
 
 
-def test_a_model_that_computes_more_is_noticed_and_left_to_transformers(caplog: pytest.LogCaptureFixture) -> None:
-    base = random_base("llama", 29, seed=7)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_a_model_that_computes_more_is_noticed_and_left_to_transformers(
+    dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = random_base("llama", 29, seed=7, dtype=dtype)
     base.model.base_model.layers[1].mlp.register_forward_hook(lambda module, given, out: out * 1.5)
     with caplog.at_level(logging.WARNING, logger="euryale.base.fast_llama"):
-        assert lean_forward(base.model) is None
+        assert fast_forward(base.model, [1, 5, 2, 8, 3, 9, 4, 7]) is None
     assert "does not agree" in caplog.text
 
 
@@ -113,23 +117,23 @@ def test_a_projection_that_is_more_than_its_matrix_is_asked_itself() -> None:
     doubled = Doubled(attention.q_proj.in_features, attention.q_proj.out_features, bias=False)
     doubled.weight = copy.deepcopy(attention.q_proj.weight)
     attention.q_proj = doubled
-    assert isinstance(base.forward(), LeanForward)
+    assert isinstance(base.forward(), FastLlama)
 
 
 def test_without_room_for_a_second_copy_the_weights_are_used_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_llama, "has_room", lambda model: False)
-    monkeypatch.setattr(packed_linear, "PackedProduct", None)  # would be called to copy
+    monkeypatch.setattr(fast_llama_module, "has_room", lambda model: False)
+    monkeypatch.setattr(packed_linear, "PackedLinear", None)  # would be called to copy
     monkeypatch.setattr(packed_linear, "_WORTH_IT", 0)
     base = random_base("qwen2", 29, seed=9)
-    assert isinstance(base.forward(), LeanForward)
+    assert isinstance(base.forward(), FastLlama)
 
 
 def test_large_matrices_of_a_base_are_laid_out_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_linear, "_WORTH_IT", 0)
     base = random_base("qwen2", 29, seed=9)
     forward = base.forward()
-    assert isinstance(forward, LeanForward)
-    assert all(isinstance(layer.qkv, PackedProduct) for layer in forward._layers)
+    assert isinstance(forward, FastLlama)
+    assert all(isinstance(layer.qkv, PackedLinear) for layer in forward._layers)
 
 
 @pytest.mark.parametrize("is_large", [False, True], ids=["small", "large"])
@@ -142,20 +146,20 @@ def test_a_packed_product_is_the_product(num_rows: int, dtype: torch.dtype, is_l
     x_MI = torch.randn(num_rows, width, dtype=dtype)
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
     with torch.no_grad():
-        joined = product([first, second], may_copy=True)
+        joined = joined_linear([first, second], may_copy=True)
         is_packed = is_large or dtype == torch.bfloat16  # a small float32 matrix is not worth the call
-        assert isinstance(joined, PackedProduct) == is_packed
+        assert isinstance(joined, PackedLinear) == is_packed
         expected = torch.cat([first(x_MI), second(x_MI)], -1)
         torch.testing.assert_close(joined(x_MI), expected, **tolerance)
-        torch.testing.assert_close(product([first, second], may_copy=False)(x_MI), expected, **tolerance)
+        torch.testing.assert_close(joined_linear([first, second], may_copy=False)(x_MI), expected, **tolerance)
         torch.testing.assert_close(packed(second.weight)(x_MI), second(x_MI), **tolerance)
         for may_copy in (True, False):
-            scaled = product([first, second], may_copy, scale_I=2 * torch.ones(width, dtype=dtype))
+            scaled = joined_linear([first, second], may_copy, scale_I=2 * torch.ones(width, dtype=dtype))
             torch.testing.assert_close(scaled(x_MI), torch.cat([first(2 * x_MI), second(2 * x_MI)], -1), **tolerance)
             sum_MO = torch.randn(num_rows, 308, dtype=dtype)
-            onto_MO = product([first, second], may_copy).onto(sum_MO, x_MI)
+            onto_MO = joined_linear([first, second], may_copy).onto(sum_MO, x_MI)
             torch.testing.assert_close(onto_MO, sum_MO + expected, **tolerance)
-            onto_MO = product([second], may_copy).onto(sum_MO[:, :8], x_MI)
+            onto_MO = joined_linear([second], may_copy).onto(sum_MO[:, :8], x_MI)
             torch.testing.assert_close(onto_MO, sum_MO[:, :8] + second(x_MI), **tolerance)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from euryale.base.base import Base
-from euryale.base.fast_llama import LeanForward
+from euryale.base.fast_llama import FastLlama
 from euryale.base.forward import Forward, PlainForward
 from euryale.decoding.decoder import Decoder
 from euryale.decoding.drafters.heads import HeadsDrafter
@@ -76,10 +76,10 @@ def path_to(tree: Tree, node: int) -> list[int]:
 
 
 @pytest.mark.parametrize("lengths", [[6], [6, 6], [1, 9, 4]], ids=["one", "equal", "ragged"])
-@pytest.mark.parametrize("way", [LeanForward, PlainForward], ids=["lean", "plain"])
+@pytest.mark.parametrize("way", [FastLlama, PlainForward], ids=["fast", "plain"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_row_of_a_tree_pass_equals_the_causal_pass_over_its_path(
-    family: str, way: type[LeanForward | PlainForward], lengths: list[int]
+    family: str, way: type[FastLlama | PlainForward], lengths: list[int]
 ) -> None:
     rng = random.Random(f"{family}{lengths}")
     base = random_base(family, 29, seed=1)

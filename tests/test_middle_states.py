@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from euryale.base.base import Base
-from euryale.base.fast_llama import LeanForward
+from euryale.base.fast_llama import FastLlama
 from euryale.base.forward import PlainForward
 from euryale.base.hidden_states import middle_layers
 from euryale.decoding.drafters.heads import HeadsDrafter
@@ -41,7 +41,7 @@ def test_every_way_through_the_base_gives_the_same_states(family: str) -> None:
     ids = torch.randint(29, (7,), generator=torch.Generator().manual_seed(0)).tolist()
     layers = (3, 1)  # in the order asked for
     expected_TC = states_by_hand(base, ids, layers)
-    for forward in (PlainForward(base.model), LeanForward(base.model)):
+    for forward in (PlainForward(base.model), FastLlama(base.model)):
         forward.reserve(7)
         cache = DynamicCache(config=base.model.config)
         found_1TC = forward.hidden(torch.tensor([ids]), torch.arange(7)[None], cache, None, layers)

@@ -21,8 +21,9 @@ from transformers import (
 )
 
 from euryale.base.config import BaseConfig
-from euryale.base.fast_llama import LeanForward, lean_forward
+from euryale.base.fast_llama import FastLlama, fast_forward
 from euryale.base.forward import Forward, PlainForward
+from euryale.base.forward_check import sample_ids
 from euryale.base.hidden_states import join_states, outputs_of_layers
 from euryale.base.locate import _read_config, context_length, eos_ids, find_source, fingerprint, known_as, load_message
 from euryale.base.precision import keep_4bit_weights_trainable, pick_device, pick_dtype, quantization_config
@@ -78,11 +79,13 @@ class Base:
         return self.model.get_output_embeddings().weight
 
     def forward(self) -> Forward:
-        """The forward pass that decoding takes: the lean one where the family has one, else the model itself."""
-        if isinstance(self._forward, LeanForward) and not self._forward.is_current():
+        """The forward pass that decoding takes: the fast one where the family has one, else the model itself."""
+        if isinstance(self._forward, FastLlama) and not self._forward.is_current():
             self._forward = None
         if self._forward is None:
-            self._forward = lean_forward(self.model) or PlainForward(self.model)
+            self._forward = fast_forward(self.model, sample_ids(self.tokenizer, self.vocab_size)) or PlainForward(
+                self.model
+            )
         return self._forward
 
     def logits(self, hidden_xD: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""How is a tree read by a Llama with as little work around the products as can be?
+"""Fast forward pass for the Llama family, in decoding.
 
 For a small base, or a quick card, most of a step is not arithmetic: it is the Python of a general model. This is the
 forward pass of the Llama family alone (Llama, Mistral, Qwen2 with its biases, Qwen3 with its norms of queries and
 keys), over the tensors of the loaded transformers model. It serves decoding; training, and every other family, go
-through the model itself, which is its slow twin: the two are compared on a few tokens before the lean one is used.
+through the model itself, which is its slow twin: the two are compared on a few tokens before the fast one is used.
 
 A norm divides by one number a row; its weights are multiplied into the matrices behind it where those are copied.
 Queries, keys and values are turned together, values by nothing, so that what a cache takes is one piece.
@@ -18,37 +18,43 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
-from transformers import DynamicCache, PreTrainedModel
+from torch.nn.functional import pad, silu
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from euryale.base.exact_attention import KeyOrder, attention_rows, exact_attention, key_order
 from euryale.base.forward import Store
+from euryale.base.forward_check import agrees
+from euryale.base.rope import apply_rope, rope_table
 from euryale.base.tree_attention import tree_attention
-from euryale.kernels.packed_linear import Product, has_room, product
+from euryale.kernels.packed_linear import Linear, has_room, joined_linear
 from euryale.kernels.rms_norm import NORMALISE_EPS, RmsNorm, norm_of
+from euryale.kernels.row_blocks import RowCounts, common_counts
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _STATIC_ROPES = ("default", "linear", "llama3", "yarn")  # the others change their frequencies with the length
-_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}  # of the std
+_EXACT = (torch.float32, torch.bfloat16)  # the dtypes of which is_exact can be true
 log = logging.getLogger(__name__)
 
 
-class LeanForward:
+class FastLlama:
     """Token ids to final hidden states and logits, for decoding only."""
 
     @torch.no_grad()
     def __init__(self, model: PreTrainedModel) -> None:
-        """`model` must be `fits`; weights that are changed later need a new LeanForward (see `is_current`)."""
+        """`model` must be `fits`; weights that are changed later need a new FastLlama (see `is_current`)."""
         may_copy = has_room(model)
         inner: Any = model.base_model
         self._inner = inner
         self._weights = _state(model)
         self._model = model
-        self._layers = [_LeanLayer(layer, may_copy) for layer in inner.layers]
+        self._layers = [_Layer(layer, may_copy) for layer in inner.layers]
         self._norm = RmsNorm(inner.norm.weight, inner.norm.variance_epsilon)
         self._unit = RmsNorm(torch.ones_like(inner.norm.weight), NORMALISE_EPS).whole  # normalise
-        self._lm_head = product([model.get_output_embeddings()], may_copy)
-        self._rotations = torch.empty(0)  # [positions, 2, 2, E]; see _rotations
+        self._lm_head = joined_linear([model.get_output_embeddings()], may_copy)
+        self._rope_table = torch.empty(0)  # [positions, 2, 2, E]; see rope_table
+        self._threads, self._rows = 0, RowCounts([])
+        self._unit_rows: int | None = None
         device = inner.embed_tokens.weight.device
         num_turned, num_values = self._layers[0].num_heads + self._layers[0].num_kv_heads, self._layers[0].num_kv_heads
         self._is_value = torch.tensor([0] * num_turned + [1] * num_values, device=device)
@@ -59,8 +65,29 @@ class LeanForward:
 
     def reserve(self, num_positions: int) -> None:
         """Prepares for positions below num_positions."""
-        if len(self._rotations) < num_positions:
-            self._rotations = _rotations(self._inner, num_positions)
+        if len(self._rope_table) < num_positions:
+            self._rope_table = rope_table(self._inner, num_positions)
+        self._prove()
+
+    def _prove(self) -> None:
+        """Finds the row counts at which rows do not depend on each other, for torch's number of threads."""
+        threads = torch.get_num_threads()
+        if threads == self._threads:
+            return
+        self._threads = threads
+        linears = [linear for layer in self._layers for linear in layer.linears] + [self._lm_head]
+        first, weight = self._layers[0], self._inner.embed_tokens.weight
+        self._rows, self._unit_rows = RowCounts([]), None
+        if weight.device.type != "cpu" or weight.dtype not in _EXACT:
+            return
+        self._unit_rows = attention_rows(first.num_heads // first.num_kv_heads, first.head_dim, weight.dtype, threads)
+        if self._unit_rows is not None and all(linear.shape is not None for linear in linears):
+            self._rows = common_counts([linear.shape for linear in linears if linear.shape is not None])
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether a row's numbers are proven not to depend on how many rows, nodes or neighbours are in a pass."""
+        return self._rows.is_exact
 
     def hidden(
         self, ids_BN: Tensor, positions_BN: Tensor, cache: Cache, mask: Tensor | None, layers: Sequence[int] = ()
@@ -69,26 +96,42 @@ class LeanForward:
 
         `cache` takes the keys and values; positions must be reserved.
         """
-        rotations = self._rotations[positions_BN[0]][None] if len(positions_BN) == 1 else self._rotations[positions_BN]
-        cos, sin = rotations.index_select(3, self._is_value).unbind(2)
-        x_MD = self._inner.embed_tokens(ids_BN).flatten(0, 1)
+        order, lengths = None, _lengths(cache, len(ids_BN))
+        M = ids_BN.numel()
+        num_rows = self._rows.padded(M)
+        if self._unit_rows is not None and self._rows.is_exact:
+            first = self._layers[0]
+            nodes_RNN = None if mask is None else _nodes_seen(mask, lengths, ids_BN.shape[1])
+            repeats = first.num_heads // first.num_kv_heads
+            order = key_order(
+                nodes_RNN, lengths, ids_BN.shape, repeats, self._unit_rows, self._inner.embed_tokens.weight
+            )
+        rope = self._rope_table[positions_BN[0]][None] if len(positions_BN) == 1 else self._rope_table[positions_BN]
+        cos, sin = rope.index_select(3, self._is_value).unbind(2)
+        ids_M = ids_BN.flatten()
+        x_MD = self._inner.embed_tokens(ids_M if num_rows == M else pad(ids_M, (0, num_rows - M)))
         after: dict[int, Tensor] = {}
         for number, (layer, store) in enumerate(zip(self._layers, _stores(cache, len(self._layers)), strict=True), 1):
-            x_MD = layer(x_MD, ids_BN.shape, cos, sin, store, mask)
+            x_MD = layer(x_MD, ids_BN.shape, cos, sin, store, mask, order, self._rows)
             if number in layers:
                 after[number] = x_MD
         states_MC = self._norm.whole(x_MD)
         if layers:
             middle_MJD = self._unit(torch.stack([after[number] for number in layers], 1))
             states_MC = torch.cat([states_MC, middle_MJD.flatten(1)], -1)
-        return states_MC.unflatten(0, ids_BN.shape)
+        return states_MC[:M].unflatten(0, ids_BN.shape)
 
     def logits(self, hidden_BND: Tensor) -> Tensor:
         """Final hidden states [..., D] -> logits [..., V]."""
-        return self._lm_head(hidden_BND.flatten(0, -2)).unflatten(0, hidden_BND.shape[:-1])
+        hidden_MD = hidden_BND.flatten(0, -2)
+        M = len(hidden_MD)
+        num_rows = self._rows.padded(M)
+        if num_rows != M:
+            hidden_MD = pad(hidden_MD, (0, 0, 0, num_rows - M))
+        return self._rows.in_blocks(self._lm_head, hidden_MD)[:M].unflatten(0, hidden_BND.shape[:-1])
 
 
-class _LeanLayer:
+class _Layer:
     """One decoder layer."""
 
     def __init__(self, layer: Any, may_copy: bool) -> None:
@@ -99,31 +142,63 @@ class _LeanLayer:
         self.num_heads = attention.q_proj.out_features // self.head_dim
         self.norm_in, self.norm_mlp = norm_of(layer, "input_layernorm"), norm_of(layer, "post_attention_layernorm")
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self.qkv: Product = product(projections, may_copy, self.norm_in.scale)
-        self.out: Product = product([attention.o_proj], may_copy)
-        self.gate_up: Product = product([mlp.gate_proj, mlp.up_proj], may_copy, self.norm_mlp.scale)
-        self.down: Product = product([mlp.down_proj], may_copy)
+        self.qkv: Linear = joined_linear(projections, may_copy, self.norm_in.scale)
+        self.out: Linear = joined_linear([attention.o_proj], may_copy)
+        self.gate_up: Linear = joined_linear([mlp.gate_proj, mlp.up_proj], may_copy, self.norm_mlp.scale)
+        self.down: Linear = joined_linear([mlp.down_proj], may_copy)
+        self.linears = (self.qkv, self.out, self.gate_up, self.down)
         self.inner_size = mlp.gate_proj.out_features
         has_norms = hasattr(attention, "q_norm")
         self.q_norm = norm_of(attention, "q_norm") if has_norms else None
         self.k_norm = norm_of(attention, "k_norm") if has_norms else None
 
     def __call__(
-        self, x_MD: Tensor, shape: torch.Size, cos: Tensor, sin: Tensor, store: Store, mask: Tensor | None
+        self,
+        x_MD: Tensor,
+        shape: torch.Size,
+        cos: Tensor,
+        sin: Tensor,
+        store: Store,
+        mask: Tensor | None,
+        order: KeyOrder | None,
+        rows: RowCounts,
     ) -> Tensor:
+        """x [M, D], of which the first B x N rows are tokens and the others padding."""
         H, G, E = self.num_heads, self.num_kv_heads, self.head_dim
-        heads = self.qkv(self.norm_in(x_MD)).view(*shape, H + 2 * G, E)
+        num_tokens = shape.numel()
+        heads = rows.in_blocks(self.qkv, self.norm_in(x_MD))[:num_tokens].view(*shape, H + 2 * G, E)
         if self.q_norm is not None and self.k_norm is not None:
             queries, keys = self.q_norm.whole(heads[:, :, :H]), self.k_norm.whole(heads[:, :, H : H + G])
             heads = torch.cat([queries, keys, heads[:, :, H + G :]], 2)
-        turned = torch.addcmul(heads * cos, heads.roll(E // 2, -1), sin)
+        turned = apply_rope(heads, cos, sin)
         all_keys, all_values = store(turned[:, :, H:].view(*shape, 2, G, E))
-        query = turned[:, :, :H].transpose(1, 2)
-        seen, _ = tree_attention(self.attention, query, all_keys, all_values, mask, self.attention.scaling)
-        x_MD = self.out.onto(x_MD, seen.view(len(x_MD), H * E))
-        gate_up = self.gate_up(self.norm_mlp(x_MD))
+        query = turned[:, :, :H]
+        if order is not None:
+            seen = exact_attention(query, all_keys, all_values, order, self.attention.scaling)
+        else:
+            seen, _ = tree_attention(
+                self.attention, query.transpose(1, 2), all_keys, all_values, mask, self.attention.scaling
+            )
+        seen = seen.view(num_tokens, H * E)
+        if num_tokens != len(x_MD):
+            seen = pad(seen, (0, 0, 0, len(x_MD) - num_tokens))
+        x_MD = rows.in_blocks(self.out.onto, x_MD, seen)
+        gate_up = rows.in_blocks(self.gate_up, self.norm_mlp(x_MD))
         inner_MF = silu(gate_up[:, : self.inner_size]) * gate_up[:, self.inner_size :]
-        return self.down.onto(x_MD, inner_MF)
+        return rows.in_blocks(self.down.onto, x_MD, inner_MF)
+
+
+def _lengths(cache: Any, num_rows: int) -> list[int]:
+    """Committed tokens of each row before the pass."""
+    return list(cache.lengths) if hasattr(cache, "stores") else [cache.get_seq_length()] * num_rows
+
+
+def _nodes_seen(mask: Tensor, lengths: Sequence[int], num_nodes: int) -> Tensor:
+    """True where a node sees a node [1 or B, N, N]: the columns of an additive mask after each row's own length."""
+    if len(mask) == 1:
+        return mask[:, 0, :, lengths[0] : lengths[0] + num_nodes] == 0
+    columns_BN = torch.tensor(lengths)[:, None] + torch.arange(num_nodes)
+    return mask[:, 0].gather(2, columns_BN[:, None].expand(-1, num_nodes, -1)) == 0
 
 
 def _stores(cache: Any, num_layers: int) -> list[Store]:
@@ -139,23 +214,23 @@ def _update(cache: Cache, layer: int, new_BN2GE: Tensor) -> tuple[Tensor, Tensor
     return cache.update(keys_BGNE, values_BGNE, layer)
 
 
-def lean_forward(model: PreTrainedModel) -> LeanForward | None:
-    """The lean forward of this model, or None where it has none or does not say what the model says."""
+def fast_forward(model: PreTrainedModel, sample: list[int]) -> FastLlama | None:
+    """The fast forward of this model, or None where it has none or does not say what the model says."""
     if not fits(model):
         return None
-    lean = LeanForward(model)
-    if not _agrees(model, lean):
+    fast = FastLlama(model)
+    if not agrees(model, fast, sample):
         log.warning(
-            "the lean forward does not agree with %s on this machine; decoding goes through transformers, which is "
+            "the fast forward does not agree with %s on this machine; decoding goes through transformers, which is "
             "slower and gives the same text",
             type(model).__name__,
         )
         return None
-    return lean
+    return fast
 
 
 def fits(model: PreTrainedModel) -> bool:
-    """Whether the lean forward knows this family, rope and activation."""
+    """Whether the fast forward knows this family, rope and activation."""
     config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
     return (
@@ -166,36 +241,6 @@ def fits(model: PreTrainedModel) -> bool:
     )
 
 
-def _rotations(inner: Any, num_positions: int) -> Tensor:
-    """[at least num_positions, 2, 2, E]: cosines, and sines with the sign of the half they go to; of turned heads, and
-    of those that stay as they are.
-
-    Grows by doubling, so that longer texts seldom ask again.
-    """
-    num_positions = 1 << max(8, (num_positions - 1).bit_length())
-    weight = inner.embed_tokens.weight
-    positions = torch.arange(num_positions, device=weight.device)[None]
-    cos, sin = inner.rotary_emb(torch.empty(0, dtype=weight.dtype, device=weight.device), positions)
-    half = cos.shape[-1] // 2
-    signed = torch.cat([-sin[..., :half], sin[..., half:]], -1)
-    turned = torch.stack([cos[0], signed[0]], 1)
-    stays = torch.stack([torch.ones_like(cos[0]), torch.zeros_like(cos[0])], 1)
-    return torch.stack([turned, stays], 2)
-
-
 def _state(model: nn.Module) -> list[tuple[int, int]]:
     """Where every parameter lies and how often it was written to."""
     return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()]
-
-
-@torch.no_grad()
-def _agrees(model: PreTrainedModel, lean: LeanForward) -> bool:
-    """Both read the same few tokens; the logits may differ by rounding alone."""
-    weight = model.get_output_embeddings().weight
-    ids_BN = (torch.arange(12, device=weight.device) * 7919 % weight.shape[0])[None]
-    positions_BN = torch.arange(12, device=weight.device)[None]
-    expected = model(input_ids=ids_BN, use_cache=False).logits.double()
-    lean.reserve(12)
-    found = lean.logits(lean.hidden(ids_BN, positions_BN, DynamicCache(config=model.config), None)).double()
-    error = (found - expected).square().mean().sqrt() / expected.std().clamp(min=1e-6)
-    return bool(error <= _TOLERANCE.get(weight.dtype, 0.1))

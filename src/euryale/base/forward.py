@@ -24,7 +24,7 @@ class Forward(Protocol):
 
 
 class PlainForward:
-    """The transformers model itself: every family, and the slow twin of the lean forward."""
+    """The transformers model itself: every family, and the slow twin of the fast forward."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model

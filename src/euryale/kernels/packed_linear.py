@@ -1,4 +1,4 @@
-"""How are a few rows multiplied quickly with a matrix that never changes?
+"""Products of a few rows with a matrix that never changes.
 
 A step of decoding multiplies between one and some dozen rows with every matrix of the base. On a CPU the plain
 product lays the matrix out anew each time, which costs more than the product itself; oneDNN can do that once. Measured
@@ -12,7 +12,7 @@ Letters: M rows, I inputs, O outputs.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,24 @@ from torch import Tensor, nn
 from euryale.system.memory import free_bytes
 
 
-class Product(Protocol):
-    """x [M, I] -> x W^T + b [M, O]."""
+class LinearShape(NamedTuple):
+    """What decides which kernel multiplies, but for the number of rows."""
 
+    kind: type["PackedLinear"] | type["PlainLinear"]
+    num_inputs: int
+    num_outputs: int
+    dtype: torch.dtype
+    has_bias: bool
+
+
+class Linear(Protocol):
+    """x [M, I] -> x W^T + b [M, O].
+
+    shape: what decides the kernel (see row_blocks.py); None: not known.
+    """
+
+    @property
+    def shape(self) -> "LinearShape | None": ...
     def __call__(self, x_MI: Tensor) -> Tensor: ...
     def onto(self, sum_MO: Tensor, x_MI: Tensor) -> Tensor:
         """sum + x W^T + b, in one operation where there is one."""
@@ -34,11 +49,12 @@ _WORTH_IT = 1 << 17  # numbers in a float32 matrix from which the quicker produc
 _ROWS_HINT = 4  # the layout differs for 1 row and for more; this one is quick for 1 to 16
 
 
-class PackedProduct:
+class PackedLinear:
     """x [M, I] -> x W^T + b [M, O], with W [O, I] in oneDNN's own layout. Not for training."""
 
     @torch.no_grad()
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+        self.shape = LinearShape(PackedLinear, weight_OI.shape[1], len(weight_OI), weight_OI.dtype, bias_O is not None)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach(), _ROWS_HINT)
         self._bias = None if bias_O is None else bias_O.detach()
         self._product: Any = torch.ops.mkldnn._linear_pointwise.default  # the overload itself: no lookup a call
@@ -51,11 +67,12 @@ class PackedProduct:
         return self._product_onto(x_MI, sum_MO, self._weight, self._bias, "add")
 
 
-class PlainProduct:
+class PlainLinear:
     """The same over a matrix as it is."""
 
     @torch.no_grad()
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+        self.shape = LinearShape(PlainLinear, weight_OI.shape[1], len(weight_OI), weight_OI.dtype, bias_O is not None)
         self._weight = weight_OI.detach()
         self._weight_IO = self._weight.t()
         self._bias = None if bias_O is None else bias_O.detach()
@@ -71,6 +88,8 @@ class PlainProduct:
 
 class _SideBySide:
     """Several modules over the same rows, their outputs joined; the rows may be scaled before."""
+
+    shape = None  # what such a module computes is not known here
 
     def __init__(self, modules: Sequence[nn.Module], scale_I: Tensor | None) -> None:
         self._modules = list(modules)
@@ -88,7 +107,7 @@ class _SideBySide:
 
 
 @torch.no_grad()
-def product(modules: Sequence[nn.Module], may_copy: bool, scale_I: Tensor | None = None) -> Product:
+def joined_linear(modules: Sequence[nn.Module], may_copy: bool, scale_I: Tensor | None = None) -> Linear:
     """One product for linear layers that read the same rows: x [M, I] -> their outputs side by side [M, O].
 
     `may_copy` allows a second copy of the weights in a quicker layout; see `has_room`. scale_I: what every row is
@@ -108,12 +127,12 @@ def product(modules: Sequence[nn.Module], may_copy: bool, scale_I: Tensor | None
     return _SideBySide(modules, scale_I)
 
 
-def packed(weight_OI: Tensor, bias_O: Tensor | None = None) -> Product:
+def packed(weight_OI: Tensor, bias_O: Tensor | None = None) -> Linear:
     """x [..., I] -> x W^T + b, as quickly as this machine can; a large matrix is copied."""
     is_small = weight_OI.dtype == torch.float32 and weight_OI.numel() < _WORTH_IT
     if can_pack(weight_OI) and not is_small:
-        return PackedProduct(weight_OI, bias_O)
-    return PlainProduct(weight_OI, bias_O)
+        return PackedLinear(weight_OI, bias_O)
+    return PlainLinear(weight_OI, bias_O)
 
 
 def can_pack(weight: Tensor) -> bool:

@@ -31,13 +31,14 @@ class RmsNorm:
         if weight_D.device.type == "cpu" and weight_D.dtype in (torch.float32, torch.float64):
             D = len(weight_D)
             self.scale = self._weight * D**0.5
-            self._least = torch.tensor((D * eps) ** 0.5, dtype=weight_D.dtype)
+            self._least = torch.tensor(D * eps, dtype=weight_D.dtype)
 
     def __call__(self, x_xD: Tensor) -> Tensor:
         """The division alone."""
         if self.scale is None:
             return rms_norm(x_xD, self._weight.shape, self._weight, self._eps)
-        return x_xD / torch.hypot(torch.linalg.vector_norm(x_xD, 2, -1, True), self._least)
+        size_x1 = torch.linalg.vector_norm(x_xD, 2, -1, True)
+        return x_xD / torch.addcmul(self._least, size_x1, size_x1).sqrt_()
 
     def whole(self, x_xD: Tensor) -> Tensor:
         """Both parts."""

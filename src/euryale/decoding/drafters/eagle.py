@@ -28,7 +28,7 @@ from euryale.decoding.tree.calibration import Calibration
 from euryale.decoding.tree.tree import DynamicTree, Tree
 from euryale.heads.eagle import Entry, attend, rotations, turned
 from euryale.heads.heads import Heads
-from euryale.kernels.packed_linear import Product, packed
+from euryale.kernels.packed_linear import Linear, packed
 
 
 class EagleMatrices:
@@ -55,7 +55,7 @@ class EagleMatrices:
         self._out = self._product(layer.out.weight)
         self._output = self._product(heads.draft_weight(0, base.lm_head_weight))
 
-    def _product(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> Product:
+    def _product(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> Linear:
         return packed(weight_OI.to(self.dtype).contiguous(), None if bias_O is None else bias_O.to(self.dtype))
 
     def _reading(self, states_xC: Tensor, tokens_x: Tensor) -> Tensor:

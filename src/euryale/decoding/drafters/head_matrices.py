@@ -12,7 +12,7 @@ from euryale.decoding.drafters.interface import DraftInput
 from euryale.decoding.drafters.ngram_index import of_slots
 from euryale.heads.blocks import HeadBody, corrected
 from euryale.heads.heads import Heads
-from euryale.kernels.packed_linear import Product, packed
+from euryale.kernels.packed_linear import Linear, packed
 from euryale.kernels.rms_norm import normalise
 
 _LARGE = 256  # width of the base from which matrices of heads are worth another layout
@@ -74,7 +74,7 @@ class HeadMatrices:
         ]
         self._entry_weight_OC = torch.cat(with_root).to(self.dtype)
         self._entry_bias_O = torch.cat([f.hidden_in.bias for f in firsts]).to(self.dtype)
-        self._entries: dict[int, Product] = {}  # by number of heads
+        self._entries: dict[int, Linear] = {}  # by number of heads
         after_root = [None if f.tokens_in is None else f.tokens_in.weight[:, D:] for f in firsts]
         self._found_KVF = self._tables_of_found(after_root) if self.induction else None
         if self._found_KVF is not None:
@@ -95,7 +95,7 @@ class HeadMatrices:
         else:
             self._outputs = self._corrected_outputs(base.lm_head_weight, K)
 
-    def _product(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> Product:
+    def _product(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> Linear:
         return packed(weight_OI.to(self.dtype).contiguous(), None if bias_O is None else bias_O.to(self.dtype))
 
     def _tables_of_found(self, after_root: Sequence[Tensor | None]) -> list[Tensor] | None:
@@ -173,7 +173,7 @@ class HeadMatrices:
 class _Finish:
     """A head body over products."""
 
-    def __init__(self, body: HeadBody, product: Callable[..., Product], is_first: bool) -> None:
+    def __init__(self, body: HeadBody, product: Callable[..., Linear], is_first: bool) -> None:
         """is_first: its first matrix is asked with those of the other heads (HeadMatrices.enter)."""
         self._out = None if body.out is None else product(body.out.weight)
         self._entry = None if is_first else product(body.hidden_in.weight, body.hidden_in.bias)
@@ -191,7 +191,7 @@ class _Finish:
 class _Corrected:
     """The base's output and a correction of low rank, as products."""
 
-    def __init__(self, shared: Product, narrow: Product, widen: Product) -> None:
+    def __init__(self, shared: Linear, narrow: Linear, widen: Linear) -> None:
         self._shared, self._narrow, self._widen = shared, narrow, widen
 
     def __call__(self, x: Tensor) -> Tensor:
