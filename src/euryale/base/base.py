@@ -88,6 +88,15 @@ class Base:
             )
         return self._forward
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether decoding with any tree and batch is proven on this machine to give the bits of plain decoding.
+
+        False: equality was only seen, and near-ties of logits can fall the other way.
+        """
+        forward = self.forward()
+        return isinstance(forward, FastLlama) and forward.is_exact
+
     def logits(self, hidden_xD: Tensor) -> Tensor:
         """Final hidden states [..., D] -> logits [..., V]."""
         return self.model.get_output_embeddings()(hidden_xD)

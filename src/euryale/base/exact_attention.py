@@ -3,14 +3,14 @@
 A node's keys lie at other slots than the same token's keys in plain decoding, so a plain attention adds the same
 numbers in another order. Here the order is that of positions, whatever pass computes it. A query at position p splits
 its keys in two by p alone:
-- whole blocks of 32 keys below p - 16: slots that are committed, or of a chain, where slot and position agree;
-- the last keys, at most 48, gathered for each query: the rest of the committed ones, then its own path.
+- whole blocks of 16 keys below p - 8: slots that are committed, or of a chain, where slot and position agree;
+- the last keys, at most 24, gathered for each query: the rest of the committed ones, then its own path.
 Each part is one call of the processor's flash attention, which also gives the logarithm of its sum; the parts are
 merged by those. Keys that others need and a query does not are masked at the end of its row, in whole blocks: they add
-exact zeros after its own sum. attention_rows proves on this machine what this relies on. In a tree deeper than 16 the
+exact zeros after its own sum. attention_rows proves on this machine what this relies on. In a tree deeper than 8 the
 first part is gathered for each query too.
 
-Letters: B batch, N nodes, H query heads, G key/value heads, R = H / G, E head width, S slots, T = 48 keys of the tail.
+Letters: B batch, N nodes, H query heads, G key/value heads, R = H / G, E head width, S slots, T = 24 keys of the tail.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-BLOCK = 32
-MARGIN = 16  # the depth up to which a node's path lies in the tail
+BLOCK = 16  # a whole number of vectors, so that masked keys fill vectors of their own
+MARGIN = 8  # the depth up to which a node's path lies in the tail
 TAIL = BLOCK + MARGIN
 _UNITS = (4, 16, 32)  # a call of the prefix has a multiple of so many rows
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -48,6 +48,8 @@ def key_order(
     of each row. shape: [B, N]. repeats: H / G. unit: see attention_rows. like: has the dtype of the queries.
     """
     B, N = shape
+    if B == N == 1:
+        return _order_of_one(lengths[0], repeats, unit, like.dtype)
     lengths_B1 = torch.tensor(lengths)[:, None]
     if nodes_RNN is None:
         depths_RN = torch.arange(N)[None]
@@ -85,6 +87,21 @@ def key_order(
     return KeyOrder(most, num_rows, prefix_mask, prefix_BX, tail_BX, tail_mask)
 
 
+def _order_of_one(position: int, repeats: int, unit: int, dtype: torch.dtype) -> KeyOrder:
+    """key_order of plain decoding: one query, which sees every slot."""
+    start = max(position - MARGIN, 0) // BLOCK * BLOCK
+    tail_1T = torch.arange(start, start + TAIL)[None].clamp_(max=position)
+    shown = TAIL - (position + 1 - start)  # of the template: as many zeros as there are keys, then hidden ones
+    tail_mask = _mask_template(dtype)[shown : shown + TAIL].view(1, 1, 1, TAIL)
+    return KeyOrder(start, -(-repeats // unit) * unit, None, None, tail_1T, tail_mask)
+
+
+@cache
+def _mask_template(dtype: torch.dtype) -> Tensor:
+    """T zeros, then T of the value that hides a key."""
+    return torch.cat([torch.zeros(TAIL, dtype=dtype), torch.full((TAIL,), torch.finfo(dtype).min, dtype=dtype)])
+
+
 def _is_chain(nodes_RNN: Tensor) -> bool:
     """Whether each node sees all nodes before it, so that a node's slot says its position."""
     return torch.equal(nodes_RNN, torch.ones_like(nodes_RNN).tril())
@@ -104,7 +121,7 @@ def exact_attention(
         return near_XGRE.reshape(B * N, H * E)
     if order.prefix_BX is None:
         keys, values = keys_BGSE[:, :, : order.num_prefix], values_BGSE[:, :, : order.num_prefix]
-        query = query_XGRE.view(B, N, G, R, E).transpose(1, 2).reshape(B, G, N * R, E)
+        query = query_XGRE if N == 1 else query_XGRE.view(B, N, G, R, E).transpose(1, 2).reshape(B, G, N * R, E)
     else:
         keys, values = (_gathered(states, order.prefix_BX, N) for states in (keys_BGSE, values_BGSE))
         query = query_XGRE
@@ -113,12 +130,12 @@ def exact_attention(
         query = pad(query, (0, 0, 0, order.num_rows - rows))
     far, far_sum = _flash(query, keys, values, 0.0, False, attn_mask=order.prefix_mask, scale=scaling)
     far, far_sum = far[:, :, :rows], far_sum[:, :, :rows]
-    if order.prefix_BX is None:
+    if order.prefix_BX is None and N > 1:
         far, far_sum = (x.unflatten(2, (N, R)).transpose(1, 2).flatten(0, 1) for x in (far, far_sum))
     # A softmax works row by row; exp of the differences would treat the last few numbers of a pass apart.
-    share = torch.stack([far_sum, near_sum_XGR], -1).softmax(-1)
-    merged = far * share[..., :1] + near_XGRE * share[..., 1:]
-    return merged.to(query_BNHE.dtype).reshape(B * N, H * E)
+    share_XGR1 = torch.stack([near_sum_XGR, far_sum], -1).softmax(-1)[..., 1:]
+    merged_XGRE = torch.lerp(near_XGRE.to(share_XGR1.dtype), far.to(share_XGR1.dtype), share_XGR1)
+    return merged_XGRE.to(query_BNHE.dtype).reshape(B * N, H * E)
 
 
 def _gathered(states_BGSE: Tensor, slots_BX: Tensor, N: int) -> Tensor:
@@ -147,7 +164,7 @@ def attention_rows(repeats: int, head_dim: int, dtype: torch.dtype, threads: int
         keys, values = random(1, 1, num_keys // 2, head_dim), random(1, 1, num_keys // 2, head_dim)
         return torch.cat([keys, keys], 2)[:, :, order], torch.cat([values, -values], 2)[:, :, order]
 
-    cases = [(random(1, 1, 256, head_dim), *cancelling(num_keys)) for num_keys in (32, 96, 512, 544, 1088)]
+    cases = [(random(1, 1, 256, head_dim), *cancelling(num_keys)) for num_keys in (16, 48, 96, 512, 528, 1040)]
     lone = (random(40, 1, repeats, head_dim), random(40, 1, TAIL, head_dim), random(40, 1, TAIL, head_dim))
     if not _is_alone(*lone):
         return None
@@ -163,7 +180,7 @@ def _agrees(unit: int, query: Tensor, keys: Tensor, values: Tensor) -> bool:
             num = found.shape[2]
             if not (torch.equal(found, expected[:, :, :num]) and torch.equal(found_sum, expected_sum[:, :, :num])):
                 return False
-    more = [torch.cat([states, states[:, :, :32], states], 2) for states in (keys, values)]
+    more = [torch.cat([states, states[:, :, :BLOCK], states], 2) for states in (keys, values)]
     mask = torch.zeros(1, 1, 1, more[0].shape[2], dtype=query.dtype)
     mask[..., keys.shape[2] :] = torch.finfo(query.dtype).min
     found, found_sum = _in_calls(unit, query, more[0], more[1], mask)

@@ -87,6 +87,7 @@ class FastLlama:
     @property
     def is_exact(self) -> bool:
         """Whether a row's numbers are proven not to depend on how many rows, nodes or neighbours are in a pass."""
+        self._prove()
         return self._rows.is_exact
 
     def hidden(
