@@ -5,10 +5,10 @@ numbers in another order. Here the order is that of positions, whatever pass com
 its keys in two by p alone:
 - whole blocks of 16 keys below p - 8: slots that are committed, or of a chain, where slot and position agree;
 - the last keys, at most 24, gathered for each query: the rest of the committed ones, then its own path.
-Each part is one call of the processor's flash attention, which also gives the logarithm of its sum; the parts are
-merged by those. Keys that others need and a query does not are masked at the end of its row, in whole blocks: they add
-exact zeros after its own sum. attention_rows proves on this machine what this relies on. In a tree deeper than 8 the
-first part is gathered for each query too.
+The first part is a call of the processor's flash attention for each number of keys, because a key that is masked can
+change the order of a sum; the second is one call of fixed shape. Both give the logarithm of their sum, by which they
+are merged. attention_rows proves on this machine what this relies on. In a tree deeper than 8 the first part is
+gathered for each query too.
 
 Letters: B batch, N nodes, H query heads, G key/value heads, R = H / G, E head width, S slots, T = 24 keys of the tail.
 """
@@ -21,35 +21,40 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-BLOCK = 16  # a whole number of vectors, so that masked keys fill vectors of their own
+BLOCK = 16
 MARGIN = 8  # the depth up to which a node's path lies in the tail
 TAIL = BLOCK + MARGIN
 _UNITS = (4, 16, 32)  # a call of the prefix has a multiple of so many rows
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
+class Group(NamedTuple):
+    """Queries of one row whose first part has the same number of keys."""
+
+    row: int
+    nodes_M: Tensor | None  # None: all of a pass of one row
+    num_keys: int
+    slots_X: Tensor | None  # [M num_keys], where the keys are not the first slots
+
+
 class KeyOrder(NamedTuple):
     """Which keys the queries of one pass see, in the order of their sums; the same for all layers."""
 
-    num_prefix: int  # slots of the longest prefix; 0: none
-    num_rows: int  # of a call of the prefix: N R, padded
-    prefix_mask: Tensor | None  # [.., num_rows or 1, num_prefix], to be added; None: every query sees all of them
-    prefix_BX: Tensor | None  # [B, N num_prefix]: slots, where they are not the first ones
+    groups: list[Group]
+    unit: int  # rows of a call of the first part are padded to a multiple
     tail_BX: Tensor  # [B, N T]: slots
     tail_mask_X11T: Tensor  # [B N, 1, 1, T], to be added
 
 
-def key_order(
-    nodes_RNN: Tensor | None, lengths: Sequence[int], shape: torch.Size, repeats: int, unit: int, like: Tensor
-) -> KeyOrder:
+def key_order(nodes_RNN: Tensor | None, lengths: Sequence[int], shape: torch.Size, unit: int, like: Tensor) -> KeyOrder:
     """The order of one pass.
 
     nodes_RNN: True where a node sees a node, [1 or B, N, N]; None: each sees those before it. lengths: committed slots
-    of each row. shape: [B, N]. repeats: H / G. unit: see attention_rows. like: has the dtype of the queries.
+    of each row. shape: [B, N]. unit: see attention_rows. like: has the dtype of the queries.
     """
     B, N = shape
     if B == N == 1:
-        return _order_of_one(lengths[0], repeats, unit, like.dtype)
+        return _order_of_one(lengths[0], unit, like.dtype)
     lengths_B1 = torch.tensor(lengths)[:, None]
     if nodes_RNN is None:
         depths_RN = torch.arange(N)[None]
@@ -71,29 +76,27 @@ def key_order(
 
     tail_BNT = starts_BN[..., None] + torch.arange(TAIL)
     is_hidden_BNT = tail_BNT > positions_BN[..., None]
-    first, most = int(starts_BN.min()), int(starts_BN.max())
-    num_rows = -(-N * repeats // unit) * unit
-    prefix_mask = prefix_BX = None
-    hidden_BNS = torch.arange(most) >= starts_BN[..., None] if first != most else None
-    if nodes_RNN is not None and bool((starts_BN > lengths_B1).any()) and not _is_chain(nodes_RNN):
-        num_rows = -(-repeats // unit) * unit
-        prefix_BX = slots(torch.arange(most).expand(B, N, most)).reshape(B, N * most)
-        prefix_mask = None if hidden_BNS is None else mask(hidden_BNS).view(B * N, 1, 1, most)
-    elif hidden_BNS is not None:
-        mask_BMS = mask(hidden_BNS).repeat_interleave(repeats, 1)
-        prefix_mask = pad(mask_BMS, (0, 0, 0, num_rows - N * repeats))[:, None]
+    is_deep = nodes_RNN is not None and bool((starts_BN > lengths_B1).any()) and not _is_chain(nodes_RNN)
+    groups = []
+    for row, starts in enumerate(starts_BN.tolist()):
+        for start in sorted(set(starts) - {0}):
+            is_all = B == 1 and starts.count(start) == N
+            nodes_M = (starts_BN[row] == start).nonzero()[:, 0]
+            slots_X = slots(torch.arange(start).expand(B, N, start))[row, nodes_M].flatten() if is_deep else None
+            groups.append(Group(row, None if is_all else nodes_M, start, slots_X))
     tail_BX = slots(tail_BNT).masked_fill_(is_hidden_BNT, 0).view(B, N * TAIL)
     tail_mask = mask(is_hidden_BNT).view(B * N, 1, 1, TAIL)
-    return KeyOrder(most, num_rows, prefix_mask, prefix_BX, tail_BX, tail_mask)
+    return KeyOrder(groups, unit, tail_BX, tail_mask)
 
 
-def _order_of_one(position: int, repeats: int, unit: int, dtype: torch.dtype) -> KeyOrder:
+def _order_of_one(position: int, unit: int, dtype: torch.dtype) -> KeyOrder:
     """key_order of plain decoding: one query, which sees every slot."""
     start = max(position - MARGIN, 0) // BLOCK * BLOCK
     tail_1T = torch.arange(start, start + TAIL)[None].clamp_(max=position)
     shown = TAIL - (position + 1 - start)  # of the template: as many zeros as there are keys, then hidden ones
     tail_mask = _mask_template(dtype)[shown : shown + TAIL].view(1, 1, 1, TAIL)
-    return KeyOrder(start, -(-repeats // unit) * unit, None, None, tail_1T, tail_mask)
+    groups = [Group(0, None, start, None)] if start else []
+    return KeyOrder(groups, unit, tail_1T, tail_mask)
 
 
 @cache
@@ -117,25 +120,44 @@ def exact_attention(
     query_XGRE = query_BNHE.reshape(B * N, G, R, E)
     tail = [_gathered(states, order.tail_BX, N) for states in (keys_BGSE, values_BGSE)]
     near_XGRE, near_sum_XGR = _flash(query_XGRE, *tail, 0.0, False, attn_mask=order.tail_mask_X11T, scale=scaling)
-    if order.num_prefix == 0:
+    if not order.groups:
         return near_XGRE.reshape(B * N, H * E)
-    if order.prefix_BX is None:
-        keys, values = keys_BGSE[:, :, : order.num_prefix], values_BGSE[:, :, : order.num_prefix]
-        query = query_XGRE if N == 1 else query_XGRE.view(B, N, G, R, E).transpose(1, 2).reshape(B, G, N * R, E)
+    if order.groups[0].nodes_M is None:
+        far_XGRE, far_sum_XGR = _first_part(query_XGRE, keys_BGSE, values_BGSE, order.groups[0], order.unit, scaling)
     else:
-        keys, values = (_gathered(states, order.prefix_BX, N) for states in (keys_BGSE, values_BGSE))
-        query = query_XGRE
-    rows = query.shape[2]
-    if rows < order.num_rows:
-        query = pad(query, (0, 0, 0, order.num_rows - rows))
-    far, far_sum = _flash(query, keys, values, 0.0, False, attn_mask=order.prefix_mask, scale=scaling)
-    far, far_sum = far[:, :, :rows], far_sum[:, :, :rows]
-    if order.prefix_BX is None and N > 1:
-        far, far_sum = (x.unflatten(2, (N, R)).transpose(1, 2).flatten(0, 1) for x in (far, far_sum))
+        far_XGRE, far_sum_XGR = torch.zeros_like(near_XGRE), torch.full_like(near_sum_XGR, -torch.inf)
+        for group in order.groups:
+            assert group.nodes_M is not None, "only a pass with one group leaves its nodes out"
+            places_M = group.nodes_M + group.row * N
+            far_XGRE[places_M], far_sum_XGR[places_M] = _first_part(
+                query_XGRE[places_M], keys_BGSE, values_BGSE, group, order.unit, scaling
+            )
     # A softmax works row by row; exp of the differences would treat the last few numbers of a pass apart.
-    share_XGR1 = torch.stack([near_sum_XGR, far_sum], -1).softmax(-1)[..., 1:]
-    merged_XGRE = torch.lerp(near_XGRE.to(share_XGR1.dtype), far.to(share_XGR1.dtype), share_XGR1)
+    share_XGR1 = torch.stack([near_sum_XGR, far_sum_XGR], -1).softmax(-1)[..., 1:]
+    merged_XGRE = torch.lerp(near_XGRE.to(share_XGR1.dtype), far_XGRE.to(share_XGR1.dtype), share_XGR1)
     return merged_XGRE.to(query_BNHE.dtype).reshape(B * N, H * E)
+
+
+def _first_part(
+    query_MGRE: Tensor, keys_BGSE: Tensor, values_BGSE: Tensor, group: Group, unit: int, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """The attention of one group over its blocks: [M, G, R, E], and the logarithm of its sum [M, G, R]."""
+    M, G, R, E = query_MGRE.shape
+    of_row = [states[group.row : group.row + 1] for states in (keys_BGSE, values_BGSE)]
+    if group.slots_X is not None:
+        keys, values = (_gathered(states, group.slots_X[None], M) for states in of_row)
+        query = query_MGRE
+    else:
+        keys, values = (states[:, :, : group.num_keys] for states in of_row)
+        query = query_MGRE.transpose(0, 1).reshape(1, G, M * R, E)
+    rows = query.shape[2]
+    if rows % unit:
+        query = pad(query, (0, 0, 0, -rows % unit))
+    far, far_sum = _flash(query, keys, values, 0.0, False, scale=scaling)
+    if group.slots_X is not None:
+        return far[:, :, :rows], far_sum[:, :, :rows]
+    far_MGRE = far[0, :, :rows].unflatten(1, (M, R)).transpose(0, 1)
+    return far_MGRE, far_sum[0, :, :rows].unflatten(1, (M, R)).transpose(0, 1)
 
 
 def _gathered(states_BGSE: Tensor, slots_BX: Tensor, N: int) -> Tensor:
@@ -164,7 +186,10 @@ def attention_rows(repeats: int, head_dim: int, dtype: torch.dtype, threads: int
         keys, values = random(1, 1, num_keys // 2, head_dim), random(1, 1, num_keys // 2, head_dim)
         return torch.cat([keys, keys], 2)[:, :, order], torch.cat([values, -values], 2)[:, :, order]
 
-    cases = [(random(1, 1, 256, head_dim), *cancelling(num_keys)) for num_keys in (16, 48, 96, 512, 528, 1040)]
+    cases = [
+        (random(1, 1, 256, head_dim), *cancelling(num_keys))
+        for num_keys in (16, 48, 96, 192, 208, 384, 400, 512, 528, 720, 1040)
+    ]
     lone = (random(40, 1, repeats, head_dim), random(40, 1, TAIL, head_dim), random(40, 1, TAIL, head_dim))
     if not _is_alone(*lone):
         return None
@@ -172,19 +197,15 @@ def attention_rows(repeats: int, head_dim: int, dtype: torch.dtype, threads: int
 
 
 def _agrees(unit: int, query: Tensor, keys: Tensor, values: Tensor) -> bool:
-    """Whether rows in other numbers, and with masked keys after their own, get the bits of `unit` rows."""
-    expected, expected_sum = _in_calls(unit, query, keys, values, None)
+    """Whether rows in other numbers get the bits of `unit` rows."""
+    expected, expected_sum = _in_calls(unit, query, keys, values)
     for rows in (2 * unit, 3 * unit, 32, 36, 48, 64, 128, 192, 256):
         if rows % unit == 0:
-            found, found_sum = _in_calls(rows, query, keys, values, None)
+            found, found_sum = _in_calls(rows, query, keys, values)
             num = found.shape[2]
             if not (torch.equal(found, expected[:, :, :num]) and torch.equal(found_sum, expected_sum[:, :, :num])):
                 return False
-    more = [torch.cat([states, states[:, :, :BLOCK], states], 2) for states in (keys, values)]
-    mask = torch.zeros(1, 1, 1, more[0].shape[2], dtype=query.dtype)
-    mask[..., keys.shape[2] :] = torch.finfo(query.dtype).min
-    found, found_sum = _in_calls(unit, query, more[0], more[1], mask)
-    return torch.equal(found, expected) and torch.equal(found_sum, expected_sum)
+    return True
 
 
 def _is_alone(query: Tensor, keys: Tensor, values: Tensor) -> bool:
@@ -196,10 +217,10 @@ def _is_alone(query: Tensor, keys: Tensor, values: Tensor) -> bool:
     )
 
 
-def _in_calls(rows: int, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _in_calls(rows: int, query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """The attention of `query` in calls of exactly so many rows; a rest is left out."""
     calls = [
-        _flash(query[:, :, at : at + rows], keys, values, 0.0, False, attn_mask=mask)
+        _flash(query[:, :, at : at + rows], keys, values, 0.0, False)
         for at in range(0, query.shape[2] - rows + 1, rows)
     ]
     return torch.cat([call[0] for call in calls], 2), torch.cat([call[1] for call in calls], 2)

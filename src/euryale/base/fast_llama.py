@@ -101,12 +101,8 @@ class FastLlama:
         M = ids_BN.numel()
         num_rows = self._rows.padded(M)
         if self._unit_rows is not None and self._rows.is_exact:
-            first = self._layers[0]
             nodes_RNN = None if mask is None else _nodes_seen(mask, lengths, ids_BN.shape[1])
-            repeats = first.num_heads // first.num_kv_heads
-            order = key_order(
-                nodes_RNN, lengths, ids_BN.shape, repeats, self._unit_rows, self._inner.embed_tokens.weight
-            )
+            order = key_order(nodes_RNN, lengths, ids_BN.shape, self._unit_rows, self._inner.embed_tokens.weight)
         rope = self._rope_table[positions_BN[0]][None] if len(positions_BN) == 1 else self._rope_table[positions_BN]
         cos, sin = rope.index_select(3, self._is_value).unbind(2)
         ids_M = ids_BN.flatten()
