@@ -21,12 +21,20 @@ from transformers import (
 )
 
 from euryale.base.config import BaseConfig
+from euryale.base.families import check_family, context_length
 from euryale.base.fast_llama import FastLlama, fast_forward
 from euryale.base.forward import Forward, PlainForward
 from euryale.base.forward_check import sample_ids
 from euryale.base.hidden_states import join_states, outputs_of_layers
-from euryale.base.locate import _read_config, context_length, eos_ids, find_source, fingerprint, known_as, load_message
-from euryale.base.precision import keep_4bit_weights_trainable, pick_device, pick_dtype, quantization_config
+from euryale.base.locate import _read_config, find_source, fingerprint, known_as, load_message
+from euryale.base.precision import (
+    keep_4bit_weights_trainable,
+    pick_device,
+    pick_dtype,
+    quantization_config,
+    stored_quantization,
+)
+from euryale.base.token_ids import eos_ids, one_id
 from euryale.base.tree_attention import adopt_tree_attention
 from euryale.errors import UserError
 from euryale.system.memory import is_out_of_memory
@@ -61,8 +69,8 @@ class Base:
         self.hidden_size: int = config.hidden_size
         self.vocab_size: int = self.lm_head_weight.shape[0]
         self.max_length = context_length(model.config)
-        self.eos_ids = eos_ids(model.generation_config, model.config)
-        self.bos_id: int | None = tokenizer.bos_token_id
+        self.eos_ids = eos_ids(self.vocab_size, model.generation_config, model.config)
+        self.bos_id = one_id(self.vocab_size, tokenizer.bos_token_id)
 
     @property
     def device(self) -> torch.device:
@@ -143,8 +151,7 @@ def load_base(config: BaseConfig) -> Base:
     """Loads the base, in eval mode, with tree attention in place.
 
     Raises UserError: no path, no such folder or hub id; a folder without config, weights or tokenizer; an unreadable
-    or cut-off file, or one that lacks tensors; a family that computes more than trees and heads can follow; a missing
-    GPU.
+    or cut-off file, or one that lacks tensors; a family or a stored quantisation that is not supported; a missing GPU.
     """
     transformers.utils.logging.disable_progress_bar()
     path, source = find_source(config)
@@ -152,20 +159,24 @@ def load_base(config: BaseConfig) -> Base:
     if config.forward not in FORWARDS:
         raise UserError(f"base.forward={config.forward} is not known. Choose one of: {', '.join(FORWARDS)}.")
     device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, device, _read_config(config, path, source))
+    of_base = _read_config(config, path, source)
+    check_family(of_base, config.path)
+    dtype = pick_dtype(config.dtype, device, of_base)
     quantization = quantization_config(config.quantization, dtype)
-    name = "nf4" if quantization else "none"
+    is_stored = stored_quantization(of_base, dtype, config.path)
+    name = "nf4" if quantization or is_stored else "none"
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
             **source,
+            config=of_base,
             output_loading_info=True,
             dtype=dtype,
-            quantization_config=quantization,
-            device_map={"": device} if quantization else None,
+            quantization_config=None if is_stored else quantization,
+            device_map={"": device} if name == "nf4" else None,
         )
-        if not quantization:
+        if name == "none":
             model = model.to(device)
     # transformers reports a user's mistakes (a wrong id, a damaged file, an unknown family) with any of these.
     except Exception as error:

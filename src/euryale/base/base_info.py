@@ -10,7 +10,9 @@ from typing import NamedTuple
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from euryale.base.config import BaseConfig
-from euryale.base.locate import context_length, eos_ids, find_source, fingerprint, known_as, load_message, read_config
+from euryale.base.families import check_family, context_length
+from euryale.base.locate import find_source, fingerprint, known_as, load_message, read_config
+from euryale.base.token_ids import eos_ids
 from euryale.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -37,12 +39,12 @@ class UnloadedBase(NamedTuple):
 
 
 def describe_base(config: BaseConfig) -> UnloadedBase:
-    """Raises UserError: no path, no such folder or hub id, one without tokenizer, no causal language model."""
+    """Raises UserError: no path, no such folder or hub id, one without tokenizer, a family that
+    is not supported."""
     path, source = find_source(config)
     of_base = read_config(config)
     asked = str(config.path)
-    if type(of_base) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(f"base.path={asked}: {type(of_base).__name__} describes no causal language model. Give one.")
+    check_family(of_base, asked)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
     except Exception as error:  # transformers reports a user's mistakes with any of these
@@ -63,5 +65,5 @@ def describe_base(config: BaseConfig) -> UnloadedBase:
         text.vocab_size,
         text.hidden_size,
         context_length(of_base),
-        eos_ids(generation, of_base),
+        eos_ids(text.vocab_size, generation, of_base),
     )

@@ -127,21 +127,6 @@ def known_as(asked: str, path: str) -> str:
     return asked if is_portable else str(Path(asked).expanduser().resolve())
 
 
-def context_length(config: PreTrainedConfig) -> int:
-    """Tokens of context. Beyond a sliding window keys would have to be forgotten: the context simply ends there."""
-    text = config.get_text_config()
-    return min(text.max_position_embeddings, getattr(text, "sliding_window", None) or text.max_position_embeddings)
-
-
-def eos_ids(*configs: object) -> tuple[int, ...]:
-    """End-of-text ids of the first config (of generation, of the model) that has any; one or a list."""
-    for config in configs:
-        eos = getattr(config, "eos_token_id", None)
-        if eos is not None:
-            return tuple(eos) if isinstance(eos, (list, tuple)) else (int(eos),)
-    return ()
-
-
 def fingerprint(path: str, config: PreTrainedConfig) -> str:
     """Names the weights: sizes and samples of the weight files, the same whatever dtype they are loaded in."""
     folder = Path(path)

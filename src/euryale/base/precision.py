@@ -115,6 +115,30 @@ def quantization_config(name: str, dtype: torch.dtype) -> object | None:
     )
 
 
+def stored_quantization(of_base: PreTrainedConfig, dtype: torch.dtype, asked: str) -> bool:
+    """Whether the folder's own weights are in 4 bits (NF4); its config is then told to multiply in `dtype`.
+
+    Raises UserError for weights that are stored in any other kind of quantisation, by its name.
+    """
+    stored = getattr(of_base, "quantization_config", None)
+    if stored is None:
+        return False
+    settings = dict(stored) if isinstance(stored, dict) else stored.to_dict()
+    method = str(settings.get("quant_method", "unknown"))
+    if method == "bitsandbytes":
+        is_4_bit = bool(settings.get("load_in_4bit") or settings.get("_load_in_4bit"))
+        method = f"bitsandbytes {settings.get('bnb_4bit_quant_type', 'fp4') if is_4_bit else 'int8'}"
+    if method != "bitsandbytes nf4":
+        raise UserError(
+            f"base.path={asked}: its weights are stored in the quantisation {method} (quantization_config in "
+            "config.json), which is not supported. Give the model in 16 or 32 bits (base.quantization=nf4 makes 4 bits "
+            "of it), or in 4 bits of bitsandbytes (nf4)."
+        )
+    quantization_config("nf4", dtype)  # bitsandbytes is there
+    of_base.quantization_config = settings | {"bnb_4bit_compute_dtype": str(dtype).removeprefix("torch.")}
+    return True
+
+
 def keep_4bit_weights_trainable(model: PreTrainedModel) -> None:
     """Stops bitsandbytes from repacking its weights for a kernel without gradients (CPUs with AVX512-BF16)."""
     for module in model.modules():

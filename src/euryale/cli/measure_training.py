@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from euryale.base.base import Base
-from euryale.base.locate import context_length
+from euryale.base.families import check_family, context_length
 from euryale.base.lora import add_adapter, remove_adapter
 from euryale.base.precision import pick_device, pick_dtype, quantization_config
 from euryale.base.random_base import random_base
@@ -71,10 +71,7 @@ def check(config: MeasureConfig) -> PreTrainedConfig:
         )
     check_result(config.output)
     of_base = config_of_shape(config.shape, config.base)
-    if type(of_base) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(
-            f"base.path={config.base.path}: {type(of_base).__name__} is not a causal language model. Give one."
-        )
+    check_family(of_base, str(config.base.path))
     check_block(config.data, context_length(of_base), "this shape" if config.shape.family else config.base.path)
     device = pick_device(config.base.device)
     quantization_config(config.base.quantization, pick_dtype(config.base.dtype, device, of_base))

@@ -160,9 +160,10 @@ def train(base: Base, heads: Heads | None, data: DataConfig, config: TrainConfig
         settings["lora"] = settings_of(config.lora)
     # What adapters drop; a run that goes on restores its own state.
     torch.manual_seed(config.seed + processes.number())
-    whole = build_batches(data, "train", base.tokenizer)
+    whole = build_batches(data, "train", base.tokenizer, base.vocab_size)
     stream = Dealt(whole, processes.number(), processes.count()) if processes.count() > 1 else whole
-    held_out = list(islice(build_batches(data, "held_out", base.tokenizer), config.optim.eval_batches))
+    held_out_stream = build_batches(data, "held_out", base.tokenizer, base.vocab_size)
+    held_out = list(islice(held_out_stream, config.optim.eval_batches))
     trainer = Trainer(
         base,
         heads,

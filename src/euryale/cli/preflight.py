@@ -4,11 +4,12 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from euryale.base.base import Base
 from euryale.base.base_info import describe_base
-from euryale.base.locate import context_length, read_config
+from euryale.base.families import check_family, context_length
+from euryale.base.locate import read_config
 from euryale.base.lora import chosen_targets
 from euryale.base.precision import pick_device, pick_dtype
 from euryale.cli.schemas import TrainConfig
@@ -179,6 +180,7 @@ def check_memory(config: TrainConfig, of_base: PreTrainedConfig | None = None) -
     """
     device = pick_device(config.base.device)
     of_base = of_base or read_config(config.base)
+    check_family(of_base, str(config.base.path))
     plan = MemoryPlan(
         of_base,
         config.base.quantization,
@@ -192,8 +194,6 @@ def check_memory(config: TrainConfig, of_base: PreTrainedConfig | None = None) -
         device.type == "cuda",
         processes.count() if config.parallel == "fsdp" else 1,
     )
-    if type(of_base) not in MODEL_FOR_CAUSAL_LM_MAPPING:  # load_base says what is wrong with it
-        return {}
     check_block(config.data, context_length(of_base), config.base.path)  # before advice on blocks that cannot be either
     # Processes on one machine share its main memory; a GPU belongs to one of them.
     free = free_bytes(device) // (1 if device.type == "cuda" else processes.count_here())

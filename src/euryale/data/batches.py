@@ -19,7 +19,7 @@ from torch import Tensor
 from euryale.data.bad_rows import BadRows
 from euryale.data.rows import Source
 from euryale.data.sources import DataConfig, build_source
-from euryale.data.tokens import Sample, tokenize_row
+from euryale.data.tokens import Sample, check_ids, tokenize_row
 from euryale.errors import UserError
 
 if TYPE_CHECKING:  # only named in signatures
@@ -47,10 +47,15 @@ class Piece(NamedTuple):
     is_target: list[bool]
 
 
-def build_batches(config: DataConfig, split: str, tokenizer: PreTrainedTokenizerBase) -> BatchStream:
-    """The batches of a split: `train` without end, `held_out` one pass. Starts at the beginning."""
-    source = build_source(config, split)
-    return BatchStream(source, tokenizer, config.block_size, config.batch_size, config.on_error, split == "train")
+def build_batches(
+    config: DataConfig, split: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int | None = None
+) -> BatchStream:
+    """The batches of a split: `train` without end, `held_out` one pass. Starts at the beginning.
+
+    vocab_size: ids that the base knows; a row with others is a bad row.
+    """
+    source, repeat = build_source(config, split), split == "train"
+    return BatchStream(source, tokenizer, config.block_size, config.batch_size, config.on_error, repeat, vocab_size)
 
 
 class BatchStream:
@@ -69,8 +74,10 @@ class BatchStream:
         batch_size: int,
         on_error: str = "stop",
         repeat: bool = True,
+        vocab_size: int | None = None,
     ) -> None:
         self._source = source
+        self._vocab_size = vocab_size
         self._tokenizer = tokenizer
         self._block_size = block_size
         self._batch_size = batch_size
@@ -163,6 +170,8 @@ class BatchStream:
             self._counts["rows"] += 1
             try:
                 sample = tokenize_row(row, self._tokenizer)
+                if self._vocab_size is not None:
+                    check_ids(sample, self._vocab_size)
             except UserError as problem:
                 self._refused.meet(problem)
                 continue

@@ -64,6 +64,16 @@ def tokenize_row(row: Row, tokenizer: PreTrainedTokenizerBase) -> Sample:
     return Sample(ids, is_target, row.key, row.origin)
 
 
+def check_ids(sample: Sample, vocab_size: int) -> None:
+    """Raises UserError for a row with tokens that the base has no row of its matrices for."""
+    wrong = [token for token in sample.ids if not 0 <= token < vocab_size]
+    if wrong:
+        raise UserError(
+            f"{sample.origin}: holds the token id {wrong[0]}, and the base knows 0 to {vocab_size - 1}: its tokenizer "
+            "has tokens that were added after the model was made. Take them out of the row or the chat template"
+        )
+
+
 def prompt_ids(
     text: str | None, messages: tuple[Message, ...] | None, tokenizer: PreTrainedTokenizerBase, origin: str = "prompt"
 ) -> list[int]:

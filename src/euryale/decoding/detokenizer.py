@@ -6,6 +6,7 @@ unfinished character, or in what may become a stop string.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
@@ -62,6 +63,15 @@ class _StopString:
         return length + 1 if self.string[length] == character else 0
 
 
+@lru_cache(maxsize=4)
+def _named_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int] | None:
+    """The ids that have a token, where the tokenizer cannot decode others: a padded matrix has more rows than tokens.
+
+    None: others decode to nothing, as tokenizers in Rust do.
+    """
+    return None if tokenizer.is_fast else frozenset(tokenizer.get_vocab().values())
+
+
 class Detokenizer:
     """Text of one growing answer. `add` ids, take `new_text`, and `close` at the end."""
 
@@ -70,6 +80,7 @@ class Detokenizer:
         self._stops = [_StopString(string) for string in stop]
         self.text = ""  # all text so far; only a stop string shortens it
         self.is_stopped = False
+        self._named = _named_ids(tokenizer)
         self._ids: list[int] = []
         self._window = 0  # first id that is decoded again for context
         self._read = 0  # ids whose text is in self.text
@@ -112,4 +123,6 @@ class Detokenizer:
         return max((stop.num_matched for stop in self._stops), default=0)
 
     def _decode(self, ids: list[int]) -> str:
+        if self._named is not None:
+            ids = [token for token in ids if token in self._named]
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -57,8 +57,8 @@ class StopConditions(NamedTuple):
                 f"stop_ids names token {wrong[0]}, and {base.path} knows 0 to {base.vocab_size - 1}. Leave it out: it "
                 "can never be written."
             )
-        ids = (*stop_ids, *special_ids(base.tokenizer, strings))
-        return StopConditions(strings, ids, () if ignore_eos else base.eos_ids)
+        special = [token for token in special_ids(base.tokenizer, strings) if token < base.vocab_size]
+        return StopConditions(strings, (*stop_ids, *special), () if ignore_eos else base.eos_ids)
 
     @property
     def ids(self) -> tuple[int, ...]:

@@ -158,7 +158,7 @@ def held_out_accuracy(engine: Engine, data: DataConfig) -> list[dict[str, float]
     """The same on held-out rows as they are. Raises UserError when there are none."""
     if engine.heads is None:
         return []
-    batches = islice(build_batches(data, "held_out", engine.base.tokenizer), _MAX_BATCHES)
+    batches = islice(build_batches(data, "held_out", engine.base.tokenizer, engine.base.vocab_size), _MAX_BATCHES)
     return head_accuracy(engine, list(batches))
 
 
