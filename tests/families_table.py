@@ -2,8 +2,8 @@
 
     python tests/families_table.py 30     compares 30 answers of each family and writes the table again
 
-A family counts as supported if all its answers, plain, drafted, in trees and in a ragged batch, are those of transformers'
-own greedy decoding with the same weights. Not a test file itself.
+A family counts as supported if all its answers, plain, drafted, in trees and in a ragged batch, are those of
+transformers' own greedy decoding with the same weights. Not a test file itself.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def compare(model: PreTrainedModel, num_answers: int, seed: int = 0) -> Compared
 
 
 def engines(base: Base, rng: random.Random) -> dict[str, Engine]:
-    """Plain decoding, and drafts from the text in chains, from guesses in many branches, from heads in a random tree."""
+    """Plain decoding; drafts from the text in chains, from guesses in many branches, from heads in a random tree."""
     heads = random_heads(HEAD_DESIGNS[0], base)
     return {
         "none": Engine(base, drafter="none"),

@@ -26,6 +26,7 @@ from transformers import (
 
 from euryale.base.base import Base, load_base, pick_device
 from euryale.base.config import BaseConfig
+from euryale.base.tree_attention import adopt_tree_attention
 from euryale.errors import UserError
 
 
@@ -193,18 +194,17 @@ SMALL = {
     ],
     ids=["capped logits", "attention sinks", "an attention of its own"],
 )
-def test_a_family_that_does_more_than_trees_can_follow_is_refused(
-    folder: Path, model_class: type[PreTrainedModel], config: PreTrainedConfig
+def test_a_few_tokens_show_what_trees_cannot_follow_whatever_the_config_says(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig
 ) -> None:
-    (folder / "model.safetensors").unlink()
+    """The second check: base/families.py refuses these by their config, before there are weights."""
     torch.manual_seed(0)
     model = model_class(config)
     for name, parameter in model.named_parameters():
         if name.endswith("sinks"):
             torch.nn.init.normal_(parameter)
-    model.save_pretrained(folder)
     with pytest.raises(UserError, match=f"{model_class.__name__} does more than plain attention and an output matrix"):
-        load(folder)
+        adopt_tree_attention(model.eval(), "given")
 
 
 def test_a_real_model_continues_as_its_author_published(material: Path) -> None:

@@ -11,194 +11,55 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from euryale.errors import UserError
 
-SUPPORTED = frozenset(
-    [
-        "afmoe",
-        "apertus",
-        "arcee",
-        "aria_text",
-        "biogpt",
-        "bitnet",
-        "cohere",
-        "cohere2",
-        "ctrl",
-        "cwm",
-        "diffllama",
-        "dots1",
-        "ernie4_5",
-        "ernie4_5_moe",
-        "exaone4",
-        "exaone_moe",
-        "flex_olmo",
-        "gemma",
-        "gemma2",
-        "gemma3_text",
-        "glm",
-        "glm4",
-        "glm4_moe",
-        "gpt-sw3",
-        "gpt2",
-        "gpt_bigcode",
-        "gpt_neox",
-        "granite",
-        "granitemoe",
-        "granitemoeshared",
-        "helium",
-        "hunyuan_v1_dense",
-        "hunyuan_v1_moe",
-        "hy_v3",
-        "hyperclovax",
-        "internlm3",
-        "iquestcoder",
-        "jais2",
-        "jetmoe",
-        "kolibri1",
-        "laguna",
-        "llama",
-        "mellum",
-        "minimax_m2",
-        "ministral",
-        "ministral3",
-        "mistral",
-        "mixtral",
-        "nanochat",
-        "nemotron",
-        "olmo",
-        "olmo2",
-        "olmo3",
-        "olmoe",
-        "opt",
-        "persimmon",
-        "phi",
-        "phi3",
-        "phimoe",
-        "qwen2",
-        "qwen2_moe",
-        "qwen3",
-        "qwen3_moe",
-        "seed_oss",
-        "smollm3",
-        "solar_open",
-        "stablelm",
-        "starcoder2",
-        "vaultgemma",
-    ]
-)
+_COMPARED = """
+    afmoe apertus arcee aria_text biogpt bitnet cohere cohere2 ctrl cwm diffllama dots1 ernie4_5 ernie4_5_moe
+    exaone4 exaone_moe flex_olmo gemma gemma2 gemma3_text glm glm4 glm4_moe gpt-sw3 gpt2 gpt_bigcode gpt_neox
+    granite granitemoe granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax internlm3
+    iquestcoder jais2 jetmoe kolibri1 laguna llama mellum minimax_m2 ministral ministral3 mistral mixtral nanochat
+    nemotron olmo olmo2 olmo3 olmoe opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3
+    solar_open stablelm starcoder2 vaultgemma
+"""
+SUPPORTED = frozenset(_COMPARED.split())
 
 _RECURRENT = "a recurrent or convolutional state, which cannot go back to before a rejected token"
 _LATENT = "latent attention (MLA), whose keys and values differ in width"
 _INDEXED = "an indexer, which lets every query choose its keys among all tokens of the pass"
-_OWN = "an attention of its own, which takes no mask of a tree"
 _ALIBI = "ALiBi, which adds a bias by the place in the cache, not by the position in the text"
-_ENCODER = "an encoder's layers, which are not made to write text from left to right"
 _SEQ2SEQ = "the decoder of an encoder-decoder"
 
 # What the families do that are known and not supported, whatever their config says.
-_REASONS: dict[str, str] = {
-    **dict.fromkeys(
-        [
-            "bailing_hybrid",
-            "bamba",
-            "falcon_h1",
-            "falcon_mamba",
-            "granitemoehybrid",
-            "jamba",
-            "kimi_linear",
-            "lfm2",
-            "lfm2_moe",
-            "lfm3",
-            "mamba",
-            "mamba2",
-            "minimax",
-            "nemotron_h",
-            "olmo_hybrid",
-            "qwen3_5_moe_text",
-            "qwen3_5_text",
-            "qwen3_next",
-            "qwen4_exp_text",
-            "recurrent_gemma",
-            "rwkv",
-            "xlstm",
-            "zamba",
-            "zamba2",
-            "zaya",
-        ],
-        _RECURRENT,
-    ),
-    **dict.fromkeys(
-        ["axk1", "axk2", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "longcat_flash", "minicpm3", "youtu"], _LATENT
-    ),
-    **dict.fromkeys(["deepseek_v32", "deepseek_v4", "glm_moe_dsa", "minimax_m3_vl_text"], _INDEXED),
-    **dict.fromkeys(
-        [
-            "codegen",
-            "cpmant",
-            "dbrx",
-            "falcon",
-            "gpt_neo",
-            "gpt_neox_japanese",
-            "gptj",
-            "openai-gpt",
-            "reformer",
-            "xglm",
-            "xlm",
-            "xlnet",
-        ],
-        _OWN,
-    ),
-    **dict.fromkeys(["bloom", "mpt"], _ALIBI),
-    **dict.fromkeys(
-        [
-            "bert",
-            "bert-generation",
-            "big_bird",
-            "camembert",
-            "data2vec-text",
-            "electra",
-            "ernie",
-            "megatron-bert",
-            "modernbert-decoder",
-            "rembert",
-            "roberta",
-            "roberta-prelayernorm",
-            "roc_bert",
-            "roformer",
-            "xlm-roberta",
-            "xlm-roberta-xl",
-            "xmod",
-        ],
-        _ENCODER,
-    ),
-    **dict.fromkeys(
-        [
-            "bart",
-            "bigbird_pegasus",
-            "blenderbot",
-            "blenderbot-small",
-            "marian",
-            "mbart",
-            "musicgen",
-            "musicgen_melody",
-            "mvp",
-            "pegasus",
-            "plbart",
-            "prophetnet",
-            "trocr",
-            "whisper",
-        ],
-        _SEQ2SEQ,
-    ),
-    **dict.fromkeys(["flint", "gpt_oss", "granite_swa", "granitemoe_swa"], "attention sinks"),
-    **dict.fromkeys(["git", "moshi", "phi4_multimodal"], "images or sound among its tokens"),
-    "blt": "patches of bytes, which models of its own cut",
-    "doge": "a mask that drops the keys of lowest score, counted over all tokens of the pass",
-    "hrm_text": "layers that are run several times over, each time with a cache of their own",
-    "llama4_text": "chunked attention",
-    "mimo_v2_flash": "keys and values that differ in width",
+_NOT_SUPPORTED = {
+    _RECURRENT: """
+        bailing_hybrid bamba falcon_h1 falcon_mamba granitemoehybrid jamba kimi_linear lfm2 lfm2_moe lfm3 mamba mamba2
+        minimax nemotron_h olmo_hybrid qwen3_5_moe_text qwen3_5_text qwen3_next qwen4_exp_text recurrent_gemma rwkv
+        xlstm zamba zamba2 zaya
+    """,
+    _LATENT: "axk1 axk2 deepseek_v2 deepseek_v3 glm4_moe_lite longcat_flash minicpm3 youtu",
+    _INDEXED: "deepseek_v32 deepseek_v4 glm_moe_dsa minimax_m3_vl_text",
+    "an attention of its own, which takes no mask of a tree": """
+        codegen cpmant dbrx falcon gpt_neo gpt_neox_japanese gptj openai-gpt reformer xglm xlm xlnet
+    """,
+    _ALIBI: "bloom mpt",
+    "an encoder's layers, which are not made to write text from left to right": """
+        bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert modernbert-decoder rembert
+        roberta roberta-prelayernorm roc_bert roformer xlm-roberta xlm-roberta-xl xmod
+    """,
+    _SEQ2SEQ: """
+        bart bigbird_pegasus blenderbot blenderbot-small marian mbart musicgen musicgen_melody mvp pegasus plbart
+        prophetnet trocr whisper
+    """,
+    "attention sinks": "flint gpt_oss granite_swa granitemoe_swa",
+    "images or sound among its tokens": "git moshi phi4_multimodal",
+    "patches of bytes, which models of its own cut": "blt",
+    "a mask that drops the keys of lowest score, counted over all tokens of the pass": "doge",
+    "layers that are run several times over, each time with a cache of their own": "hrm_text",
+    "chunked attention": "llama4_text",
+    "keys and values that differ in width": "mimo_v2_flash",
 }
+_REASONS = {family: feature for feature, families in _NOT_SUPPORTED.items() for family in families.split()}
 
 # Keys of a config that change logits or scores, with the value that changes nothing. transformers applies the first
-# three after the output matrix, where heads, which share the matrix, would not see them.
+# four after the output matrix, where heads, which share the matrix, would not see them.
 _NEUTRAL: dict[str, tuple[float, str]] = {
     "final_logit_softcapping": (0.0, "capped logits"),
     "logits_scaling": (1.0, "scaled logits"),
