@@ -7,9 +7,10 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 from families_table import compare, generate, table, verdict, written_table
 from tiny_families import CONTEXT, FAMILIES, VOCAB, random_model, save, save_config_alone, tiny_config, tiny_model
-from transformers import PreTrainedConfig, T5Config
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, T5Config
 
 from euryale.base.base import Base, load_base
 from euryale.base.base_info import describe_base
@@ -184,3 +185,29 @@ def test_weights_that_are_stored_in_another_quantisation_are_refused_by_its_name
     config = tiny_config("llama", quantization_config=stored)
     with pytest.raises(UserError, match=f"its weights are stored in the quantisation {name}"):
         load(save_config_alone(config, tmp_path), quantization=quantization)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4", "auto"])
+def test_weights_that_are_stored_in_4_bits_are_those_that_loading_in_4_bits_makes(
+    quantization: str, tmp_path: Path
+) -> None:
+    """The folders that unsloth and others publish; they were made to multiply in bfloat16."""
+    bnb = pytest.importorskip("bitsandbytes")
+    whole = save(random_model(tiny_config("llama", hidden_size=32, intermediate_size=64, head_dim=8)), tmp_path / "a")
+    made = load(whole, quantization="nf4")
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    stored = AutoModelForCausalLM.from_pretrained(whole, quantization_config=settings)
+    base = load(save(stored, tmp_path / "b"), quantization=quantization)
+    layers = [module for module in base.model.modules() if isinstance(module, bnb.nn.Linear4bit)]
+    assert len(layers) == 14 and {layer.compute_dtype for layer in layers} == {torch.float32}
+    assert base.identity()["quantization"] == "nf4"
+    assert describe_base(BaseConfig(path=str(tmp_path / "b"))).quantization == "nf4"
+    ids_BT = torch.arange(VOCAB)[None]
+    assert torch.equal(base.model(input_ids=ids_BT).logits, made.model(input_ids=ids_BT).logits)
+    for drafter in ("none", "lookup"):
+        assert Engine(base, drafter=drafter).generate([[1, 2, 3]], 12)[0].ids == generate(made.model, [1, 2, 3], 12)

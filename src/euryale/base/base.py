@@ -28,11 +28,12 @@ from euryale.base.forward_check import sample_ids
 from euryale.base.hidden_states import join_states, outputs_of_layers
 from euryale.base.locate import _read_config, find_source, fingerprint, known_as, load_message
 from euryale.base.precision import (
+    is_stored_in_4_bits,
     keep_4bit_weights_trainable,
+    multiply_stored_in,
     pick_device,
     pick_dtype,
     quantization_config,
-    stored_quantization,
 )
 from euryale.base.token_ids import eos_ids, one_id
 from euryale.base.tree_attention import adopt_tree_attention
@@ -163,7 +164,8 @@ def load_base(config: BaseConfig) -> Base:
     check_family(of_base, config.path)
     dtype = pick_dtype(config.dtype, device, of_base)
     quantization = quantization_config(config.quantization, dtype)
-    is_stored = stored_quantization(of_base, dtype, config.path)
+    if is_stored := is_stored_in_4_bits(of_base, config.path):
+        multiply_stored_in(of_base, dtype)
     name = "nf4" if quantization or is_stored else "none"
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **source)

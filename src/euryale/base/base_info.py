@@ -12,6 +12,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoTokenizer, GenerationC
 from euryale.base.config import BaseConfig
 from euryale.base.families import check_family, context_length
 from euryale.base.locate import find_source, fingerprint, known_as, load_message, read_config
+from euryale.base.precision import is_stored_in_4_bits
 from euryale.base.token_ids import eos_ids
 from euryale.errors import UserError
 
@@ -59,7 +60,7 @@ def describe_base(config: BaseConfig) -> UnloadedBase:
         tokenizer,
         known_as(asked, path),
         fingerprint(path, of_base),
-        "nf4" if config.quantization == "nf4" else "none",
+        "nf4" if config.quantization == "nf4" or is_stored_in_4_bits(of_base, asked) else "none",
         getattr(of_base, "_commit_hash", None),
         MODEL_FOR_CAUSAL_LM_MAPPING[type(of_base)].__name__,
         text.vocab_size,

@@ -115,16 +115,15 @@ def quantization_config(name: str, dtype: torch.dtype) -> object | None:
     )
 
 
-def stored_quantization(of_base: PreTrainedConfig, dtype: torch.dtype, asked: str) -> bool:
-    """Whether the folder's own weights are in 4 bits (NF4); its config is then told to multiply in `dtype`.
+def is_stored_in_4_bits(of_base: PreTrainedConfig, asked: str) -> bool:
+    """Whether the folder's own weights are in 4 bits (NF4).
 
     Raises UserError for weights that are stored in any other kind of quantisation, by its name.
     """
-    stored = getattr(of_base, "quantization_config", None)
-    if stored is None:
+    settings = _stored_quantization(of_base)
+    if not settings:
         return False
-    settings = dict(stored) if isinstance(stored, dict) else stored.to_dict()
-    method = str(settings.get("quant_method", "unknown"))
+    method = str(settings.get("quant_method", "of an unknown kind"))
     if method == "bitsandbytes":
         is_4_bit = bool(settings.get("load_in_4bit") or settings.get("_load_in_4bit"))
         method = f"bitsandbytes {settings.get('bnb_4bit_quant_type', 'fp4') if is_4_bit else 'int8'}"
@@ -134,9 +133,19 @@ def stored_quantization(of_base: PreTrainedConfig, dtype: torch.dtype, asked: st
             "config.json), which is not supported. Give the model in 16 or 32 bits (base.quantization=nf4 makes 4 bits "
             "of it), or in 4 bits of bitsandbytes (nf4)."
         )
-    quantization_config("nf4", dtype)  # bitsandbytes is there
-    of_base.quantization_config = settings | {"bnb_4bit_compute_dtype": str(dtype).removeprefix("torch.")}
     return True
+
+
+def multiply_stored_in(of_base: PreTrainedConfig, dtype: torch.dtype) -> None:
+    """Weights that are stored in 4 bits are multiplied in `dtype`, not in the one that they were made for."""
+    quantization_config("nf4", dtype)  # raises UserError where bitsandbytes is missing
+    compute = {"bnb_4bit_compute_dtype": str(dtype).removeprefix("torch.")}
+    of_base.quantization_config = _stored_quantization(of_base) | compute
+
+
+def _stored_quantization(of_base: PreTrainedConfig) -> dict[str, object]:
+    stored = getattr(of_base, "quantization_config", None) or {}
+    return dict(stored) if isinstance(stored, dict) else dict(stored.to_dict())
 
 
 def keep_4bit_weights_trainable(model: PreTrainedModel) -> None:
