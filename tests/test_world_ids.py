@@ -98,7 +98,7 @@ def test_an_end_that_is_not_an_id_is_refused(given: object) -> None:
 def test_a_begin_token_outside_the_matrix_does_not_stand_for_an_empty_prompt() -> None:
     base = random_base(vocab_size=13)
     tokenizer = letter_tokenizer(13)
-    tokenizer.bos_token = "<begin>"  # not in the vocabulary: transformers adds it behind the last row
+    tokenizer.add_special_tokens({"bos_token": "<begin>"})  # after the last row of the matrix
     assert tokenizer.bos_token_id == 13
     base = Base(base.model, tokenizer, base.path, base.fingerprint)
     assert base.bos_id is None
