@@ -2,20 +2,21 @@
 
 from collections.abc import Sequence
 
+from plain_heads import plain_heads
+
 from euryale.base.base import Base
 from euryale.data.row_prompts import Opening
 from euryale.decoding.engine import Engine
 from euryale.evaluation.config import CalibrateConfig
 from euryale.evaluation.rank_vectors import Text
-from euryale.heads.config import HeadsConfig
 
 MAX_RANK = 6
 DESIGNS = {
-    "hydra": HeadsConfig("hydra", num_heads=3, vocab_share=1.0),
-    "hydra, draft vocabulary": HeadsConfig("hydra", num_heads=3, vocab_share=0.5),
-    "hydra, several features": HeadsConfig("hydra", num_heads=3, features="several"),
-    "medusa": HeadsConfig("medusa", num_heads=3, body="resblock", vocab_share=1.0),
-    "medusa, published form": HeadsConfig(
+    "hydra": plain_heads("hydra", num_heads=3, vocab_share=1.0),
+    "hydra, draft vocabulary": plain_heads("hydra", num_heads=3, vocab_share=0.5),
+    "hydra, several features": plain_heads("hydra", num_heads=3, features="several"),
+    "medusa": plain_heads("medusa", num_heads=3, body="resblock", vocab_share=1.0),
+    "medusa, published form": plain_heads(
         "medusa", num_heads=3, body="resblock", output="own", root_token=False, vocab_share=1.0
     ),
 }

@@ -22,7 +22,6 @@ from euryale.evaluation import contenders, roofline
 from euryale.evaluation.bench import BenchSettings, bench, in_turns
 from euryale.evaluation.contenders import Turn
 from euryale.evaluation.hf_baselines import count_new, generate_ids, generation_settings, transformers_attention
-from euryale.heads.config import HeadsConfig
 from euryale.report.bench_tables import bench_table
 from euryale.report.result_file import write_result
 
@@ -265,7 +264,7 @@ def test_heads_that_are_asked_in_bfloat16_are_counted_so(monkeypatch: pytest.Mon
     """Beside a float32 base, on a processor that multiplies bfloat16."""
     monkeypatch.setattr(roofline, "_best_seconds", lambda work, device: 0.001)
     base = random_base(vocab_size=13)
-    engine = Engine(base, random_heads(HeadsConfig("medusa", num_heads=2, vocab_share=1.0), base), tree="chain")
+    engine = Engine(base, random_heads(plain_heads("medusa", num_heads=2, vocab_share=1.0), base), tree="chain")
     bytes_of: dict[torch.dtype, int] = {}
     for dtype in (torch.float32, torch.bfloat16):
         monkeypatch.setattr(roofline, "draft_dtype", lambda base, dtype=dtype: dtype)
