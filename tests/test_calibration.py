@@ -107,7 +107,7 @@ def test_a_loaded_engine_answers_as_the_one_that_was_saved(checkpoint: Path, tin
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_refused(checkpoint: Path, tiny_base: Base) -> None:
-    with pytest.raises(UserError, match="is no checkpoint"):
+    with pytest.raises(UserError, match="is not a checkpoint"):
         Engine.load(checkpoint.parent)
     with pytest.raises(UserError, match="tree=bush is not known. Choose one of: chain, medusa63, calibrated, dynamic"):
         Engine.load(checkpoint, base=tiny_base, tree="bush")

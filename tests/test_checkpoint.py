@@ -209,7 +209,7 @@ DAMAGES = {
     "no heads": (edit_json(heads=[]), "does not describe its heads"),
     "unknown key": (edit_json(heads__depth=3), "depth"),
     "mistyped key": (edit_json(heads__num_heads="2"), "num_heads"),
-    "unknown kind": (edit_json(heads__kind="os.system"), r"heads\.json.*kind=os\.system"),
+    "unknown kind": (edit_json(heads__kind="os.system"), r"heads\.json: heads.kind must be one of .*; got os\.system"),
     "too many heads": (edit_json(heads__num_heads=10**9), "num_heads"),
     "other size": (edit_json(heads__num_heads=3), "num_heads is 2, and these heads have 3"),
     "other offset": (edit_json(label_offset=1), "label_offset is 1, and these heads have 2"),
