@@ -124,7 +124,7 @@ def test_a_whole_prompt_is_read_as_it_is() -> None:
 def test_bytes_that_are_no_text_are_refused(engine: Engine) -> None:
     with pytest.raises(UserError, match="stdin must be UTF-8 text; got other bytes"):
         read_all(io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8"))
-    with pytest.raises(UserError, match="not UTF-8 text"):
+    with pytest.raises(UserError, match="stdin must be UTF-8 text"):
         read_all(io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="ascii", errors="surrogateescape"))
-    with pytest.raises(UserError, match="not UTF-8 text"):
+    with pytest.raises(UserError, match="stdin must be UTF-8 text"):
         chat(engine, CONFIG, io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"), io.StringIO())
