@@ -359,7 +359,7 @@ def test_random_states_come_back() -> None:
 def test_pretraining_trains_the_base_and_saves_a_folder_that_loads(tmp_path: Path) -> None:
     base = load_base(BaseConfig(path=str(save_tiny_llama(tmp_path / "start")), dtype="float32", device="cpu"))
     before = base.lm_head_weight.detach().clone()
-    optim = OptimConfig(num_steps=8, warmup_steps=0, lr=1e-2, log_every=8, eval_every=0, save_every=4)
+    optim = OptimConfig(name="adamw", num_steps=8, warmup_steps=0, lr=1e-2, log_every=8, eval_every=0, save_every=4)
     objective = ObjectiveConfig(kind="pretrain", loss="ce")
     held_out = [make_batch(1)]
 
@@ -379,7 +379,7 @@ def test_pretraining_trains_the_base_and_saves_a_folder_that_loads(tmp_path: Pat
 @pytest.mark.parametrize("tied", [False, True])
 def test_interrupted_pretraining_goes_on_exactly(tmp_path: Path, tied: bool) -> None:
     start = save_tiny_llama(tmp_path / "start", tie_word_embeddings=tied)
-    optim = OptimConfig(num_steps=6, warmup_steps=0, log_every=2, eval_every=0, save_every=2)
+    optim = OptimConfig(name="adamw", num_steps=6, warmup_steps=0, log_every=2, eval_every=0, save_every=2)
 
     def run(name: str, at: Callable[[int], None] = lambda n: None, resume: bool = False) -> Base:
         base = load_base(BaseConfig(path=str(start), dtype="float32", device="cpu"))
