@@ -59,10 +59,10 @@ def test_an_impossible_setting_is_refused(changes: dict, message: str) -> None:
 
 
 def test_pretraining_needs_held_out_rows_only_to_evaluate() -> None:
-    config = TrainConfig(data=DataConfig(held_out_one_in=0), **PRETRAIN)
+    config = TrainConfig(data=DataConfig(held_out_one_in=0), optim=OptimConfig(name="adamw"), **PRETRAIN)
     with pytest.raises(UserError, match="no row for the split held_out"):
         check_settings(config)
-    check_settings(replace(config, optim=OptimConfig(eval_batches=0)))
+    check_settings(replace(config, optim=OptimConfig(name="adamw", eval_batches=0)))
 
 
 def test_rows_are_looked_at_before_a_base_is_loaded(tmp_path: Path) -> None:
