@@ -5,7 +5,7 @@ processes share the work: torchrun --nproc_per_node=N train/regenerate.py [...]
 With regenerate.url=http://HOST:8000/v1 a server of the base writes, and its weights are not loaded here.
 """
 
-from euryale.cli.pipeline import write_text, writing_base
+from euryale.cli.pipeline import write_text, writing_base, written_questions
 from euryale.cli.preflight import check_rows
 from euryale.cli.schemas import RegenerateScriptConfig
 from euryale.cli.script import script, use_threads
@@ -20,7 +20,9 @@ def main(config: RegenerateScriptConfig) -> dict[str, object]:
     use_threads(config.threads)
     config.regenerate.check()
     processes.first(lambda: check_rows(config.data, needs_held_out=False))
-    folder = write_text(writing_base(config), config.data, config.regenerate)
+    base = writing_base(config)
+    data = written_questions(base, config.data, config.regenerate)
+    folder = write_text(base, data, config.regenerate)
     processes.leave()
     if not processes.is_first():
         return {}

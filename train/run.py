@@ -30,6 +30,7 @@ def main(config: TrainConfig) -> dict[str, object]:
         memory = processes.first(lambda: preflight.check_memory(config))
         base = pipeline.load(config)
         preflight.check_base(base, config)
+        config = pipeline.with_questions(base, config)
         openings, prompts = processes.first(lambda: pipeline.draw_prompts(base, config))
         data = pipeline.prepare_text(base, config)
         heads = pipeline.make_heads(base, data, config, folder)

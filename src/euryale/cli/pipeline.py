@@ -38,6 +38,7 @@ from euryale.heads.checkpoint import DESCRIPTION, find_checkpoint, load_heads, l
 from euryale.heads.heads import Heads, build_heads
 from euryale.regenerate.config import RegenerateConfig
 from euryale.regenerate.manifest import check_written
+from euryale.regenerate.questions import QuestionSettings, write_questions
 from euryale.regenerate.regenerate import regenerate
 from euryale.report.ranking import RESULT_FILE, numbers_of
 from euryale.report.report import save_report
@@ -85,6 +86,39 @@ def draw_prompts(base: Base, config: TrainConfig) -> tuple[list[Opening], list[l
         "the held-out rows",
     )
     return to_calibrate[: config.calibrate.num_prompts], prompts
+
+
+def with_questions(base: Base, config: TrainConfig) -> TrainConfig:
+    """The same settings with data=self, or such parts of a mixture, in the place of the file of questions."""
+    return replace(config, data=written_questions(base, config.data, config.regenerate))
+
+
+def written_questions(base: Base | UnloadedBase, data: DataConfig, config: RegenerateConfig) -> DataConfig:
+    """Data of kind self become the file of the questions that the base writes; other data stay as they are.
+
+    Raises UserError: a base without a chat template, a server that writes instead of the base.
+    """
+    if data.kind == "mix" and any(part.get("kind") == "self" for part in data.mix):
+        parts = [_written_part(base, data, dict(part), config) for part in data.mix]
+        return replace(data, mix=parts)
+    if data.kind != "self":
+        return data
+    if not isinstance(base, Base):
+        raise UserError("data=self is written by the base itself, not by a server. Leave regenerate.url out.")
+    settings = QuestionSettings(data.questions, data.question_tokens, data.followup_share, seed=config.seed)
+    file = processes.first(lambda: write_questions(base, settings, output_root(config.output)))
+    return replace(data, kind="files", files=str(file))
+
+
+def _written_part(
+    base: Base | UnloadedBase, data: DataConfig, part: dict[str, Any], config: RegenerateConfig
+) -> dict[str, Any]:
+    if part.get("kind") != "self":
+        return part
+    names = ("questions", "question_tokens", "followup_share")
+    own = {name: part.pop(name) for name in names if name in part}
+    written = written_questions(base, replace(data, kind="self", mix=[], **own), config)
+    return part | {"kind": "files", "files": written.files}
 
 
 def prepare_text(base: Base, config: TrainConfig) -> DataConfig:

@@ -145,6 +145,12 @@ def check_parallel(config: TrainConfig) -> None:
 
 def check_rows(data: DataConfig, needs_held_out: bool) -> None:
     """Reads one row of each split. Raises UserError when there is none, or it cannot be read."""
+    if data.kind == "self":  # its rows are yet to be written
+        return
+    if data.kind == "mix":
+        data = replace(data, mix=[part for part in data.mix if dict(part).get("kind") != "self"])
+        if not data.mix:
+            return
     unshuffled = replace(data, shuffle_window=1)  # else a whole window is read for it
     where = data.files or data.repo or data.folder or f"data={data.kind}"
     for split in SPLITS if needs_held_out else SPLITS[:1]:

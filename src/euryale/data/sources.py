@@ -49,6 +49,10 @@ class DataConfig:
     mix: list[Any] = field(default_factory=list)
     # regenerated
     folder: str = ""
+    # self: questions that the base writes
+    questions: int = 2048
+    question_tokens: int = 128
+    followup_share: float = 0.25
     # every kind
     column: str | None = None
     on_error: str = "stop"
@@ -128,6 +132,13 @@ def _regenerated(config: DataConfig, split: str) -> Source:
     return _split_and_shuffle(source, config, split)
 
 
+def _unwritten(config: DataConfig, split: str) -> Source:
+    raise UserError(
+        "data=self has no rows until the base has written its questions. Use train/run.py or train/regenerate.py, "
+        "which write them first; they stay as a file for data=files."
+    )
+
+
 def _mix(config: DataConfig, split: str) -> Source:
     if not config.mix:
         raise UserError(
@@ -152,6 +163,7 @@ SOURCES: dict[str, Callable[[DataConfig, str], Source]] = {
     "hub": _hub,
     "mix": _mix,
     "regenerated": _regenerated,
+    "self": _unwritten,
 }
 
 
