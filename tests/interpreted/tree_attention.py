@@ -1,24 +1,12 @@
 """Tree attention in Triton's interpreter against its specification, and a tree against decoding alone, bit for bit."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
+from kernel_trees import deep_tree, random_tree
 from torch import Tensor
 
 from euryale.kernels import reference
 from euryale.kernels.triton.tree_attention import REACH, TILE, tree_attention
-
-
-def random_tree(num_nodes: int, max_depth: int = REACH) -> Tensor:
-    """Ancestors [1, N, N] of a random tree, bool; parents come before their children."""
-    seen = torch.eye(num_nodes, dtype=torch.bool)
-    for node in range(1, num_nodes):
-        parent = int(torch.randint(max(0, node - 9), node, ()))
-        while seen[parent].sum() > max_depth:
-            parent = int(torch.randint(0, node, ()))
-        seen[node] |= seen[parent]
-    return seen[None]
 
 
 def random_case(B: int, N: int, H: int, G: int, D: int, lengths: list[int], dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -30,15 +18,6 @@ def random_case(B: int, N: int, H: int, G: int, D: int, lengths: list[int], dtyp
         k[b, :, length + N :] = v[b, :, length + N :] = float("nan")
     words = reference.pack_ancestors(torch.cat([random_tree(N) for _ in range(B)]))
     return q.to(dtype), k.to(dtype), v.to(dtype), torch.tensor(lengths, dtype=torch.int32), words
-
-
-@pytest.fixture(autouse=True)
-def scratch_is_nan() -> Iterator[None]:
-    """torch then fills new memory with NaN, so that what is read without having been written shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.zeros(1).new_empty(2).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 CASES = {
@@ -94,17 +73,11 @@ def test_every_node_of_a_tree_is_the_token_decoded_alone_bit_for_bit(
     """The path of a node committed, and the node as the only query: the same bits.
 
     What breaks this: keys that are split by slot, a block whose size depends on N, sums of which the order depends on
-    the other rows. A chain below node 0 reaches depth REACH, so that edges of tiles and splits lie inside the tree.
+    the other rows. The last row's tree is as deep as it may be, so that edges of tiles and splits lie inside it.
     """
     D = 16
     q, k, v, lengths_B, _ = random_case(len(lengths), N, H, G, D, lengths, torch.float32)
-    trees = torch.cat([random_tree(N) for _ in lengths])
-    for node in range(1, min(N, REACH + 1)):  # the last row's tree: a chain as deep as it may be
-        trees[-1, node] = trees[-1, node - 1]
-        trees[-1, node, node] = True
-    for node in range(REACH + 1, N):
-        trees[-1, node] = trees[-1, node - REACH]
-        trees[-1, node, node] = True
+    trees = torch.cat([*(random_tree(N) for _ in lengths[1:]), deep_tree(N)])
     tree = tree_attention(q, k, v, lengths_B, reference.pack_ancestors(trees), 0.25, window, split=64)
     alone = reference.pack_ancestors(torch.ones(1, 1, 1, dtype=torch.bool))
     for b, length in enumerate(lengths):

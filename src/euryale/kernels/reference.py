@@ -111,7 +111,7 @@ class Answers(NamedTuple):
     lengths_B: Tensor  # int32: committed slots
     root_B: Tensor  # int64: the token after them, decided but not in the cache
     last_B: Tensor  # int64: the node accepted last, whose hidden state the heads read
-    ring_BT: Tensor  # int64: answer token i lies at i % T; the host reads behind
+    ring_BT: Tensor  # int64: answer token i lies at i % T, T >= max_path; the host reads behind
     written_B: Tensor  # int32: answer tokens so far
     limit_B: Tensor  # int32: and at most
     ends_BE: Tensor  # int64: ids that end the answer; -1 is none
@@ -142,6 +142,7 @@ def accept_walk(
     done and its later slots are never read.
     """
     B, N = tokens_BN.shape
+    assert answers.ring_BT.shape[1] >= max_path, (answers.ring_BT.shape, max_path)
     parents_BN = parents_RN.long().expand(B, N)
     is_miss_BN = tokens_BN != targets_BN.gather(1, parents_BN)
     if is_real_BN is not None:

@@ -63,7 +63,7 @@ def kv_write(
 
 def top_k(scores_MV: Tensor, num: int) -> tuple[Tensor, Tensor]:
     """The `num` best scores of each row, float32, best first, and their ids; of equal scores the lowest id first."""
-    values_MV, ids_MV = scores_MV.float().sort(-1, descending=True, stable=True)
+    values_MV, ids_MV = scores_MV.float().sort(dim=-1, descending=True, stable=True)
     return values_MV[:, :num].contiguous(), ids_MV[:, :num].contiguous()
 
 

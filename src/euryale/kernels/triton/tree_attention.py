@@ -27,21 +27,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from euryale.kernels.triton.bits import popcount
+
 REACH = 32
 TILE = 32
 BLOCK_M = 64
 MOST_GROUP = 16
 NUM_STAGES = {16: 2, 32: 2, 64: 2, 128: 3}  # with 3 at head width 64 sm_80 spills 16 bytes
 LOG2_E = 1.4426950408889634
-
-
-@triton.jit
-def _popcount(word):
-    """Set bits of an int32: sums of bits, pairs and nibbles."""
-    word = word - ((word >> 1) & 0x55555555)
-    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
-    word = (word + (word >> 4)) & 0x0F0F0F0F
-    return ((word * 0x01010101) >> 24) & 0xFF
 
 
 @triton.jit
@@ -72,7 +65,7 @@ def prefix_kernel(
     is_row = m < M
     node = m // GROUP
     words_ptr = ancestors_ptr + b * stride_ab + node * 2
-    depth = _popcount(tl.load(words_ptr, mask=is_row, other=0)) + _popcount(tl.load(words_ptr + 1, mask=is_row, other=0))
+    depth = popcount(tl.load(words_ptr, mask=is_row, other=0)) + popcount(tl.load(words_ptr + 1, mask=is_row, other=0))
     position = tl.load(lengths_ptr + b) + depth - 1
     dense = tl.where(is_row, tl.maximum(position - REACH, 0) // TILE * TILE, 0)
     begin = split * SPLIT
@@ -119,7 +112,7 @@ def tail_kernel(
     length = tl.load(lengths_ptr + b)
     words_ptr = ancestors_ptr + b * stride_ab + node * 2
     low, high = tl.load(words_ptr), tl.load(words_ptr + 1)
-    position = length + _popcount(low) + _popcount(high) - 1
+    position = length + popcount(low) + popcount(high) - 1
     dense = tl.maximum(position - REACH, 0) // TILE * TILE
     d, r = tl.arange(0, D), tl.arange(0, ROWS)
     is_row = r < GROUP
