@@ -1,4 +1,4 @@
-"""What a kernel costs on a GPU, told without one: registers, spills, shared memory and instructions of the compiled code.
+"""Static costs of a kernel's compiled code, without a GPU: registers, spills, shared memory, instructions.
 
 Triton compiles for a target that is not there, and brings ptxas and nvdisasm; nvcc brings its own. Used by
 tests/test_compiled_kernels.py and for the static counts in docs/gpu.md.
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-# Of a multiprocessor: registers, bytes of shared memory, warps, blocks (CUDA C++ Programming Guide, compute capabilities).
+# Of a multiprocessor: registers, bytes of shared memory, warps, blocks (CUDA C++ Programming Guide).
 LIMITS = {80: (65536, 167936, 64, 32), 90: (65536, 233472, 64, 32)}
 
 
@@ -24,7 +24,9 @@ class Compiled(NamedTuple):
     shared_bytes: int
     num_warps: int
     blocks_per_sm: int
-    loop: Counter[str]  # opcodes of the innermost loop with most tensor work, else of the longest; of all if there is none
+    loop: Counter[
+        str
+    ]  # opcodes of the innermost loop with most tensor work, else of the longest; of all if there is none
     all: Counter[str]
 
     def count(self, pattern: str, whole: bool = False) -> int:

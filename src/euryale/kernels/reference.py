@@ -1,7 +1,7 @@
 """Specification of every kernel in plain torch: short, slow, and what the tests compare the fast ones with.
 
-All functions run on any device without a value read by the host, so the reference is a working backend as well. Sums are
-taken in float32 whatever the inputs are.
+All functions run on any device without a value read by the host, so the reference is a working backend as well. Sums
+are taken in float32 whatever the inputs are.
 
 Letters: B batch, N nodes of a tree, R rows of a tree (1 when all rows of the batch share it, else B), H query heads,
 G key/value heads, S slots of the cache, D head width, L layers, M rows of a matrix product, I inputs, O outputs,
@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from euryale.kernels.nf4_weight import Nf4Weight
 
 WORDS = 2  # 32-bit words of a node's ancestor mask, hence at most 64 nodes
 MASK32 = 0xFFFFFFFF
@@ -43,8 +45,8 @@ def tree_attention(
 ) -> Tensor:
     """Softmax attention of N nodes over lengths_B committed slots and over their own ancestors; [B, N, H, D].
 
-    Node m lies in slot lengths_B + m, at position lengths_B + its depth. What lies in later slots is not read, and may be
-    NaN. `window`: a query sees the keys of the last `window` positions, its own included; None: all.
+    Node m lies in slot lengths_B + m, at position lengths_B + its depth. What lies in later slots is not read, and
+    may be NaN. `window`: a query sees the keys of the last `window` positions, its own included; None: all.
     """
     B, N, H, D = q_BNHD.shape
     G, S = k_BGSD.shape[1:3]
@@ -67,42 +69,14 @@ def tree_attention(
     return (shares @ v_BGSD[:, :, None]).permute(0, 3, 1, 2, 4).reshape(B, N, H, D).to(q_BNHD.dtype)
 
 
-class Nf4Weight(NamedTuple):
-    """A matrix [O, I] as bitsandbytes stores it: 4-bit codes in blocks of 64 inputs, each block with its absmax."""
-
-    packed: Tensor  # uint8 [O * I / 2]: two neighbouring inputs a byte, the even one in the high nibble
-    codebook: Tensor  # float32 [16]
-    absmax: Tensor  # of each block: uint8 when nested, else float32
-    nested_absmax: Tensor  # float32, of each 256 of `absmax`; empty when not nested
-    nested_codebook: Tensor  # float32 [256]; empty when not nested
-    offset: Tensor  # float32 [1], added to a nested absmax
-    num_outputs: int
-    num_inputs: int
-    block_size: int
-
-    @property
-    def is_nested(self) -> bool:
-        return self.absmax.dtype == torch.uint8
-
-    def scales(self) -> Tensor:
-        """The absmax of every block, float32."""
-        if not self.is_nested:
-            return self.absmax
-        index = torch.arange(len(self.absmax), device=self.absmax.device) // 256
-        return self.nested_codebook[self.absmax.int()] * self.nested_absmax[index] + self.offset
-
-
-def nf4_linear(x_MI: Tensor, weight: Nf4Weight) -> Tensor:
-    """x W^T [M, O] in x's dtype, with the codebook rounded to x's dtype and everything after that in float32.
+def nf4_linear(x_MI: Tensor, weight: Nf4Weight, bias_O: Tensor | None = None) -> Tensor:
+    """x W^T + b [M, O] in x's dtype, with the codebook rounded to x's dtype and everything after that in float32.
 
     So a weight is off by half a unit of the codebook's last place; bitsandbytes rounds the product of code and absmax
     to 16 bits instead, which is off by the same and by the rounding of the code.
     """
-    packed = weight.packed.view(-1).int()
-    codes = torch.stack([packed >> 4, packed & 15], -1)
-    blocks = weight.codebook.to(x_MI.dtype).float()[codes].view(-1, weight.block_size)
-    matrix_OI = (blocks * weight.scales()[:, None]).view(weight.num_outputs, weight.num_inputs)
-    return (x_MI.float() @ matrix_OI.T).to(x_MI.dtype)
+    y_MO = x_MI.float() @ weight.matrix(x_MI.dtype).T
+    return (y_MO if bias_O is None else y_MO + bias_O.float()).to(x_MI.dtype)
 
 
 class Answers(NamedTuple):

@@ -1,7 +1,7 @@
 """Draws the base's own token in every row, in Triton: argmax(scores / T + keyed Gumbel noise), ties to the lowest id.
 
-Noise is a hash of (seed, position, token id), made in registers where it is added: noise of the shape of the logits never
-exists. Rows at T = 0 have none. Two stages as in top_k: the best key of every tile, then the best of those.
+Noise is a hash of (seed, position, token id), made in registers where it is added: noise of the shape of the logits
+never exists. Rows at T = 0 have none. Two stages as in top_k: the best key of every tile, then the best of those.
 
 Bytes: the scores once; without the fusion the noise is written and read once more (float32, M V each way) after about
 twelve passes in int64 and float64. The hash is 32-bit integer work; the two logarithms are float64 as in the

@@ -4,8 +4,8 @@ Slot start + i takes what lies in slot start + path[i]; path[i] >= i because par
 program owns one key/value head of one row and layer: it loads all that moves, waits, then stores, so no order of
 programs or threads can overwrite what is still to be read. Where the path is the chain 0, 1, 2, ... nothing moves.
 
-Bytes: 2 * 2 * P * D * L * G numbers at most, a few hundred KB for an 8B model: the launch costs more. Saved are two index
-operations a layer, or one gather that copies every layer through a temporary.
+Bytes: 2 * 2 * P * D * L * G numbers at most, a few hundred KB for an 8B model: the launch costs more. Saved are two
+index operations a layer, or one gather that copies every layer through a temporary.
 Shapes: kv [2 L, B, G, S, D] of any strides with a last one of 1; any D. Limits: paths of at most 64 nodes.
 """
 

@@ -3,8 +3,8 @@
 For each node and head: (norm of Qwen3, then) rope, y = (a cos - b sin, b cos + a sin) of the halves a and b of a head
 at the node's position; queries go out, keys and values into the cache at slot length + node.
 
-Replaces, a layer: split, two turns of four operations, two index writes (and two norms): about a dozen launches of a few
-microseconds for (H + 2 G) D N numbers, which are read and written once here.
+Replaces, a layer: split, two turns of four operations, two index writes (and two norms): about a dozen launches of a
+few microseconds for (H + 2 G) D N numbers, which are read and written once here.
 Shapes: those of reference.kv_write; any strides of q, k, v with a last one of 1. Limits: an even D up to 256.
 """
 

@@ -1,8 +1,10 @@
-"""RMS norm with the residual sum before it, in Triton: total = x + residual; y = total / sqrt(mean(total^2) + eps) * weight.
+"""RMS norm with the residual sum before it, in Triton.
 
-Bytes: x and residual are read and total and y written once, 4 M C numbers in one launch, where torch's addition and norm
-are two launches and 5 M C numbers. At the few rows of a step it is launches that count: two of them a layer less.
-One row a program, summed in an order that does not depend on the other rows.
+total = x + residual; y = total / sqrt(mean(total^2) + eps) * weight.
+
+Bytes: x and residual are read and total and y written once, 4 M C numbers in one launch, where torch's addition and
+norm are two launches and 5 M C numbers. At the few rows of a step it is launches that count: two of them a layer
+less. One row a program, summed in an order that does not depend on the other rows.
 Shapes: x and residual [M, C] contiguous, weight [C]; any float type. Limits: C <= 16384.
 """
 

@@ -13,13 +13,14 @@ decoded alone (N = 1): the two are equal bit for bit.
 The second kernel does the tail and then adds up the splits in order. A row that needs less of the prefix than its
 neighbours sees more tiles that are masked: these change no bit (exp2(-inf) = 0, and a factor of exp2(0) = 1).
 
-Bytes: K and V once for each block of rows (one block up to BLOCK_M = N * H / G), where repeat_kv with a dense mask reads
-H / G times as much, and a mask of N * S numbers. The tail reads REACH + TILE keys a node out of the L2 cache.
-Rows are node * (H / G) + head of the group, so that grouped queries share what is read. Lengths and masks are in device
-memory and the grid does not depend on them: one CUDA graph serves every length.
+Bytes: K and V once for each block of rows (one block up to BLOCK_M = N * H / G), where repeat_kv with a dense mask
+reads H / G times as much, and a mask of N * S numbers. The tail reads REACH + TILE keys a node out of the L2 cache.
+Rows are node * (H / G) + head of the group, so that grouped queries share what is read. Lengths and masks are in
+device memory and the grid does not depend on them: one CUDA graph serves every length.
 
-Shapes: q [B, N, H, D], k and v [B, G, S, D], any strides with a last one of 1; lengths [B] int32; ancestors [1 or B, N, 2]
-int32 (reference.pack_ancestors). Limits: N <= 64, depth <= REACH = 32, D a power of two from 16 to 128, H / G <= 16.
+Shapes: q [B, N, H, D], k and v [B, G, S, D], any strides with a last one of 1; lengths [B] int32; ancestors [1 or B,
+N, 2] int32 (reference.pack_ancestors). Limits: N <= 64, depth <= REACH = 32, D a power of two from 16 to 128, H / G
+<= 16.
 """
 
 import torch
@@ -55,7 +56,8 @@ def prefix_kernel(
     N: tl.constexpr, GROUP: tl.constexpr, G: tl.constexpr, D: tl.constexpr, WINDOW: tl.constexpr,
     SPLITS: tl.constexpr, SPLIT: tl.constexpr, REACH: tl.constexpr, TILE: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Program (block of rows x key/value head, split, batch row): part [B, G, SPLITS, N * GROUP, D] and stats [.., 2]."""
+    """Program (block of rows x key/value head, split, batch row): part [B, G, SPLITS, N * GROUP, D] and stats [..,
+    2]."""
     M: tl.constexpr = N * GROUP
     g = tl.program_id(0) % G
     m = tl.program_id(0) // G * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -186,9 +188,7 @@ def tree_attention(
         *q_BNHD.stride()[:3], *k_BGSD.stride()[:3], *v_BGSD.stride()[:3],
         ancestors_RNW.stride(0) if len(ancestors_RNW) > 1 else 0,
     )  # fmt: skip
-    sizes = dict(
-        N=N, GROUP=H // G, G=G, D=D, WINDOW=window or 0, SPLITS=splits, SPLIT=split, REACH=REACH, TILE=TILE
-    )
+    sizes = dict(N=N, GROUP=H // G, G=G, D=D, WINDOW=window or 0, SPLITS=splits, SPLIT=split, REACH=REACH, TILE=TILE)
     blocks = triton.cdiv(N * H // G, BLOCK_M)
     prefix_kernel[(G * blocks, splits, B)](
         *tensors, scale * LOG2_E, *strides, **sizes, BLOCK_M=BLOCK_M, num_warps=4, num_stages=NUM_STAGES[D]
