@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from euryale.kernels.cuda.compile import FLAGS
+
 # Of a multiprocessor: registers, bytes of shared memory, warps, blocks (CUDA C++ Programming Guide).
 LIMITS = {80: (65536, 167936, 64, 32), 90: (65536, 233472, 64, 32)}
 
@@ -69,12 +71,30 @@ def compile_triton(
     return read_cubin(compiled.asm["cubin"], told, capability, num_warps, compiled.metadata.shared)
 
 
-def read_cubin(cubin: bytes, told_by_ptxas: str, capability: int, num_warps: int, shared_bytes: int) -> Compiled:
-    """Counts from the machine code of one kernel and from what `ptxas -v` said of it."""
+def compile_cuda(source: Path, capability: int, num_warps: Mapping[str, int]) -> dict[str, Compiled]:
+    """The kernels of a .cu file by name, compiled by nvcc; num_warps of the kernels that are to be counted."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "kernels.cubin"
+        command = ["nvcc", *FLAGS, "-O3", f"-arch=sm_{capability}", "-cubin", "-Xptxas", "-v", str(source)]
+        ended = subprocess.run([*command, "-o", str(target)], capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        cubin = target.read_bytes()
+    told = {name: text for name, text in re.findall(r"entry function '(\w+)'(.*?Used .*?\n)", ended.stderr, re.DOTALL)}
+    shared = {name: re.search(r"(\d+) bytes smem", text) for name, text in told.items()}
+    return {
+        name: read_cubin(cubin, told[name], capability, warps, int(shared[name][1]) if shared[name] else 0, name)
+        for name, warps in num_warps.items()
+    }  # fmt: skip
+
+
+def read_cubin(
+    cubin: bytes, told_by_ptxas: str, capability: int, num_warps: int, shared_bytes: int, name: str = r"\w+"
+) -> Compiled:
+    """Counts from the machine code of a kernel and from what `ptxas -v` said of it."""
     registers = re.search(r"Used (\d+) registers", told_by_ptxas)
     assert registers is not None, told_by_ptxas
     spilled = sum(map(int, re.findall(r"(\d+) bytes spill", told_by_ptxas)))
-    opcodes, loop = _instructions(cubin)
+    opcodes, loop = _instructions(cubin, name)
     blocks = _blocks_per_sm(capability, int(registers[1]), shared_bytes, num_warps)
     return Compiled(int(registers[1]), spilled, shared_bytes, num_warps, blocks, Counter(loop), Counter(opcodes))
 
@@ -87,7 +107,7 @@ def _blocks_per_sm(capability: int, registers: int, shared_bytes: int, num_warps
     return min(by_registers, by_shared, most_warps // num_warps, most_blocks)
 
 
-def _instructions(cubin: bytes) -> tuple[list[str], list[str]]:
+def _instructions(cubin: bytes, name: str) -> tuple[list[str], list[str]]:
     """Opcodes of the kernel in order, and those of its main loop."""
     import triton
 
@@ -96,10 +116,12 @@ def _instructions(cubin: bytes) -> tuple[list[str], list[str]]:
         file.write(cubin)
         file.flush()
         text = subprocess.run([disassembler, "-c", file.name], capture_output=True, text=True, check=True).stdout
+    found_code = re.search(rf"\.text\.{name}:\n(.*?)(?:\n//-----|\Z)", text, re.DOTALL)
+    assert found_code is not None, text[:2000]
     opcodes: list[str] = []
     labels: dict[str, int] = {}
     loops: list[tuple[int, int]] = []
-    for line in text.splitlines():
+    for line in found_code[1].splitlines():
         if label := re.match(r"\s*(\.L_x_\d+):", line):
             labels[label[1]] = len(opcodes)
         elif found := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*?);", line):

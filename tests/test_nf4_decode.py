@@ -8,7 +8,8 @@ import torch
 
 pytest.importorskip("triton", reason="the Triton kernels need triton (pip install -e '.[dev]')")
 
-from euryale.kernels.triton.nf4_decode import NF4, code_bits, decode_ptx
+from euryale.kernels.nf4_weight import NF4, code_bits
+from euryale.kernels.triton.nf4_decode import decode_ptx
 
 MASK = 0xFFFFFFFF
 

@@ -6,7 +6,8 @@ from kernel_trees import deep_tree, random_tree
 from torch import Tensor
 
 from euryale.kernels import reference
-from euryale.kernels.triton.tree_attention import REACH, TILE, tree_attention
+from euryale.kernels.tree_split import REACH, TILE
+from euryale.kernels.triton.tree_attention import tree_attention
 
 
 def random_case(B: int, N: int, H: int, G: int, D: int, lengths: list[int], dtype: torch.dtype) -> tuple[Tensor, ...]:

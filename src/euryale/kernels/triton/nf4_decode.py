@@ -15,16 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-NF4 = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-)  # fmt: skip
-
-
-def code_bits(dtype: torch.dtype) -> list[int]:
-    """The codebook's bit patterns in bfloat16 or float16."""
-    return [bits & 0xFFFF for bits in torch.tensor(NF4).to(dtype).view(torch.int16).tolist()]
+from euryale.kernels.nf4_weight import code_bits
 
 
 def decode_ptx(dtype: torch.dtype) -> str:

@@ -36,8 +36,8 @@ def _pair(word, T: tl.constexpr):
 @triton.jit
 def parts_kernel(
     x_ptr, words_ptr, codebook_ptr, absmax_ptr, nested_absmax_ptr, nested_codebook_ptr, offset_ptr, part_ptr,
-    OUTPUTS, M, INPUTS: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr, BLOCK_O: tl.constexpr, NESTED: tl.constexpr,
-    PRMT: tl.constexpr, T: tl.constexpr,
+    OUTPUTS, M, INPUTS: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr, BLOCK_O: tl.constexpr,
+    NESTED: tl.constexpr, PRMT: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     """Program (block of outputs, split of the inputs): part [SPLITS, ROWS, OUTPUTS]."""
     o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)

@@ -1,17 +1,11 @@
 """Tree attention in Triton: N nodes look at a long committed prefix and at their own ancestors.
 
-out = softmax(scale q K^T) V over the keys at positions 0 to p of a node at position p = length + depth. Its keys are
-split by p ALONE, so that a node of a tree does the same sums, in the same order, as the same token does when it is
-decoded alone (N = 1): the two are equal bit for bit.
+out = softmax(scale q K^T) V over the keys at positions 0 to p of a node at position p = length + depth.
 
-    prefix  positions 0 to c - 1, c = (p - REACH) rounded down to TILE: committed slots whatever the tree is, because
-            no path is deeper than REACH. Tiles of slots are shared by a block of BLOCK_M query rows. Splits of fixed
-            size run side by side and leave (sum of exp2 * v, largest score, sum of exp2).
-    tail    positions c to p, at most REACH + TILE keys, gathered for each node in the order of their positions: first
-            the rest of the prefix, then the path, read off the ancestor mask.
-
-The second kernel does the tail and then adds up the splits in order. A row that needs less of the prefix than its
-neighbours sees more tiles that are masked: these change no bit (exp2(-inf) = 0, and a factor of exp2(0) = 1).
+Keys are split by position (tree_split.py says where and why). prefix_kernel: tiles of slots shared by a block of
+BLOCK_M query rows; splits of fixed size leave (sum of exp2 * v, largest score, sum of exp2). tail_kernel: the splits
+added up in order, then the tail of each node. A row that needs less of the prefix than its neighbours sees more tiles
+that are masked: these change no bit (exp2(-inf) = 0, and a factor of exp2(0) = 1).
 
 Bytes: K and V once for each block of rows (one block up to BLOCK_M = N * H / G), where repeat_kv with a dense mask
 reads H / G times as much, and a mask of N * S numbers. The tail reads REACH + TILE keys a node out of the L2 cache.
@@ -28,12 +22,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from euryale.kernels.tree_split import MOST_GROUP, MOST_NODES, REACH, TILE, split_size
 from euryale.kernels.triton.bits import popcount
 
-REACH = 32
-TILE = 32
 BLOCK_M = 64
-MOST_GROUP = 16
 NUM_STAGES = {16: 2, 32: 2, 64: 2, 128: 3}  # with 3 at head width 64 sm_80 spills 16 bytes
 LOG2_E = 1.4426950408889634
 
@@ -154,14 +146,6 @@ def tail_kernel(
     tl.store(out_ptr + to, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=is_row[:, None])
 
 
-def split_size(num_slots: int) -> int:
-    """Slots of a split: 64, and for long caches as many as leave at most 32 splits.
-
-    Equality between AR and a tree needs the same size in both, hence a cache of the same bucket.
-    """
-    return max(64, triton.next_power_of_2(triton.cdiv(num_slots, 32)))
-
-
 def tree_attention(
     q_BNHD: Tensor,
     k_BGSD: Tensor,
@@ -176,7 +160,7 @@ def tree_attention(
     B, N, H, D = q_BNHD.shape
     G, S = k_BGSD.shape[1:3]
     split = split or split_size(S)
-    assert H % G == 0 and H // G <= MOST_GROUP and N <= 64 and D in (16, 32, 64, 128), (H, G, N, D)
+    assert H % G == 0 and H // G <= MOST_GROUP and N <= MOST_NODES and D in (16, 32, 64, 128), (H, G, N, D)
     assert split % TILE == 0 and lengths_B.dtype == ancestors_RNW.dtype == torch.int32
     assert q_BNHD.stride(3) == k_BGSD.stride(3) == v_BGSD.stride(3) == 1 and ancestors_RNW.is_contiguous()
     splits = triton.cdiv(S, split)
