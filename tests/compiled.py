@@ -71,20 +71,22 @@ def compile_triton(
     return read_cubin(compiled.asm["cubin"], told, capability, num_warps, compiled.metadata.shared)
 
 
-def compile_cuda(source: Path, capability: int, num_warps: Mapping[str, int]) -> dict[str, Compiled]:
-    """The kernels of a .cu file by name, compiled by nvcc; num_warps of the kernels that are to be counted."""
+def compile_cuda(source: Path, capability: int, kernels: Mapping[str, tuple[int, int]]) -> dict[str, Compiled]:
+    """Kernels of a .cu file, compiled by nvcc; of each its warps and its dynamic shared memory in bytes."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "kernels.cubin"
         command = ["nvcc", *FLAGS, "-O3", f"-arch=sm_{capability}", "-cubin", "-Xptxas", "-v", str(source)]
         ended = subprocess.run([*command, "-o", str(target)], capture_output=True, text=True)
         assert ended.returncode == 0, ended.stderr
         cubin = target.read_bytes()
-    told = {name: text for name, text in re.findall(r"entry function '(\w+)'(.*?Used .*?\n)", ended.stderr, re.DOTALL)}
-    shared = {name: re.search(r"(\d+) bytes smem", text) for name, text in told.items()}
-    return {
-        name: read_cubin(cubin, told[name], capability, warps, int(shared[name][1]) if shared[name] else 0, name)
-        for name, warps in num_warps.items()
-    }  # fmt: skip
+    counted = {}
+    for name, (num_warps, dynamic_bytes) in kernels.items():
+        told = re.search(rf"entry function '{name}'.*?Used .*?\n", ended.stderr, re.DOTALL)
+        assert told is not None, f"no kernel {name} in {source}"
+        static = re.search(r"(\d+) bytes smem", told[0])
+        shared_bytes = dynamic_bytes + (int(static[1]) if static else 0)
+        counted[name] = read_cubin(cubin, told[0], capability, num_warps, shared_bytes, name)
+    return counted
 
 
 def read_cubin(

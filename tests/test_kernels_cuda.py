@@ -137,7 +137,8 @@ def test_every_node_of_a_tree_is_the_token_decoded_alone_bit_for_bit(built: dict
 
 @pytest.mark.parametrize("nested", [True, False], ids=["nested", "plain"])
 @pytest.mark.parametrize(
-    ("M", "num_outputs", "num_inputs", "splits"), [(1, 64, 256, 1), (5, 70, 320, 2), (16, 64, 1024, 3), (27, 130, 192, 4)]
+    ("M", "num_outputs", "num_inputs", "splits"),
+    [(1, 64, 256, 1), (5, 70, 320, 2), (16, 64, 1024, 3), (27, 130, 192, 4)],
 )
 def test_nf4_is_the_specification(
     built: dict[str, OnCpu], M: int, num_outputs: int, num_inputs: int, splits: int, nested: bool

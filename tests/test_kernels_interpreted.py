@@ -19,7 +19,18 @@ FILES = sorted(path for path in FOLDER.glob("*.py") if path.name != "conftest.py
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_in_the_interpreter(path: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "pythonpath=tests"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-o",
+        "pythonpath=tests",
+    ]
     ended = subprocess.run(
         [*command, f"--confcutdir={FOLDER}", str(path)],
         cwd=FOLDER.parents[1],

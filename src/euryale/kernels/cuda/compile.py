@@ -116,10 +116,20 @@ def _nvrtc() -> Compiler | str:
     return nvrtc_compiler(f"libnvrtc.so.{torch.version.cuda.split('.')[0]}")
 
 
+def _load_builtins() -> None:
+    """Loads the library that NVRTC opens by its bare name, from the folder that NVRTC itself came from."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if "/libnvrtc.so" in line:
+            for path in Path(line[line.index("/") :]).parent.glob("libnvrtc-builtins.so.*"):
+                ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+            return
+
+
 def nvrtc_compiler(library: str) -> Compiler | str:
     """The compiler in this shared library."""
     try:
         nvrtc = ctypes.CDLL(library)
+        _load_builtins()
     except OSError as error:
         return f"NVRTC could not be loaded ({error})"
     major, minor = ctypes.c_int(), ctypes.c_int()

@@ -14,7 +14,7 @@ from torch import Tensor
 from euryale.kernels.cuda.compile import cubin
 
 Size = tuple[int, int, int]
-Argument = ctypes._SimpleCData | ctypes.Structure  # type: ignore[type-arg]
+Argument = ctypes._SimpleCData | ctypes.Structure
 _MAX_DYNAMIC_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _FREE_SHARED_BYTES = 48 << 10  # more than that a kernel must ask for
 
