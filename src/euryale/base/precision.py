@@ -23,18 +23,16 @@ _TIMED = (16, 1024, 4096)  # rows, inputs, outputs of the product that is timed:
 log = logging.getLogger(__name__)
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU when there is one."""
+def pick_device(name: str, setting: str = "base.device") -> torch.device:
+    """`auto` is the GPU when there is one. `setting` is what a message calls it."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"base.device={name} is not a device. Choose auto, cpu, cuda or cuda:N.") from error
+        raise UserError(f"{setting}={name} is not a device. Choose auto, cpu, cuda or cuda:N.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            f"base.device={name} was asked for, but torch {torch.__version__} sees no GPU. Use cpu or auto."
-        )
+        raise UserError(f"{setting}={name} was asked for, but torch {torch.__version__} sees no GPU. Use cpu or auto.")
     return device
 
 

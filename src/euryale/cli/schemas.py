@@ -15,7 +15,7 @@ from euryale.data.sources import DataConfig, data_of_checkpoint
 from euryale.decoding.config import AnswerConfig, at_least_one
 from euryale.decoding.detokenizer import check_stop
 from euryale.errors import UserError
-from euryale.evaluation.config import CalibrateConfig
+from euryale.evaluation.config import CalibrateConfig, KernelShapes
 from euryale.heads.config import HeadsConfig
 from euryale.regenerate.config import RegenerateConfig
 from euryale.system.files import check_writable
@@ -214,6 +214,37 @@ class PlotSweepConfig:
     output: str | None = None
 
 
+@dataclass
+class ListKernelsConfig:
+    """infer/list_kernels.py"""
+
+    device: str = "auto"
+
+
+@dataclass
+class BenchKernelsConfig:
+    """infer/bench_kernels.py"""
+
+    kernels: list[str] = field(default_factory=list)
+    device: str = "auto"
+    dtype: str = "bfloat16"
+    nodes: list[int] = field(default_factory=lambda: [1, 16, 64])
+    shapes: KernelShapes = field(default_factory=KernelShapes)
+    repeats: int = 20
+    threads: int = 0
+    output: str | None = None
+
+    def check(self) -> None:
+        """Raises UserError for sizes that cannot be."""
+        at_least_one(repeats=self.repeats, **{f"shapes.{name}": size for name, size in vars(self.shapes).items()})
+        if not self.nodes or not all(1 <= num <= 64 for num in self.nodes):
+            raise UserError(f"nodes must be numbers from 1 to 64; got {self.nodes}.")
+        if self.shapes.heads % self.shapes.kv_heads:
+            raise UserError(
+                f"shapes.heads must be a multiple of shapes.kv_heads={self.shapes.kv_heads}; got {self.shapes.heads}."
+            )
+
+
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "regenerate": RegenerateScriptConfig,
@@ -225,4 +256,6 @@ SCHEMAS: dict[str, type] = {
     "export": ExportConfig,
     "rank": RankConfig,
     "plot_sweep": PlotSweepConfig,
+    "list_kernels": ListKernelsConfig,
+    "bench_kernels": BenchKernelsConfig,
 }

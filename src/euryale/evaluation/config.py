@@ -1,4 +1,4 @@
-"""Settings of calibration: what is counted and what is timed."""
+"""Settings of calibration and of the kernels' benchmark."""
 
 from dataclasses import dataclass, field
 
@@ -17,3 +17,18 @@ class CalibrateConfig:
     context_tokens: int = 128
     batch_size: int = 16
     seed: int = 1
+
+
+@dataclass
+class KernelShapes:
+    """Sizes of the model and cache that kernels are timed at; of Llama-3-8B."""
+
+    batch: int = 1
+    context: int = 1024
+    heads: int = 32
+    kv_heads: int = 8
+    head_size: int = 128
+    hidden: int = 4096
+    inner: int = 14336
+    layers: int = 32
+    vocab: int = 128256

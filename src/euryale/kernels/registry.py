@@ -65,12 +65,12 @@ KERNELS: dict[str, tuple[Implementation, ...]] = {
     ),
     "nf4_linear": (
         Implementation(
-            "cuda", "cuda.nf4_linear", "1.0 ALU operations a weight: bound by memory on H100",
+            "cuda", "cuda.nf4_linear", "about 1.2 ALU operations a weight: bound by memory on an H100 (computed)",
             dict(dtype=(torch.bfloat16,), num_rows=range(1, 33), block_size=(64,), num_inputs=Multiples(64, 2**20),
                  num_outputs=Multiples(2, 2**30)),
         ),
         _triton(
-            "nf4_linear", "2.8 ALU operations a weight: bound by them on H100",
+            "nf4_linear", "2.9 ALU operations a weight: bound by them on an H100 (computed)",
             dtype=HALVES, num_rows=range(1, 33), block_size=(64,), num_inputs=Multiples(64, 2**20),
         ),
         _torch("reference"),
@@ -109,7 +109,14 @@ class Choice(NamedTuple):
 
 
 def choose(kernel: str, device: torch.device, backend: str = "auto", **sizes: object) -> Choice:
-    """The implementation of `kernel` for tensors of these sizes on a device; says in the log what and why.
+    """`find`, and the one line in the log that says what runs and why."""
+    choice = find(kernel, device, backend, **sizes)
+    log.info("kernel %s: %s (%s)", choice.kernel, choice.backend, choice.reason)
+    return choice
+
+
+def find(kernel: str, device: torch.device, backend: str = "auto", **sizes: object) -> Choice:
+    """The implementation of `kernel` for tensors of these sizes on a device.
 
     sizes: of the names in the table, for example dtype=torch.bfloat16, head_size=128, num_nodes=64. Raises UserError
     for names that do not exist, and for a named backend that cannot: with the value, and the backend that does it.
@@ -126,7 +133,6 @@ def choose(kernel: str, device: torch.device, backend: str = "auto", **sizes: ob
         problem = _problem(implementation, device, sizes, is_named=backend != "auto")
         if problem is None:
             reason = "; ".join([implementation.reason, *(f"not {other}: {why}" for other, why in problems.items())])
-            log.info("kernel %s: %s (%s)", name, implementation.backend, reason)
             return Choice(name, implementation.backend, reason, _load(name, implementation))
         problems[implementation.backend] = problem
     if not problems:

@@ -1,0 +1,41 @@
+"""Times every kernel against its specification and a copy: python infer/bench_kernels.py [output=FILE.jsonl]"""
+
+from pathlib import Path
+
+from euryale.base.precision import pick_device
+from euryale.cli.schemas import BenchKernelsConfig
+from euryale.cli.script import script, use_threads
+from euryale.evaluation.bench_kernels import bench_dtype, bench_kernels, copy_bandwidth
+from euryale.report.kernel_tables import kernel_bench_table, kernel_plot
+from euryale.report.result_file import check_result, write_result
+from euryale.system.files import write_atomically
+from euryale.system.hardware import hardware
+from euryale.system.provenance import provenance
+
+
+@script("bench_kernels")
+def main(config: BenchKernelsConfig) -> dict[str, object]:
+    config.check()
+    use_threads(config.threads)
+    check_result(config.output)
+    device, dtype = pick_device(config.device, "device"), bench_dtype(config.dtype)
+    gb_per_s = copy_bandwidth(device, config.repeats) / 1e9
+    rows = []
+    for num_nodes in config.nodes:
+        rows += bench_kernels(config.shapes, num_nodes, dtype, device, config.kernels, config.repeats)
+    print(kernel_bench_table(rows, gb_per_s))
+    result = {
+        "dtype": config.dtype, "device": str(device), "copy_gb_per_s": gb_per_s, "shapes": vars(config.shapes),
+        "rows": rows, "hardware": hardware(), "provenance": provenance(),
+    }  # fmt: skip
+    if config.output is not None:
+        file = Path(config.output).expanduser()
+        write_result(file, result)
+        with write_atomically(file.with_suffix(".png")) as staged:
+            staged.write_bytes(kernel_plot(rows, gb_per_s, hardware()))
+        print(f"\n{file}\n{file.with_suffix('.png')}")
+    return result
+
+
+if __name__ == "__main__":
+    main()
