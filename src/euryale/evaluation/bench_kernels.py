@@ -7,6 +7,7 @@ from memory, as in a step. Times are medians. Every backend's result is compared
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,8 +60,7 @@ def bench_kernels(
             if choice is None:
                 continue
             difference = _difference(_results(case, choice), expected)
-            arguments = case.make()
-            seconds = _median_seconds(lambda run=choice.function, with_=arguments: run(*with_), device, repeats)
+            seconds = _median_seconds(partial(choice.function, *case.make()), device, repeats)
             rows.append(
                 {
                     "kernel": case.kernel,

@@ -45,6 +45,10 @@ class _Maker:
         generator = torch.Generator(self.device).manual_seed(len(shape) + sum(shape))
         return torch.randn(shape, generator=generator, device=self.device, dtype=torch.float32).to(self.dtype)
 
+    def random_bytes(self, num: int) -> Tensor:
+        generator = torch.Generator(self.device).manual_seed(num)
+        return torch.randint(256, (num,), generator=generator, device=self.device, dtype=torch.uint8)
+
     def lengths(self) -> Tensor:
         return torch.full((self.s.batch,), self.s.context, dtype=torch.int32, device=self.device)
 
@@ -75,13 +79,11 @@ class _Maker:
         nested_blocks = -(-blocks // NESTED_BLOCK)
 
         def make() -> tuple[object, ...]:
-            generator = torch.Generator(self.device).manual_seed(0)
-            at = dict(generator=generator, device=self.device)
             weight = Nf4Weight(
-                packed=torch.randint(256, (num_outputs * num_inputs // 2,), dtype=torch.uint8, **at),
+                packed=self.random_bytes(num_outputs * num_inputs // 2),
                 codebook=torch.tensor(NF4, device=self.device),
-                absmax=torch.randint(256, (blocks,), dtype=torch.uint8, **at),
-                nested_absmax=torch.rand(nested_blocks, **at),
+                absmax=self.random_bytes(blocks),
+                nested_absmax=self.random(nested_blocks).float().abs(),
                 nested_codebook=torch.linspace(-1, 1, 256, device=self.device),
                 offset=torch.full((1,), 0.02, device=self.device),
                 num_outputs=num_outputs,
@@ -112,11 +114,11 @@ class _Maker:
         def make() -> tuple[object, ...]:
             parents = torch.tensor([[max(0, (n - 1) // 2) for n in range(N)]], dtype=torch.int32, device=self.device)
             tokens = torch.arange(B * N, device=self.device).view(B, N) % 7
-            ints = dict(dtype=torch.int32, device=self.device)
             answers = reference.Answers(
                 self.lengths(), tokens[:, 0].clone(), tokens[:, 0].clone(),
-                torch.zeros(B, 64, dtype=torch.int64, device=self.device), torch.zeros(B, **ints),
-                torch.full((B,), 2**30, **ints), torch.full((B, 2), -1, device=self.device),
+                torch.zeros(B, 64, dtype=torch.int64, device=self.device),
+                torch.zeros(B, dtype=torch.int32, device=self.device),
+                torch.full((B,), 2**30, dtype=torch.int32, device=self.device), torch.full((B, 2), -1, device=self.device),
                 torch.zeros(B, dtype=torch.bool, device=self.device),
             )  # fmt: skip
             words = reference.pack_ancestors(seen).to(self.device)

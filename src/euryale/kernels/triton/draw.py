@@ -33,7 +33,7 @@ def gumbel(seed, position, token):
     key = mix(seed.to(tl.uint32)) ^ mix((seed >> 32).to(tl.uint32) + tl.cast(0x9E3779B9, tl.uint32))
     row = mix(mix(position.to(tl.uint32) + tl.cast(0x85EBCA6B, tl.uint32)) ^ key)
     hashed = mix(mix(mix(token.to(tl.uint32) + tl.cast(0x27D4EB2F, tl.uint32)) ^ row))
-    uniform = (hashed.to(tl.float64) + 0.5) / 4294967296.0
+    uniform = (hashed.to(tl.float64) + 0.5) * 2.3283064365386963e-10  # 2^-32, exactly
     return (-tl.log(-tl.log(uniform))).to(tl.float32)
 
 
