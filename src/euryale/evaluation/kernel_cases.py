@@ -118,7 +118,8 @@ class _Maker:
                 self.lengths(), tokens[:, 0].clone(), tokens[:, 0].clone(),
                 torch.zeros(B, 64, dtype=torch.int64, device=self.device),
                 torch.zeros(B, dtype=torch.int32, device=self.device),
-                torch.full((B,), 2**30, dtype=torch.int32, device=self.device), torch.full((B, 2), -1, device=self.device),
+                torch.full((B,), 2**30, dtype=torch.int32, device=self.device),
+                torch.full((B, 2), -1, device=self.device),
                 torch.zeros(B, dtype=torch.bool, device=self.device),
             )  # fmt: skip
             words = reference.pack_ancestors(seen).to(self.device)
