@@ -15,7 +15,7 @@ from typing import NamedTuple
 from euryale.kernels.cuda.compile import FLAGS
 
 # Of a multiprocessor: registers, bytes of shared memory, warps, blocks (CUDA C++ Programming Guide).
-LIMITS = {80: (65536, 167936, 64, 32), 90: (65536, 233472, 64, 32)}
+LIMITS = {80: (65536, 167936, 64, 32), 90: (65536, 233472, 64, 32), 120: (65536, 102400, 48, 24)}
 
 
 class Compiled(NamedTuple):

@@ -6,6 +6,7 @@ are a little above what stands in docs/gpu.md.
 
 import os
 import shutil
+import subprocess
 
 import pytest
 from compiled import compile_cuda
@@ -58,3 +59,15 @@ def test_the_cuda_nf4_product_decodes_a_weight_in_about_one_operation(capability
         assert compiled.spilled_bytes == 0 and compiled.registers <= 128 and compiled.blocks_per_sm == 2, compiled[:5]
         weights = weights_in_loop(compiled, int(name.removeprefix("parts_")))
         assert weights and compiled.count(ALU) <= 1.3 * weights and sum(compiled.loop.values()) <= 4.6 * weights, name
+
+
+@needs_nvcc
+def test_cards_after_hopper_get_the_same_code_without_spills() -> None:
+    """sm_120 (RTX Blackwell), where the compilers know it; it has no wgmma, and less shared memory."""
+    if "compute_120" not in subprocess.run(["nvcc", "--list-gpu-arch"], capture_output=True, text=True).stdout:
+        pytest.skip("this nvcc does not know sm_120")
+    for name, compiled in compile_cuda(FOLDER / "nf4_linear.cu", 120, CUDA_NF4).items():
+        assert compiled.spilled_bytes == 0 and compiled.count("HMMA"), name
+    pytest.importorskip("triton", reason="triton is not installed (pip install -e '.[dev]')")
+    compiled = compile_for(KERNELS[1], 120)
+    assert compiled.spilled_bytes == 0 and compiled.count("HMMA") and compiled.blocks_per_sm >= 1

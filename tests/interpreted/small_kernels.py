@@ -103,6 +103,17 @@ def test_top_k_breaks_ties_by_the_lowest_id(dtype: torch.dtype, V: int, num: int
     assert torch.equal(ids, want_ids) and torch.equal(values, want_values)
 
 
+def test_nan_of_either_sign_wins_as_in_torch() -> None:
+    """The decoder finds broken logits by looking at the score that won."""
+    scores = torch.randn(2, 100)
+    scores[0, 7], scores[1, 60], scores[0, 3] = torch.nan, -torch.tensor(torch.nan), torch.inf
+    ones = torch.ones(2, dtype=torch.int64)
+    for temperature in (0.0, 0.8):
+        assert draw(scores, torch.full((2,), temperature), ones, ones.int(), tile=64).tolist() == [7, 60]
+    values, ids = top_k(scores, 2, tile=64)
+    assert ids[:, 0].tolist() == [7, 60] and ids[0, 1] == 3 and values[:, 0].isnan().all()
+
+
 @DTYPES
 def test_draw_is_the_specification(dtype: torch.dtype) -> None:
     """Greedy rows and drawn ones in one call; seeds beyond 32 bits; ties in the greedy rows."""

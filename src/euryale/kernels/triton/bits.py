@@ -17,8 +17,12 @@ def popcount(word):
 
 @triton.jit
 def sort_key(score, index):
-    """float32 scores and their indices as int64 keys: greater scores first, then lower indices; -0 equals 0."""
+    """float32 scores and their indices as int64 keys: greater scores first, then lower indices.
+
+    -0 equals 0, and NaN of either sign is greater than infinity, as torch has it: whoever wins an argmax shows it.
+    """
     bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
+    bits = tl.where(score != score, 0x7FC00000, bits)
     ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     return ordered.to(tl.int64) * 4294967296 + (2147483647 - index).to(tl.int64)
 
