@@ -35,6 +35,12 @@ COMMANDS = (
         ("train/measure.py", "recipe=medusa2_qlora_llama2_7b", "output={folder}/measure_llama2_7b.json"),
         _MEASURE_SMALL,
     ),
+    Command(
+        "bench_kernels",
+        ("infer/bench_kernels.py", "output={folder}/bench_kernels.jsonl"),
+        ("nodes=[1,4]", "repeats=2", "shapes.context=40", "shapes.heads=4", "shapes.kv_heads=2", "shapes.head_size=64",
+         "shapes.hidden=128", "shapes.inner=256", "shapes.layers=2", "shapes.vocab=500"),
+    ),
     Command("tests", ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"), None),
     Command(
         "train_tiny_base",

@@ -1,7 +1,7 @@
 """Every Triton kernel against its specification, in Triton's interpreter on a CPU.
 
-The interpreter must be switched on before triton is imported, and nothing else here may run in it: each file of
-tests/interpreted runs in a pytest of its own.
+The interpreter must be switched on before triton is imported, and nothing else here may run in it: the files of
+tests/interpreted run in a pytest of their own.
 """
 
 import os
@@ -14,25 +14,19 @@ import pytest
 pytest.importorskip("triton", reason="the Triton kernels need triton (pip install -e '.[dev]')")
 
 FOLDER = Path(__file__).with_name("interpreted")
-FILES = sorted(path for path in FOLDER.glob("*.py") if path.name != "conftest.py")
+TOGETHER = [["tree_attention.py"], ["nf4_linear.py", "small_kernels.py"]]  # each list is one process
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_in_the_interpreter(path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "-o",
-        "pythonpath=tests",
-    ]
+def test_every_file_has_a_process() -> None:
+    files = {path.name for path in FOLDER.glob("*.py")} - {"conftest.py"}
+    assert sorted(name for names in TOGETHER for name in names) == sorted(files)
+
+
+@pytest.mark.parametrize("names", TOGETHER, ids=" ".join)
+def test_in_the_interpreter(names: list[str]) -> None:
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "pythonpath=tests", f"--confcutdir={FOLDER}"]
     ended = subprocess.run(
-        [*command, f"--confcutdir={FOLDER}", str(path)],
+        [sys.executable, "-m", "pytest", *options, *(str(FOLDER / name) for name in names)],
         cwd=FOLDER.parents[1],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
