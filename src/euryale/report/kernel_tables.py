@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from euryale.report.format import describe_hardware
 from euryale.report.plots import BLUE, GREEN, GREY, ORANGE, finish_png, polish
@@ -54,7 +55,10 @@ def kernel_plot(rows: Sequence[dict[str, Any]], copy_gb_per_s: float, hardware: 
             if points:
                 axes.plot(*zip(*points, strict=True), "o-", color=color, linewidth=1.8, label=backend)
         least = sorted({(row["num_nodes"], row["bytes"] / copy_gb_per_s / 1e3) for row in own})
-        axes.plot(*zip(*least, strict=True), "--", color=GREY, linewidth=1.2, label="bytes at a copy's speed")
+        # A call that need not move anything has no place on a logarithmic axis.
+        at_least = [(num_nodes, us or float("nan")) for num_nodes, us in least]
+        axes.plot(*zip(*at_least, strict=True), "--", color=GREY, linewidth=1.2, label="bytes at a copy's speed")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(kernel, loc="left")
         axes.set_xlabel("nodes")
         axes.set_ylabel("us")
