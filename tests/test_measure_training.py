@@ -238,7 +238,10 @@ def test_what_is_run_on_a_gpu_in_one_call_has_settings_that_exist(is_small: bool
     """Their schemas; that the small ones run was seen by running tests/on_a_gpu.py."""
     for name, schema in SCHEMAS.items():
         ConfigStore.instance().store(name=f"{name}_schema", node=schema)
-    scripts = {"train/measure.py": "measure", "train/run.py": "train", "infer/bench.py": "bench"}
+    scripts = {
+        "train/measure.py": "measure", "train/run.py": "train", "infer/bench.py": "bench",
+        "infer/bench_kernels.py": "bench_kernels",
+    }  # fmt: skip
     seen = set()
     for command in COMMANDS:
         script, *arguments = [argument.format(folder=tmp_path, runs=tmp_path) for argument in command.arguments]
