@@ -20,7 +20,7 @@ CONFIG = LlamaConfig(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("N", [1, 31, 32, 33, 64])
+@pytest.mark.parametrize("N", [1, 31, 32, 33, 64, 70])
 def test_words_hold_the_ancestors(N: int) -> None:
     trees = torch.cat([random_tree(N), random_tree(N)])
     assert torch.equal(reference.unpack_ancestors(reference.pack_ancestors(trees)), trees)
@@ -82,15 +82,16 @@ def test_commit_moves_what_is_kept_and_nothing_else() -> None:
     assert torch.equal(kv, want)
 
 
-def test_tree_attention_is_softmax_over_each_nodes_own_keys() -> None:
+@pytest.mark.parametrize("N", [9, 70])  # more than fit two words: the specification takes them
+def test_tree_attention_is_softmax_over_each_nodes_own_keys(N: int) -> None:
     torch.manual_seed(0)
-    N, length = 9, 21
+    length = 21
     trees = random_tree(N)
-    q, k, v = torch.randn(1, N, 4, 16), torch.randn(1, 2, 40, 16), torch.randn(1, 2, 40, 16)
+    q, k, v = torch.randn(1, N, 4, 16), torch.randn(1, 2, 99, 16), torch.randn(1, 2, 99, 16)
     lengths, words = torch.tensor([length]), reference.pack_ancestors(trees)
     for window in (None, 7):
         got = reference.tree_attention(q, k, v, lengths, words, 0.3, window)
-        for node in range(N):
+        for node in range(0, N, 3):
             slots = torch.cat([torch.arange(length), length + trees[0, node].nonzero()[:, 0]])[-(window or 99) :]
             want = torch.nn.functional.scaled_dot_product_attention(
                 q[:, node][:, :, None], k[:, :, slots], v[:, :, slots], scale=0.3, enable_gqa=True

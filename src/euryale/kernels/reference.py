@@ -15,15 +15,15 @@ from torch import Tensor
 
 from euryale.kernels.nf4_weight import Nf4Weight
 
-WORDS = 2  # 32-bit words of a node's ancestor mask, hence at most 64 nodes
+WORDS = 2  # 32-bit words of a node's ancestor mask; more nodes than 64 take more, and only the specification
 MASK32 = 0xFFFFFFFF
 
 
 def pack_ancestors(ancestors_RNN: Tensor) -> Tensor:
-    """Bool [R, N, N] -> int32 [R, N, 2]: bit m % 32 of word m // 32 says that node m is on the path to the node."""
+    """Bool [R, N, N] -> int32 [R, N, words]: bit m % 32 of word m // 32 says that node m is on the path to the node."""
     N = ancestors_RNN.shape[-1]
-    assert N <= 32 * WORDS, f"{N} nodes do not fit {WORDS} words"
-    bits = torch.nn.functional.pad(ancestors_RNN.long(), (0, 32 * WORDS - N)).unflatten(-1, (WORDS, 32))
+    num_words = max(WORDS, -(-N // 32))
+    bits = torch.nn.functional.pad(ancestors_RNN.long(), (0, 32 * num_words - N)).unflatten(-1, (num_words, 32))
     words = (bits << torch.arange(32, device=bits.device)).sum(-1)
     return torch.where(words >= 2**31, words - 2**32, words).int()
 

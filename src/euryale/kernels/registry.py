@@ -95,6 +95,7 @@ KERNELS: dict[str, tuple[Implementation, ...]] = {
     ),
     "swiglu": (_triton("swiglu", "one launch for two", dtype=FLOATS), _torch("reference_small")),
 }  # fmt: skip
+SIZES = {name for kernel in KERNELS.values() for implementation in kernel for name in implementation.limits}
 # Other names of the same operations: what a verification step does to a prefix, and what a layer does to its cache.
 ALIASES = {"verify_prefix": "accept_walk", "kv_append": "kv_write"}
 
@@ -124,6 +125,7 @@ def find(kernel: str, device: torch.device, backend: str = "auto", **sizes: obje
     name = ALIASES.get(kernel, kernel)
     if name not in KERNELS:
         raise UserError(f"kernel must be one of {', '.join([*KERNELS, *ALIASES])}; got {kernel}.")
+    assert set(sizes) <= SIZES, f"the table has no limit of these names: {set(sizes) - SIZES}"
     if backend not in ("auto", *BACKENDS):
         raise UserError(f"backend must be one of auto, {', '.join(BACKENDS)}; got {backend}.")
     problems: dict[str, str] = {}
