@@ -19,9 +19,9 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from conftest import save_tiny_llama
 from killed_runs import fork, in_child
 from scripts import SMALL, run_script, write_texts
+from tiny_llama import save_tiny_llama
 
 from euryale.base.base import load_base
 from euryale.base.config import BaseConfig

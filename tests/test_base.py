@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny_llama
 from plain_decoding import slow_ids
 from random_models import FAMILIES, engine_of, random_base, twin
 from safetensors.torch import load_file, save_file
+from tiny_llama import save_tiny_llama
 from tolerance import assert_same_sums
 from transformers import (
     BloomConfig,

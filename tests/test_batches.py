@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import character_tokenizer
+from tiny_llama import character_tokenizer
 from transformers import AutoTokenizer
 
 from euryale.data.batches import Batch, BatchStream, build_batches

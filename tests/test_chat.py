@@ -3,9 +3,9 @@
 import io
 
 import pytest
-from conftest import character_tokenizer
 from plain_heads import plain_heads
 from random_models import random_heads
+from tiny_llama import character_tokenizer
 
 from euryale.base.base import Base
 from euryale.cli.chat import HELP, chat, read_all, stream_answer

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny_llama
 from plain_heads import plain_heads
 from safetensors.torch import load_file, save_file
+from tiny_llama import save_tiny_llama
 
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig

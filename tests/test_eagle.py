@@ -275,7 +275,7 @@ def test_what_does_not_go_together_is_refused() -> None:
     for change in ({"body": "resblock"}, {"output": "own"}, {"num_layers": 2}, {"residual": False}):
         with pytest.raises(UserError, match="do not go with heads.kind=eagle"):
             Heads(replace(EAGLE, **change), 16, V)
-    with pytest.raises(UserError, match="heads.kind=eagle reads the whole path"):
+    with pytest.raises(UserError, match="heads.root_token must be true for heads.kind=eagle"):
         Heads(replace(EAGLE, root_token=False), 16, V)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from euryale.base.base import Base
 from euryale.base.exact_attention import MARGIN, attention_rows, exact_attention, key_order
 from euryale.base.fast_llama import FastLlama
-from euryale.decoding.kv_cache import Arena, TreeMask
+from euryale.decoding.kv_cache import KVCache, TreeMask
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 V = 29
@@ -37,17 +37,17 @@ def random_ancestors(rng: random.Random, num_nodes: int, max_depth: int, chain: 
     return seen_NN[None]
 
 
-def read(forward: FastLlama, base: Base, arena: Arena, ids_BN: Tensor, seen_1NN: Tensor) -> Tensor:
+def read(forward: FastLlama, base: Base, cache: KVCache, ids_BN: Tensor, seen_1NN: Tensor) -> Tensor:
     """One pass, as the decoder makes it."""
     N = ids_BN.shape[1]
-    arena.begin(N)
-    mask = TreeMask(N, arena.num_slots, base.dtype, "cpu").of(arena, seen_1NN)
-    positions_BN = torch.tensor(arena.lengths)[:, None] + seen_1NN.sum(-1) - 1
-    return forward.hidden(ids_BN, positions_BN, arena, mask)
+    cache.begin(N)
+    mask = TreeMask(N, cache.num_slots, base.dtype, "cpu").of(cache, seen_1NN)
+    positions_BN = torch.tensor(cache.lengths)[:, None] + seen_1NN.sum(-1) - 1
+    return forward.hidden(ids_BN, positions_BN, cache, mask)
 
 
-def read_prompt(forward: FastLlama, base: Base, arena: Arena, row: int, ids: Tensor, chunk: int) -> None:
-    part = arena.part(row, 1)
+def read_prompt(forward: FastLlama, base: Base, cache: KVCache, row: int, ids: Tensor, chunk: int) -> None:
+    part = cache.part(row, 1)
     for at in range(0, len(ids), chunk):
         ids_1T = ids[None, at : at + chunk]
         T = ids_1T.shape[1]
@@ -77,18 +77,18 @@ def test_a_node_of_a_tree_has_the_bits_of_plain_decoding(family: str, case: int,
     generator = torch.Generator().manual_seed(case)
     base = random_base(family, V, seed=case, dtype=dtype, max_position_embeddings=512)
     forward, config = exact_forward(base), base.model.config
-    arena = Arena(config, B, max(lengths) + N, dtype, torch.device("cpu"))
+    cache = KVCache(config, B, max(lengths) + N, dtype, torch.device("cpu"))
     for row, length in enumerate(lengths):
-        read_prompt(forward, base, arena, row, torch.randint(V, (length,), generator=generator), chunk)
-    arena.lengths = list(lengths)
+        read_prompt(forward, base, cache, row, torch.randint(V, (length,), generator=generator), chunk)
+    cache.lengths = list(lengths)
     seen_1NN = random_ancestors(rng, N, max(chain, MARGIN), chain)
     ids_BN = torch.randint(V, (B, N), generator=generator)
-    before = arena.kv.clone()
-    tree_BND = read(forward, base, arena, ids_BN, seen_1NN)
+    before = cache.kv.clone()
+    tree_BND = read(forward, base, cache, ids_BN, seen_1NN)
     logits_BNV = forward.logits(tree_BND)
     for row in range(B):
         node = rng.randrange(chain, N)
-        alone = Arena(config, 1, max(lengths) + N, dtype, torch.device("cpu"))
+        alone = KVCache(config, 1, max(lengths) + N, dtype, torch.device("cpu"))
         alone.kv.copy_(before[:, :, row : row + 1])
         alone.lengths = [lengths[row]]
         for step in seen_1NN[0, node].nonzero()[:, 0].tolist():
@@ -97,7 +97,7 @@ def test_a_node_of_a_tree_has_the_bits_of_plain_decoding(family: str, case: int,
             alone.commit([[0]])
             assert torch.equal(one_11D[0, 0], tree_BND[row, step])
             assert torch.equal(forward.logits(one_11D)[0, 0], logits_BNV[row, step])
-            assert torch.equal(alone.kv[:, :, 0, :, slot], arena.kv[:, :, row, :, lengths[row] + step])
+            assert torch.equal(alone.kv[:, :, 0, :, slot], cache.kv[:, :, row, :, lengths[row] + step])
 
 
 @torch.inference_mode()
@@ -108,9 +108,9 @@ def test_a_prompt_leaves_the_same_keys_and_values_however_it_is_cut(dtype: torch
     ids = torch.randint(V, (150,), generator=torch.Generator().manual_seed(1))
     found = []
     for chunk in (1, 3, 64, 150):
-        arena = Arena(base.model.config, 1, 160, dtype, torch.device("cpu"))
-        read_prompt(forward, base, arena, 0, ids, chunk)
-        found.append(arena.kv[..., :150, :])
+        cache = KVCache(base.model.config, 1, 160, dtype, torch.device("cpu"))
+        read_prompt(forward, base, cache, 0, ids, chunk)
+        found.append(cache.kv[..., :150, :])
     assert all(torch.equal(kv, found[0]) for kv in found)
 
 

@@ -214,7 +214,7 @@ def test_ready_made_conversations_are_read_as_their_repositories_hold_them(
     questions = write(repositories / str(settings["repo"]))
     answer = client(**settings)  # type: ignore[misc]  # a setting's name is a string
     assert answer["error"] is None and answer["state"]["num_skipped"] == skipped
-    assert answer["rows"] == [[["user", q], ["assistant", f"About {q}: yes."]] for q in questions]
+    assert answer["rows"] == [[["user", q, 1], ["assistant", f"About {q}: yes.", 1]] for q in questions]
     first = client(**settings | {"count": 2})  # type: ignore[misc]
     rest = client(**settings | {"state": first["state"]})  # type: ignore[misc]
     assert first["rows"] + rest["rows"] == answer["rows"]
@@ -225,7 +225,7 @@ def test_without_streaming_the_set_is_downloaded_and_read_from_the_disk(client: 
 
 
 def test_a_row_without_text_stops_or_is_counted(client: Ask) -> None:
-    assert "org/broken train row 2: body must be text, found None" in client("org/broken")["error"]
+    assert "org/broken train row 2: body must be text; got None" in client("org/broken")["error"]
     answer = client("org/broken", on_error="skip")
     assert answer["rows"] == ["good", "also good"]
     assert answer["state"]["num_skipped"] == 1
@@ -236,7 +236,7 @@ def test_what_a_user_can_get_wrong_about_a_repository_is_one_message(client: Ask
     assert "no such data set" in client("org/nothing")["error"]
     assert "data=wikitext103" in client("")["error"]
     assert "cannot be opened" in client("org/lines", subset="nope")["error"]
-    assert "there" in client("org/lines", column="txt")["error"]
+    assert "data.column=txt must be a column of the row" in client("org/lines", column="txt")["error"]
     hub.faults = [Fault("gated", path="/api/datasets/org/lines")]
     assert "access is restricted" in client("org/lines")["error"]
 

@@ -140,7 +140,7 @@ def test_induction_needs_a_known_token_and_a_length() -> None:
     with pytest.raises(UserError, match=r"heads\.induction=2 looks for what followed the last known token"):
         plain_heads("medusa", root_token=False, induction=2).check()
     for length in (-1, 4):
-        with pytest.raises(UserError, match=rf"heads\.induction={length}: a number from 0 \(off\) to 3"):
+        with pytest.raises(UserError, match=rf"heads\.induction must be from 0 \(off\) to 3; got {length}"):
             plain_heads(induction=length).check()
     with pytest.raises(UserError, match="do not go with heads.kind=eagle"):
         plain_heads("eagle", induction=2).check()

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny_llama
 from killed_runs import make_batch, make_trainer
 from plain_heads import plain_heads
 from safetensors.torch import load_file, save_file
+from tiny_llama import save_tiny_llama
 from tolerance import assert_same_sums
 
 from euryale.base.base import Base, load_base

@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_refused_before_the_base_is_built(monkeypatch: pyte
         (["steps=0"], ["steps must be at least 1; got 0"]),
         (["warm_up=-1"], ["warm_up must be at least 0; got -1"]),
         (["optim.name=paged_adamw_8bit"], ["optim.name=paged_adamw_8bit", "CUDA GPU"]),
-        (["heads.kind=clover"], ["heads.kind=clover"]),
+        (["heads.kind=clover"], ["heads.kind must be one of medusa, hydra, eagle; got clover"]),
         (["lora.targets=[query]"], ["lora.targets names query"]),
         (["output=/proc/nowhere/x.json"], ["output=/proc/nowhere/x.json", "nothing can be written"]),
         (["recipe=pretrain_tiny"], ["scratch"]),

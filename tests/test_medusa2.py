@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny_llama
 from killed_runs import MemoryStream, make_batch
 from plain_heads import plain_heads
 from scripts import Result, run_script
+from tiny_llama import save_tiny_llama
 
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig

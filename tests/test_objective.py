@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import save_tiny_llama
 from plain_heads import plain_heads
 from slow_induction import follower_slowly
+from tiny_llama import save_tiny_llama
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -15,14 +15,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny_llama
 from safetensors.torch import load_file
 from scripts import ROOT, SMALL, Result, assert_refused, run_script, write_texts
+from tiny_llama import save_tiny_llama
 
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
-from euryale.cli.pipeline import accuracy_rows, draw_prompts, headline, headline_temperature
+from euryale.cli.pipeline import accuracy_rows, headline, headline_temperature
 from euryale.cli.schemas import EvaluateConfig, TrainConfig
+from euryale.cli.text_stage import draw_prompts
 from euryale.data.sources import DataConfig, build_source
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree.calibration import read_calibrations

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny_llama
 from forked import in_processes
 from scripts import ROOT, SMALL, Result, run_script, write_texts
+from tiny_llama import save_tiny_llama
 
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig

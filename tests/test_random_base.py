@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny_llama
 from profiled import peak_of_tensors
+from tiny_llama import save_tiny_llama
 from torch import nn
 
 from euryale.base.base import Base, load_base

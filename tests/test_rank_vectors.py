@@ -13,6 +13,7 @@ from euryale.base.hidden_states import join_states
 from euryale.decoding.decoder import Decoder
 from euryale.decoding.drafters.build import build_drafter
 from euryale.decoding.noise import gumbel
+from euryale.decoding.request import Request
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree.calibration import Calibration
 from euryale.decoding.tree.tree import Tree
@@ -80,11 +81,11 @@ def test_answers_shorter_than_the_heads_reach_count_nothing(base: Base) -> None:
 
 
 def gained(base: Base, heads: Heads, tree: Tree, prompt: list[int], temperature: float, seed: int) -> int:
-    """Tokens that one real step gains behind a prompt."""
+    """Tokens that one real step gains after a prompt."""
     seconds = dict.fromkeys(("prefill", "draft", "verify", "accept", "commit"), 0.0)
     drafter = build_drafter("heads", base, heads, tree)
-    decoder = Decoder(base, drafter, Sampling(temperature), 1, len(prompt) + 40, seconds)
-    decoder.admit(0, [prompt], [seed])
+    decoder = Decoder(base, drafter, 1, len(prompt) + 40, seconds)
+    decoder.add(0, [Request(prompt, base.tokenizer, Sampling(temperature), seed)])
     return len(decoder.step()[0])
 
 

@@ -52,7 +52,7 @@ def test_the_accept_walk_is_the_decoders() -> None:
         )  # fmt: skip
         words = reference.pack_ancestors(trees)
         walk = reference.accept_walk(tokens, targets, parents.int(), words, answers, longest)
-        accepted = accept_exact(tokens, targets, Shape(parents, depths, trees)).is_accepted_BN
+        accepted = accept_exact(tokens, targets, Shape(parents, depths, trees))
         for b in range(4):
             path = accepted[b].nonzero()[:, 0].tolist()
             gained = [int(tokens[b, node]) for node in path[1:]] + [int(targets[b, path[-1]])]

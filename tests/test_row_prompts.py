@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import pytest
-from conftest import character_tokenizer
+from tiny_llama import character_tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 

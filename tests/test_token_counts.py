@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import character_tokenizer
+from tiny_llama import character_tokenizer
 
 from euryale.data import token_counts
 from euryale.data.rows import Message, Row

@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
-from conftest import character_tokenizer
+from tiny_llama import character_tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from euryale.data.rows import Message, Row

@@ -18,10 +18,10 @@ from types import SimpleNamespace
 import killed_runs
 import pytest
 import torch
-from conftest import save_tiny_llama
 from killed_runs import MemoryStream, make_batch, make_trainer
 from plain_heads import plain_heads
 from test_checkpoint import largest_file
+from tiny_llama import save_tiny_llama
 
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig

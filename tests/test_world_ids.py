@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import save_tiny_llama
 from random_models import engine_of, five_tokens, letter_tokenizer, random_base
+from tiny_llama import save_tiny_llama
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 

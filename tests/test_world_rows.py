@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import character_tokenizer
+from tiny_llama import character_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

@@ -6,7 +6,7 @@ A case names where its fault was met first; one without a name is another member
 from itertools import groupby
 
 import pytest
-from conftest import character_tokenizer
+from tiny_llama import character_tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerBase
 

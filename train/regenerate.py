@@ -5,10 +5,10 @@ processes share the work: torchrun --nproc_per_node=N train/regenerate.py [...]
 With regenerate.url=http://HOST:8000/v1 a server of the base writes, and its weights are not loaded here.
 """
 
-from euryale.cli.pipeline import write_text, writing_base, written_questions
 from euryale.cli.preflight import check_rows
 from euryale.cli.schemas import RegenerateScriptConfig
 from euryale.cli.script import script, use_threads
+from euryale.cli.text_stage import write_text, writing_base, written_questions
 from euryale.regenerate.manifest import MANIFEST
 from euryale.system import processes
 from euryale.system.files import read_json

@@ -6,7 +6,7 @@ Several GPUs: torchrun --nproc_per_node=N train/run.py [...]
 
 import logging
 
-from euryale.cli import pipeline, preflight
+from euryale.cli import pipeline, preflight, text_stage
 from euryale.cli.run_folder import settle_run, whole_or_nothing
 from euryale.cli.schemas import TrainConfig
 from euryale.cli.script import device_of, script, use_threads
@@ -30,9 +30,10 @@ def main(config: TrainConfig) -> dict[str, object]:
         memory = processes.first(lambda: preflight.check_memory(config))
         base = pipeline.load(config)
         preflight.check_base(base, config)
-        config = pipeline.with_questions(base, config)
-        openings, prompts = processes.first(lambda: pipeline.draw_prompts(base, config))
-        data = pipeline.prepare_text(base, config)
+        text_stage.try_training(base, config)
+        config = text_stage.with_questions(base, config)
+        openings, prompts = processes.first(lambda: text_stage.draw_prompts(base, config))
+        data = text_stage.prepare_text(base, config)
         heads = pipeline.make_heads(base, data, config, folder)
         trained = pipeline.train(base, heads, data, config, folder) | {"estimated_memory": memory}
         processes.leave()
