@@ -200,7 +200,7 @@ class PlainTokenizer(PreTrainedTokenizer):
         return list(text)
 
     def _convert_token_to_id(self, token: str) -> int:
-        return self._letters.index(token)
+        return max(self._letters.find(token), 0)  # the first letter stands for what is unknown
 
     def _convert_id_to_token(self, index: int) -> str:
         return self._letters[index]
