@@ -25,7 +25,7 @@ from euryale.system.files import check_writable, write_atomically
 from euryale.system.progress import Progress
 
 FILE = "questions.jsonl"
-_PART = 512  # questions that a kill may cost
+_PART = 128  # questions written at a time: what a kill may cost, and how often progress is shown
 _TRIES = 3  # samples of a question until one can be asked
 _MIN_P = 0.03  # tokens rarer than this share of the likeliest are noise in a small model's questions
 _ANSWER_TOKENS = 64  # of the short answer between two questions
