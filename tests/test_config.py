@@ -210,7 +210,7 @@ NEVER = ["temperature=-1.0", "top_p=2.0", "top_k=-1", "min_p=2.0", "seed=-1", "m
             ["regenerate.new_tokens=0", "base.path=no/such/base"],
             ["regenerate.new_tokens must be at least 1; got 0"],
         ),
-        ("infer/run.py", ["stop=''", NO_BASE], ["stop=[''] holds an empty"]),
+        ("infer/run.py", ["stop=''", NO_BASE], ["a stop string must be text of at least one character; got ''"]),
         ("train/regenerate.py", ["optim.lr=1"], ["optim.lr is not a setting"]),
         ("train/regenerate.py", ["data=files", "data.files=gone.txt"], ["data.files=gone.txt", "no such file"]),
         ("train/regenerate.py", ["base.path=no/such/base/x"], ["base.path=no/such/base/x", "no such folder"]),

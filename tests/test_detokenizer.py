@@ -8,7 +8,8 @@ from random_models import letter_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from euryale.decoding.detokenizer import Detokenizer, _StopString, check_stop
+from euryale.decoding.detokenizer import Detokenizer
+from euryale.decoding.stop_strings import StopString, check_stop
 from euryale.errors import UserError
 
 # Greek, CJK, an accent as a mark of its own, an emoji beyond 16 bits and a family of three joined into one.
@@ -230,7 +231,7 @@ def test_the_search_for_a_stop_string_takes_a_few_operations_a_character() -> No
 
     rng = random.Random(3)
     for string in ("aab", "abab", "aabaaab", "a" * 400 + "b", "ab" * 200 + "c"):
-        stop = _StopString(string)
+        stop = StopString(string)
         stop._shorter = Counted(stop._shorter)
         Counted.num_read = 0
         text = ""

@@ -27,7 +27,7 @@ from euryale.errors import UserError
 )
 def test_a_setting_that_cannot_be_is_refused(name: str, values: list) -> None:
     for value in values:
-        with pytest.raises(UserError, match=f"^{name}=.* cannot be. Give "):
+        with pytest.raises(UserError, match=f"^{name} .*must be .*; got "):
             Sampling(**({"temperature": 1.0} | {name: value}))
 
 
@@ -35,7 +35,7 @@ def test_tokens_of_another_vocabulary_are_refused() -> None:
     for sampling in (Sampling(logit_bias={5: 1.0}), Sampling(banned_tokens=[[1, 5]]), Sampling(banned_tokens=[-1])):
         with pytest.raises(UserError, match="names token (5|-1), and this base knows 0 to 4"):
             sampling.check_tokens(5, 10)
-    with pytest.raises(UserError, match="banned_tokens bans all 5 tokens"):
+    with pytest.raises(UserError, match="they forbid all 5"):
         Sampling(banned_tokens=[0, 1, 2, [3], 4, 4]).check_tokens(5, 10)
     with pytest.raises(UserError, match="min_new_tokens=11 is more than max_new_tokens=10"):
         Sampling(min_new_tokens=11).check_tokens(5, 10)

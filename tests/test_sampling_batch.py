@@ -211,8 +211,8 @@ def test_however_many_settings_there_are_tables_are_made_once() -> None:
 def test_wishes_that_cannot_be_are_refused_when_they_are_submitted() -> None:
     scheduler = Engine(five_tokens(), drafter="none").scheduler(2, 40)
     for wishes, message in (
-        ({"temperature": -1.0}, "temperature=-1.0 cannot be"),
-        ({"top_k": -2}, "top_k=-2 cannot be"),
+        ({"temperature": -1.0}, "temperature must be from 0"),
+        ({"top_k": -2}, "top_k must be at least 0; got -2"),
         ({"logit_bias": {9: 1.0}}, "logit_bias names token 9"),
         ({"min_new_tokens": 50}, "min_new_tokens=50 is more than max_new_tokens=10"),
     ):

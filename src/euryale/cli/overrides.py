@@ -13,6 +13,9 @@ from typing import get_type_hints
 from euryale.errors import UserError
 
 _CHOICES = re.compile(r"[\w.+-]+(,[\w.+-]+)*")  # anything else is Hydra's grammar, and Hydra's to judge
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+_ESCAPE = re.compile(r"\\([ntr\\\"'])")
+_ESCAPED = {"n": "\n", "t": "\t", "r": "\r"}
 _SETTING = re.compile(r"(\+{0,2}[A-Za-z_][\w.]*=|~[A-Za-z_][\w.]*(=|$))")
 
 
@@ -72,6 +75,27 @@ def quote_text(arguments: Sequence[str], keys: Container[str]) -> list[str]:
             argument = f"{key}={_quote(text)}"
         quoted.append(argument)
     return quoted
+
+
+def read_escapes(arguments: Sequence[str], keys: Container[str]) -> list[str]:
+    r"""The same arguments, in those of `keys` with \n, \t, \r and \\ of double-quoted texts read as in JSON.
+
+    Hydra leaves them two letters: stop="\n" would wait for a backslash. Single quotes keep a text letter by letter.
+    """
+    read = []
+    for argument in arguments:
+        key, is_setting, value = argument.partition("=")
+        if is_setting and key.lstrip("+") in keys:
+            argument = f"{key}={_QUOTED.sub(_read_quoted, value)}"
+        read.append(argument)
+    return read
+
+
+def _read_quoted(quoted: re.Match[str]) -> str:
+    text = quoted.group()
+    if text[0] == "'":
+        return text
+    return _quote(_ESCAPE.sub(lambda escape: _ESCAPED.get(escape.group(1), escape.group(1)), text[1:-1]))
 
 
 def _is_quoted(text: str) -> bool:

@@ -13,7 +13,7 @@ from euryale.base.lora import LoraConfig
 from euryale.base.shape import ShapeConfig
 from euryale.data.sources import DataConfig, data_of_checkpoint
 from euryale.decoding.config import AnswerConfig, at_least_one
-from euryale.decoding.detokenizer import check_stop
+from euryale.decoding.stop_strings import check_stop
 from euryale.errors import UserError
 from euryale.evaluation.config import CalibrateConfig, KernelShapes
 from euryale.heads.config import HeadsConfig
@@ -123,9 +123,14 @@ class InferConfig(AnswerConfig):
         check_steps(self.steps)
 
     def stops(self) -> tuple[str, ...]:
-        """Raises UserError for an empty string."""
-        asked = self.stop if isinstance(self.stop, list) else [self.stop]
-        return check_stop([str(text) for text in asked])  # on a command line 5 is a number
+        """Raises UserError for an empty string, and for what a command line reads as something else than text."""
+        asked = self.stop if isinstance(self.stop, list) else [] if self.stop is None else [self.stop]
+        for text in asked:
+            if not isinstance(text, str) and type(text) is not int:  # on a command line 5 is a number
+                raise UserError(
+                    f"""stop must be text; got {text!r}. Put text into two kinds of quotes: 'stop="..."'."""
+                )
+        return check_stop([str(text) for text in asked])
 
 
 @dataclass

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from euryale.cli import sweeps
-from euryale.cli.overrides import check_keys, is_setting, quote_text
+from euryale.cli.overrides import check_keys, is_setting, quote_text, read_escapes
 from euryale.cli.run_folder import settle_run
 from euryale.cli.schemas import SCHEMAS, TrainConfig
 from euryale.errors import UserError
@@ -34,6 +34,7 @@ USER_ERROR_STATUS = 2
 CONF = PROJECT / "conf"
 log = logging.getLogger(__name__)
 FREE_TEXT = {"prompt"}  # settings whose value is taken letter by letter
+WITH_ESCAPES = {"stop"}  # settings whose double-quoted texts are read as in JSON
 
 
 def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable[[], None]]:
@@ -79,7 +80,7 @@ def _settle_command_line(name: str) -> None:
     try:
         check_keys(sys.argv[1:], SCHEMAS[name], _groups())
         sys.argv[1:] = sweeps.settle_arguments(sys.argv[1:])
-        sys.argv[1:] = quote_text(sys.argv[1:], FREE_TEXT)
+        sys.argv[1:] = read_escapes(quote_text(sys.argv[1:], FREE_TEXT), WITH_ESCAPES)
         _check_grammar(sys.argv[1:])
     except UserError as error:
         sys.exit(_refuse(str(error)))

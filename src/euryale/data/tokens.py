@@ -87,12 +87,21 @@ def prompt_ids(
         text = "".join(f"{turn.role}: {turn.content}\n" for turn in messages) + "assistant:"
         text = messages[0].content if len(messages) == 1 else text
     assert text is not None, "a prompt has text or messages"
-    return [*bos_ids(tokenizer), *_encode(text, tokenizer)]
+    ids = _encode(text, tokenizer)
+    return [*_missing_bos(ids, tokenizer), *ids]
+
+
+def _missing_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What has to come before a text: nothing where it is written out already, as in a template's text."""
+    begin = bos_ids(tokenizer)
+    return [] if ids[: len(begin)] == begin else begin
 
 
 def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the tokenizer itself begins a text with: mostly [bos] or nothing (one may know a bos and not use it)."""
     whole, bare = tokenizer("a")["input_ids"], _encode("a", tokenizer)
+    if not bare:  # no token for this letter
+        return [token for token in whole[:1] if token == tokenizer.bos_token_id]
     starts = (start for start in range(len(whole)) if whole[start : start + len(bare)] == bare)
     return list(whole[: next(starts, 0)])
 
@@ -139,7 +148,7 @@ def _from_plain(messages: tuple[Message, ...], tokenizer: PreTrainedTokenizerBas
         text += piece
     encoded = _encode_with_offsets(text, tokenizer, [seam for span in spans for seam in span])
     is_target = _touched(encoded.offsets, spans)
-    begin, eos = bos_ids(tokenizer), _eos_ids(tokenizer)
+    begin, eos = _missing_bos(encoded.ids, tokenizer), _eos_ids(tokenizer)
     return (
         [*begin, *encoded.ids, *eos],
         [*[False] * len(begin), *is_target, *[messages[-1].is_learned] * len(eos)],

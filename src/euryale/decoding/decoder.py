@@ -60,6 +60,7 @@ class Decoder:
         self._num_slots = num_slots
         self._masks: dict[int, TreeMask] = {}  # by number of nodes: a drafter has few
         self._samplings: list[Sampling] = []
+        self._has_drafts: list[bool] = []  # of each live row
         self._settings: SamplingBatch | None = None  # of these; None: rows have come or gone since
         self._streams = Streams(
             num_rows, self.rule.coupled, self.rule.name == "rejection", base.vocab_size, drafter.num_nodes, device
@@ -95,6 +96,7 @@ class Decoder:
             self._streams.add(place, request.seed)
             self._processors.add(place, request.sampling, request.prompt, request.stop.ids)
         self._samplings[row:after] = [request.sampling for request in requests]
+        self._has_drafts[row:after] = [request.has_drafts for request in requests]
         self._settings = None
         self.texts[row:after] = [list(prompt) for prompt in prompts]
         self._targets[row:after] = [[] for _ in prompts]
@@ -108,7 +110,7 @@ class Decoder:
         """Removes an ended row; the last row takes its slot."""
         for keeper in (self.cache, self.drafter, self._streams, self._processors):
             keeper.swap_remove(row)
-        lists: list[list[Any]] = [self.texts, self._targets, self._samplings]
+        lists: list[list[Any]] = [self.texts, self._targets, self._samplings, self._has_drafts]
         for of_rows in lists:
             of_rows[row] = of_rows[-1]
             of_rows.pop()
@@ -127,7 +129,7 @@ class Decoder:
         marks = [time.perf_counter()]
         self._settings = settings = self._settings or SamplingBatch(self._samplings, self.base.device)
         noise = self._streams.at(self.cache.lengths, self.drafter.max_depth + 1, settings)
-        draft = self.drafter.propose(self._draft_input(noise.ranking_BPV, settings))
+        draft = self._asked_for(self.drafter.propose(self._draft_input(noise.ranking_BPV, settings)))
         marks.append(time.perf_counter())
 
         hidden_BND = self._read_draft(draft)
@@ -170,6 +172,13 @@ class Decoder:
             self._processors.guess if self._processors.is_active else None,
             self._streams.is_rejection and settings.has_sampled,
         )
+
+    def _asked_for(self, draft: Draft) -> Draft:
+        """The draft without the candidates of rows that go without drafts."""
+        if all(self._has_drafts):
+            return draft
+        is_real_BN = torch.tensor(self._has_drafts, device=self.base.device)[:, None].expand_as(draft.tokens_BN)
+        return draft._replace(is_real_BN=is_real_BN if draft.is_real_BN is None else draft.is_real_BN & is_real_BN)
 
     def _read_draft(self, draft: Draft) -> Tensor:
         """One forward over the whole tree: the hidden states [B, N, D] at every node, and those of the layers."""

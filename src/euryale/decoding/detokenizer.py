@@ -1,4 +1,8 @@
-"""Token ids to text while they arrive, and the search for stop strings in it.
+"""Token ids to text while they arrive, in the context of the prompt.
+
+The text of an answer is what it adds to the text of its prompt: the text of all ids, less the text of the prompt's. So
+a space between the two is the answer's, and a character that the prompt's last bytes begin is the answer's once it is
+whole. (`decode` of the answer alone leaves out the first space where the tokenizer marks beginnings of words.)
 
 A token may hold half a character, and some tokenizers write a token differently after another one. So a piece is the
 difference between the decodings of a short window with and without the new ids, held back while it ends in an
@@ -7,122 +11,130 @@ unfinished character, or in what may become a stop string.
 
 from collections.abc import Sequence
 from functools import lru_cache
+from os.path import commonprefix
 
 from transformers import PreTrainedTokenizerBase
 
-from euryale.errors import UserError
+from euryale.decoding.stop_strings import StopSearch, special_tokens
 
 _UNFINISHED = "\ufffd"
+_CONTEXT = 16  # ids of the prompt that are decoded with the answer's first
+_MOST_PENDING = 12  # ids without a whole character: from then on they are invalid bytes
+_CUTS = range(4, 8)  # ids that stay when they are cut: a character has four bytes, so that one of four cuts splits none
 
 
-def check_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    """One string, several or none -> a tuple. Raises UserError for an empty one, which would match everywhere."""
-    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if any(not isinstance(s, str) or not s for s in strings):
-        raise UserError(
-            f"stop={list(strings)!r} holds an empty or non-text entry. Give strings of one character or more."
-        )
-    return strings
+class _Readable:
+    """What is known of a tokenizer's ids; made once."""
 
-
-def special_ids(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> tuple[int, ...]:
-    """The ids of those strings that are special tokens, such as `<|eot_id|>`.
-
-    Their text is never shown, so as strings they would never match: a stop string that is one has to stop by its id.
-    """
-    return tuple(
-        token for token, added in tokenizer.added_tokens_decoder.items() if added.special and added.content in strings
-    )
-
-
-class _StopString:
-    """The search for one string in a growing text: a constant number of operations a character (Knuth, Morris, Pratt).
-
-    `num_matched` is the length of the longest end of the text that begins the string.
-    """
-
-    def __init__(self, string: str) -> None:
-        self.string = string
-        self.num_matched = 0
-        self._shorter = [0] * len(string)  # by length - 1: the next shorter beginning that is an end of this one
-        for end in range(1, len(string)):
-            self._shorter[end] = self._longest(self._shorter[end - 1], string[end])
-
-    def feed(self, piece: str) -> int | None:
-        """The number of characters of `piece` up to the end of the first match; None: there is none yet."""
-        for place, character in enumerate(piece, start=1):
-            self.num_matched = self._longest(self.num_matched, character)
-            if self.num_matched == len(self.string):
-                return place
-        return None
-
-    def _longest(self, length: int, character: str) -> int:
-        """The longest end of (the first `length` characters, then this one) that begins the string."""
-        while length and self.string[length] != character:
-            length = self._shorter[length - 1]
-        return length + 1 if self.string[length] == character else 0
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.special = special_tokens(tokenizer)
+        skipped = {*self.special, *tokenizer.all_special_ids}
+        # A padded matrix has more rows than there are tokens: a tokenizer written in Python cannot decode these.
+        self.ids = frozenset(tokenizer.get_vocab().values()) - skipped
 
 
 @lru_cache(maxsize=4)
-def _named_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int] | None:
-    """The ids that have a token, where the tokenizer cannot decode others: a padded matrix has more rows than tokens.
-
-    None: others decode to nothing, as tokenizers in Rust do.
-    """
-    return None if tokenizer.is_fast else frozenset(tokenizer.get_vocab().values())
+def _readable(tokenizer: PreTrainedTokenizerBase, _num_tokens: int) -> _Readable:
+    return _Readable(tokenizer)
 
 
 class Detokenizer:
     """Text of one growing answer. `add` ids, take `new_text`, and `close` at the end."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop: tuple[str, ...] = (),
+        prompt: Sequence[int] = (),
+        min_new_tokens: int = 0,
+    ) -> None:
+        """min_new_tokens: a stop string that is whole within so many ids is passed over."""
         self.tokenizer = tokenizer
-        self._stops = [_StopString(string) for string in stop]
         self.text = ""  # all text so far; only a stop string shortens it
         self.is_stopped = False
-        self._named = _named_ids(tokenizer)
-        self._ids: list[int] = []
-        self._window = 0  # first id that is decoded again for context
-        self._read = 0  # ids whose text is in self.text
+        self._readable = _readable(tokenizer, len(tokenizer))
+        self._search = StopSearch(stop, self._readable.special)
+        self._min_new_tokens = min_new_tokens
+        self._num_ids = 0
+        self._context = self._tail(prompt)  # ids that are decoded again for those after them
+        self._before = self._decode(self._context)
+        self._pending: list[int] = []  # ids whose text is not in self.text
         self._shown = 0  # characters already handed out
 
     def add(self, token: int) -> bool:
         """Takes one id. Returns True when the text now holds a stop string (and ends before it)."""
-        self._ids.append(token)
-        before = self._decode(self._ids[self._window : self._read])
-        after = self._decode(self._ids[self._window :])
-        if len(after) > len(before) and not after.endswith(_UNFINISHED):
-            self._append(after[len(before) :])
-            self._window, self._read = self._read, len(self._ids)
+        self._num_ids += 1
+        if token in self._readable.ids:
+            self._pending.append(token)
+            after = self._decode([*self._context, *self._pending])
+            piece = _added(self._before, after)
+            if piece and not after.endswith(_UNFINISHED):
+                self._append(piece)
+                self._go_on_from(self._pending)
+            elif len(self._pending) > _MOST_PENDING:
+                self._cut(piece)
+        elif self._search.reads_special and token in self._readable.special:
+            self._end_at(self._search.feed_special(self._readable.special[token], self._may_end))
         return self.is_stopped
 
     def close(self) -> None:
         """Takes what was held back: the answer is over."""
-        if not self.is_stopped and self._read < len(self._ids):
-            before = self._decode(self._ids[self._window : self._read])
-            self._append(self._decode(self._ids[self._window :])[len(before) :])
-            self._read = len(self._ids)
+        if not self.is_stopped and self._pending:
+            self._append(_added(self._before, self._decode([*self._context, *self._pending])))
+            self._pending = []
 
     def new_text(self, is_last: bool = False) -> str:
         """The characters not handed out yet, less (unless it is the last call) a possible start of a stop string."""
-        end = len(self.text) if is_last or self.is_stopped else len(self.text) - self._possible_stop()
+        end = len(self.text) if is_last or self.is_stopped else len(self.text) - self._search.num_possible()
         piece = self.text[self._shown : end]
         self._shown = max(self._shown, end)
         return piece
 
+    @property
+    def _may_end(self) -> bool:
+        return self._num_ids > self._min_new_tokens
+
     def _append(self, piece: str) -> None:
-        found = [(stop, stop.feed(piece)) for stop in self._stops]
-        begins = [len(self.text) + end - len(stop.string) for stop, end in found if end is not None]
+        end = self._search.feed(piece, self._may_end)
         self.text += piece
-        if begins:
-            self.text = self.text[: min(begins)]
+        self._end_at(end)
+
+    def _end_at(self, end: int | None) -> None:
+        if end is not None and not self.is_stopped:
+            self.text = self.text[:end]
             self.is_stopped = True
 
-    def _possible_stop(self) -> int:
-        """Length of the longest end of the text that begins a stop string."""
-        return max((stop.num_matched for stop in self._stops), default=0)
+    def _go_on_from(self, context: list[int], pending: Sequence[int] = ()) -> None:
+        self._context, self._pending = context, list(pending)
+        self._before = self._decode(context)
+
+    def _cut(self, piece: str) -> None:
+        """Takes the text of all pending ids but the last few, where it is sure; else a run of bytes that are not text
+        would be decoded again with each of them."""
+        for num_left in _CUTS:
+            first, last = self._pending[:-num_left], self._pending[-num_left:]
+            sure = _added(self._before, self._decode([*self._context, *first]))
+            # Where one byte of a run is invalid, tokenizers with byte tokens show none of the run as text: the context
+            # has to begin with such a byte.
+            context = self._context if self._before.endswith(_UNFINISHED) else first
+            if sure + _added(self._decode(context), self._decode([*context, *last])) == piece:
+                self._append(sure)
+                self._go_on_from(context, last)
+                return
+
+    def _tail(self, prompt: Sequence[int]) -> list[int]:
+        """The last ids of the prompt, as many as have text that begins with a whole character."""
+        ids = [token for token in prompt if token in self._readable.ids]
+        for num in (*range(_CONTEXT, _CONTEXT + 4), 4 * _CONTEXT):
+            text = self._decode(ids[-num:])
+            if text and not text.startswith(_UNFINISHED):
+                return ids[-num:]
+        return ids
 
     def _decode(self, ids: list[int]) -> str:
-        if self._named is not None:
-            ids = [token for token in ids if token in self._named]
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _added(before: str, after: str) -> str:
+    """What `after` says beyond `before`, whose last character may have been unfinished."""
+    return after[len(commonprefix([before, after]) if before.endswith(_UNFINISHED) else before) :]

@@ -16,8 +16,10 @@ from euryale.decoding.accept import AcceptConfig
 from euryale.decoding.config import check_least
 from euryale.decoding.drafter_pool import DrafterPool
 from euryale.decoding.drafters.build import DrafterConfig
-from euryale.decoding.noise import seeds_of
-from euryale.decoding.request import Generation, Prompt, Request, StopConditions, encode
+from euryale.decoding.drafters.none import NoDrafter
+from euryale.decoding.numbers import seeds_of, whole_number
+from euryale.decoding.prompt import Prompt, Prompts, encode, encode_all
+from euryale.decoding.request import Generation, Request, StopConditions, has_drafts
 from euryale.decoding.sampling import MoreSampling, Sampling
 from euryale.decoding.scheduler import Scheduler, StepSeen
 from euryale.decoding.text_stream import TextStream, raise_errors
@@ -157,38 +159,39 @@ class Engine:
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int | Sequence[int] = 0,
+        seed: int | Sequence[int | None] | None = 0,
         stop: str | Sequence[str] | None = None,
-        stop_ids: Sequence[int] = (),
+        stop_ids: int | Sequence[int] | None = (),
         ignore_eos: bool = False,
+        drafter: str | None = None,
         **more: Unpack[MoreSampling],
     ) -> list[Generation]:
-        """Answers all prompts together; texts or lists of token ids. `seed` is one for all rows, or one each.
+        """Answers all prompts together: texts, token ids, conversations or a tokenizer's output (prompt.py says more).
 
-        An answer ends before a `stop` string, at an id of `stop_ids`, or at the base's own end-of-text ids unless
-        ignore_eos. The other keywords are those of Sampling: top_k, min_p, repetition_penalty, presence_penalty,
-        frequency_penalty, logit_bias, banned_tokens, min_new_tokens.
+        `seed` is one for all rows, or one each; None draws one, which Generation.seed tells. An answer ends before a
+        `stop` string, at an id of `stop_ids`, or at the base's own end-of-text ids unless ignore_eos. drafter: "none"
+        decodes these answers one token a step. The other keywords are those of Sampling: top_k, min_p,
+        repetition_penalty, presence_penalty, frequency_penalty, logit_bias, banned_tokens, min_new_tokens.
 
-        Raises UserError: an empty prompt without a begin-of-text token to stand for it, a prompt that fills the
-        context, numbers out of range, a base whose logits are not finite.
+        Raises UserError: what is not a prompt, an empty prompt without a begin-of-text token to stand for it, a prompt
+        that fills the context, numbers out of range, a base whose logits are not finite.
         """
-        is_single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
-        asked: Sequence[Prompt] = [prompts] if is_single else prompts  # type: ignore[list-item,assignment]
+        asked = encode_all(self.base, prompts)
         sampling = Sampling(temperature, top_p, **more)
-        sampling.check_tokens(self.base.vocab_size, max_new_tokens)
+        sampling.check_tokens(self.base.vocab_size, whole_number("max_new_tokens", max_new_tokens, least=1))
         conditions = StopConditions.of(self.base, stop, stop_ids, ignore_eos)
         requests = [
-            Request.of(self.base, prompt, max_new_tokens, conditions, sampling, seed)
-            for prompt, seed in zip(asked, seeds_of(seed, len(asked)), strict=True)
+            Request.of(self.base, prompt, max_new_tokens, conditions, sampling, its_seed)
+            for prompt, its_seed in zip(asked, seeds_of(seed, len(asked)), strict=True)
         ]
         if not requests:
             return []
         longest = max(request.num_tokens for request in requests)
-        scheduler = self._schedule(sampling, min(len(requests), self.max_rows), longest)
+        scheduler = self._schedule(sampling, min(len(requests), self.max_rows), longest, drafter=drafter)
         for request in requests:
             scheduler.add(request)
         while not scheduler.is_idle:
@@ -201,10 +204,11 @@ class Engine:
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int = 0,
+        seed: int | None = 0,
         stop: str | Sequence[str] | None = None,
-        stop_ids: Sequence[int] = (),
+        stop_ids: int | Sequence[int] | None = (),
         ignore_eos: bool = False,
+        drafter: str | None = None,
         **more: Unpack[MoreSampling],
     ) -> TextStream:
         """Yields the text of `generate` piece by piece; a piece is never taken back and never half a character.
@@ -214,7 +218,7 @@ class Engine:
         sampling = Sampling(temperature, top_p, **more)
         conditions = StopConditions.of(self.base, stop, stop_ids, ignore_eos)
         request = Request.of(self.base, prompt, max_new_tokens, conditions, sampling, seed)
-        return TextStream(request, self._schedule(sampling, 1, request.num_tokens))
+        return TextStream(request, self._schedule(sampling, 1, request.num_tokens, drafter=drafter))
 
     def scheduler(
         self,
@@ -241,15 +245,29 @@ class Engine:
         return self._schedule(sampling, num_rows, min(row_tokens, self.base.max_length), max_waiting)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Prompt -> token ids, begin-of-text added as the tokenizer does. Raises UserError for what is not a prompt."""
+        """Prompt -> token ids, begun as the tokenizer begins a text and not ended. Raises UserError for what is not a
+        prompt."""
         return encode(self.base, prompt)
 
     def _schedule(
-        self, sampling: Sampling, num_rows: int, row_tokens: int, max_waiting: int | None = None
+        self,
+        sampling: Sampling,
+        num_rows: int,
+        row_tokens: int,
+        max_waiting: int | None = None,
+        drafter: str | None = None,
     ) -> Scheduler:
-        drafter = self._pool.drafter(sampling.temperature, self._most_nodes(num_rows))
+        is_drafted = has_drafts(drafter)
+        chosen = self._pool.drafter(sampling.temperature, self._most_nodes(num_rows)) if is_drafted else None
         scheduler = Scheduler(
-            self.base, drafter, sampling, num_rows, row_tokens, self.seconds, self.accept, max_waiting
+            self.base,
+            chosen or NoDrafter(self.base),
+            sampling,
+            num_rows,
+            row_tokens,
+            self.seconds,
+            self.accept,
+            max_waiting,
         )
         scheduler.on_step = self.on_step
         return scheduler

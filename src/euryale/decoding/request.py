@@ -8,12 +8,12 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from euryale.base.base import Base
-from euryale.decoding.detokenizer import Detokenizer, check_stop, special_ids
-from euryale.decoding.noise import check_seeds
+from euryale.decoding.detokenizer import Detokenizer
+from euryale.decoding.numbers import flag, one_seed, shown, token_ids, whole_number
+from euryale.decoding.prompt import Prompt, encode
 from euryale.decoding.sampling import Sampling
+from euryale.decoding.stop_strings import check_stop, special_ids
 from euryale.errors import UserError
-
-Prompt = str | Sequence[int]
 
 
 @dataclass
@@ -28,6 +28,7 @@ class Generation:
     seconds: float  # wall clock from its submission to its end, prompt included
     is_lossless: bool = True  # False: the accept rule (`typical`) may write what the base alone would not
     nodes: list[int] = field(default_factory=list)  # nodes that each step verified, the root included; 1: no drafts
+    seed: int = 0  # that it was sampled with
 
     @property
     def undrafted_share(self) -> float:
@@ -48,17 +49,20 @@ class StopConditions(NamedTuple):
     eos_ids: tuple[int, ...] = ()
 
     @staticmethod
-    def of(base: Base, stop: str | Sequence[str] | None, stop_ids: Sequence[int], ignore_eos: bool) -> "StopConditions":
+    def of(
+        base: Base, stop: str | Sequence[str] | None, stop_ids: int | Sequence[int] | None, ignore_eos: bool
+    ) -> "StopConditions":
         """A stop string that is a special token stops by its id. Raises UserError for what can never match."""
         strings = check_stop(stop)
-        wrong = [token for token in stop_ids if not 0 <= token < base.vocab_size]
+        ids = token_ids("stop_ids", stop_ids)
+        wrong = [token for token in ids if not 0 <= token < base.vocab_size]
         if wrong:
             raise UserError(
                 f"stop_ids names token {wrong[0]}, and {base.path} knows 0 to {base.vocab_size - 1}. Leave it out: it "
                 "can never be written."
             )
         special = [token for token in special_ids(base.tokenizer, strings) if token < base.vocab_size]
-        return StopConditions(strings, (*stop_ids, *special), () if ignore_eos else base.eos_ids)
+        return StopConditions(strings, (*ids, *special), () if flag("ignore_eos", ignore_eos) else base.eos_ids)
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -85,6 +89,7 @@ class Request:
     stop: StopConditions = StopConditions()
     max_ids: int = 128  # the answer ends at this length at the latest
     reason_at_max: str = "length"  # or "context": the base can hold no more
+    has_drafts: bool = True  # False: plain decoding, whatever the rows alongside do
     is_lossless: bool = True
     ids: list[int] = field(default_factory=list)  # of the answer so far
     accepted: list[int] = field(default_factory=list)  # tokens gained by each step
@@ -96,16 +101,16 @@ class Request:
 
     def __post_init__(self) -> None:
         # Made here where the text decides when the answer ends, else when text is first asked for.
-        self._detokenizer = Detokenizer(self.tokenizer, self.stop.strings) if self.stop.strings else None
+        self._detokenizer = self._new_detokenizer() if self.stop.strings else None
 
     @staticmethod
     def of(
-        base: Base, prompt: Prompt, max_new_tokens: int, stop: StopConditions, sampling: Sampling, seed: int
+        base: Base, prompt: Prompt, max_new_tokens: int, stop: StopConditions, sampling: Sampling, seed: int | None
     ) -> "Request":
-        """Raises UserError for a prompt that leaves no room in the context, and for numbers out of range."""
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens={max_new_tokens} cannot be. Give a number of at least 1.")
-        check_seeds([seed])
+        """seed: None draws one. Raises UserError for a prompt that leaves no room in the context, and for numbers out
+        of range."""
+        max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=1)
+        seed = one_seed(seed)
         ids = encode(base, prompt)
         room = base.max_length - len(ids)
         if room < 1:
@@ -160,7 +165,15 @@ class Request:
         reason = "stop" if detokenizer.is_stopped else self.finish_reason
         seconds, num_steps = ended - self.times.submitted, len(self.accepted)
         self.generation = Generation(
-            detokenizer.text, self.ids, num_steps, self.accepted, reason, seconds, self.is_lossless, self.nodes
+            detokenizer.text,
+            self.ids,
+            num_steps,
+            self.accepted,
+            reason,
+            seconds,
+            self.is_lossless,
+            self.nodes,
+            self.seed,
         )
 
     @property
@@ -172,22 +185,20 @@ class Request:
     def _text(self) -> Detokenizer:
         """Made when text is first asked for; from then on `take` feeds it."""
         if self._detokenizer is None:
-            self._detokenizer = Detokenizer(self.tokenizer)
+            self._detokenizer = self._new_detokenizer()
             for token in self.text_ids:
                 self._detokenizer.add(token)
         return self._detokenizer
 
+    def _new_detokenizer(self) -> Detokenizer:
+        return Detokenizer(self.tokenizer, self.stop.strings, self.prompt, self.sampling.min_new_tokens)
 
-def encode(base: Base, prompt: Prompt) -> list[int]:
-    """Prompt -> token ids, begin-of-text added as the tokenizer does. Raises UserError for what is not a prompt."""
-    ids = base.tokenizer(prompt, verbose=False)["input_ids"] if isinstance(prompt, str) else [int(i) for i in prompt]
-    if not ids and base.bos_id is not None:
-        ids = [base.bos_id]
-    if not ids:
-        raise UserError("the prompt is empty and this base has no begin-of-text token. Give at least one token.")
-    if not 0 <= min(ids) <= max(ids) < base.vocab_size:
+
+def has_drafts(drafter: str | None) -> bool:
+    """Whether a request that names this drafter is drafted for. Raises UserError for a name that it cannot choose."""
+    if drafter not in (None, "none"):
         raise UserError(
-            f"the prompt holds token ids from {min(ids)} to {max(ids)}, and {base.path} knows 0 to "
-            f"{base.vocab_size - 1}. Give ids of this base, or text and the tokenizer that belongs to it."
+            f'drafter of a request must be "none", or None for that of the engine; got {shown(drafter)}. Make another '
+            "engine for another drafter."
         )
-    return list(ids)
+    return drafter is None

@@ -11,19 +11,26 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, TypedDict
 
+from euryale.decoding.numbers import is_id, real_number, shown, to_list, token_ids, whole_number
 from euryale.errors import UserError
 
 Banned = Sequence[int | Sequence[int]]
+
+# So far that products and quotients of all settings stay finite in float32 (3.4e38): what overflows is not a choice.
+LEAST_TEMPERATURE = 1e-5  # the noise is 20 at most: below, it could turn a lead of 0.0002 in logits. vLLM's bound too
+MOST_TEMPERATURE = 1e6
+MOST_PENALTY = 1e6
+MOST_BIAS = 1e20
 
 
 @dataclass(frozen=True)
 class Sampling:
     """Everything that decides which token follows a text. The defaults are greedy decoding of the logits as they are.
 
-    Raises UserError for numbers out of range.
+    Numbers may be numpy's. Raises UserError for what is not a number, and for numbers out of range.
     """
 
-    temperature: float = 0.0  # 0: greedy, without randomness
+    temperature: float = 0.0  # 0, and anything below LEAST_TEMPERATURE: greedy, without randomness
     top_p: float = 1.0  # sample among the likeliest tokens that together hold this share
     top_k: int = 0  # sample among this many likeliest tokens; 0: all
     min_p: float = 0.0  # sample among tokens at least this share as likely as the likeliest
@@ -32,33 +39,27 @@ class Sampling:
     frequency_penalty: float = 0.0  # the same, once for each time that the answer holds it
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> what is added to its logit
     banned_tokens: Banned = ()  # ids, or sequences of ids, that are never written
-    min_new_tokens: int = 0  # nothing ends the answer before it has so many tokens
+    # Nothing ends the answer before it has so many tokens: end and stop ids are banned, stop strings passed over.
+    min_new_tokens: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "banned_tokens", tuple(self.banned_tokens))  # so that an empty list is the default
-        if not 0.0 <= self.temperature < math.inf:
-            raise UserError(f"temperature={self.temperature} cannot be. Give 0 for greedy, or a positive number.")
-        if not 0.0 < self.top_p <= 1.0:
-            raise UserError(f"top_p={self.top_p} cannot be. Give a number above 0 and at most 1.")
-        if not _is_whole(self.top_k) or self.top_k < 0:
-            raise UserError(f"top_k={self.top_k} cannot be. Give a whole number of tokens, or 0 for all.")
-        if not 0.0 <= self.min_p <= 1.0:
-            raise UserError(f"min_p={self.min_p} cannot be. Give a number from 0 (off) to 1.")
-        if not 0.0 < self.repetition_penalty < math.inf:
-            raise UserError(
-                f"repetition_penalty={self.repetition_penalty} cannot be. Give a number above 0; 1 changes nothing."
-            )
-        for name in ("presence_penalty", "frequency_penalty"):
-            if not -2.0 <= getattr(self, name) <= 2.0:
-                raise UserError(f"{name}={getattr(self, name)} cannot be. Give a number from -2 to 2; 0 is off.")
-        if not all(_is_whole(token) and _is_bias(bias) for token, bias in self.logit_bias.items()):
-            raise UserError(f"logit_bias={dict(self.logit_bias)} cannot be. Give token ids with a finite number each.")
-        if not all(_is_whole(token) for word in self.banned_words() for token in word or (None,)):
-            raise UserError(
-                f"banned_tokens={list(self.banned_tokens)} cannot be. Give token ids, or lists of token ids."
-            )
-        if not _is_whole(self.min_new_tokens) or self.min_new_tokens < 0:
-            raise UserError(f"min_new_tokens={self.min_new_tokens} cannot be. Give a whole number, or 0 for off.")
+        temperature = _in_range("temperature", self.temperature, 0.0, MOST_TEMPERATURE, "0 is greedy")
+        values: dict[str, object] = {
+            "temperature": temperature if temperature >= LEAST_TEMPERATURE else 0.0,
+            "top_p": _in_range("top_p", self.top_p, 0.0, 1.0, "1 keeps all tokens", is_open=True),
+            "top_k": whole_number("top_k", self.top_k, least=0),
+            "min_p": _in_range("min_p", self.min_p, 0.0, 1.0, "0 is off"),
+            "repetition_penalty": _in_range(
+                "repetition_penalty", self.repetition_penalty, 1 / MOST_PENALTY, MOST_PENALTY, "1 changes nothing"
+            ),
+            "presence_penalty": _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0, "0 is off"),
+            "frequency_penalty": _in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0, "0 is off"),
+            "logit_bias": _biases(self.logit_bias),
+            "banned_tokens": _bans(self.banned_tokens),
+            "min_new_tokens": whole_number("min_new_tokens", self.min_new_tokens, least=0),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def banned_words(self) -> list[tuple[int, ...]]:
         """Every ban as a sequence of ids."""
@@ -71,8 +72,12 @@ class Sampling:
             wrong = [token for token in ids if not 0 <= token < vocab_size]
             if wrong:
                 raise UserError(f"{name} names token {wrong[0]}, and this base knows 0 to {vocab_size - 1}.")
-        if len({word for word in banned if len(word) == 1}) >= vocab_size:
-            raise UserError(f"banned_tokens bans all {vocab_size} tokens. Leave at least one.")
+        forbidden = {word[0] for word in banned if len(word) == 1}
+        forbidden |= {token for token, bias in self.logit_bias.items() if bias == -math.inf}
+        if len(forbidden) >= vocab_size:
+            raise UserError(
+                f"banned_tokens and a logit_bias of -inf must leave a token to write; they forbid all {vocab_size}."
+            )
         if self.min_new_tokens > max_new_tokens:
             raise UserError(
                 f"min_new_tokens={self.min_new_tokens} is more than max_new_tokens={max_new_tokens}. Change one."
@@ -114,10 +119,45 @@ class AnySampling(MoreSampling, total=False):
     top_p: float
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _in_range(name: str, value: object, least: float, most: float, neutral: str, is_open: bool = False) -> float:
+    """A number between the two, the first excluded where the range is open. Raises UserError for anything else."""
+    number = real_number(name, value)
+    if not least <= number <= most or (is_open and number == least):
+        words = f"above {least:g} and at most {most:g}" if is_open else f"from {least:g} to {most:g}"
+        raise UserError(f"{name} must be {words}; got {number:g}. {neutral[0].upper()}{neutral[1:]}.")
+    return number
 
 
-def _is_bias(value: object) -> bool:
-    """A number that can be added to a logit; -inf is a ban."""
-    return isinstance(value, int | float) and value < math.inf
+def _biases(logit_bias: object) -> dict[int, float]:
+    """Raises UserError for what is not a mapping of ids to numbers that float32 can add to a logit."""
+    if not isinstance(logit_bias, Mapping):
+        raise UserError(f"logit_bias must be a mapping of token ids to numbers; got {shown(logit_bias)}.")
+    biases = {}
+    for token, value in logit_bias.items():
+        if not is_id(token):
+            raise UserError(f"logit_bias must be a mapping of token ids to numbers; got {shown(token)} as an id.")
+        bias = real_number(f"logit_bias of token {token}", value)
+        if abs(bias) > MOST_BIAS and bias != -math.inf:
+            raise UserError(
+                f"logit_bias of token {token} must be from {-MOST_BIAS:g} to {MOST_BIAS:g}, or -inf for a ban; got "
+                f"{bias:g}. 100 is enough to force a token."
+            )
+        biases[int(token)] = bias
+    return biases
+
+
+def _bans(banned: object) -> tuple[int | tuple[int, ...], ...]:
+    """Raises UserError for what is not a list of ids and of sequences of ids."""
+    banned = to_list("banned_tokens", banned)
+    if not isinstance(banned, Sequence) or isinstance(banned, (str, bytes)):
+        raise UserError(f"banned_tokens must be a list of token ids, or of lists of token ids; got {shown(banned)}.")
+    words: list[int | tuple[int, ...]] = []
+    for word in banned:
+        if is_id(word):
+            words.append(int(word))
+            continue
+        ids = None if isinstance(word, (str, bytes)) or word is None else token_ids("banned_tokens", word)
+        if not ids:
+            raise UserError(f"banned_tokens must be token ids, or lists of at least one token id; got {shown(word)}.")
+        words.append(tuple(ids))
+    return tuple(words)

@@ -15,6 +15,7 @@ from torch import Tensor
 from euryale.decoding.sampling import Sampling
 
 _MOST_K = 1 << 24  # above every vocabulary, and exact in float32
+_LEAST_P = 1e-30  # smaller shares would be 0 in float32, and not even the likeliest token would be left
 
 
 class SamplingBatch:
@@ -31,7 +32,7 @@ class SamplingBatch:
             (
                 s.temperature or 1.0,
                 min(s.top_k, _MOST_K),
-                s.top_p if s.top_p < 1.0 else math.inf,
+                max(s.top_p, _LEAST_P) if s.top_p < 1.0 else math.inf,
                 s.min_p,
                 s.temperature > 0,
             )

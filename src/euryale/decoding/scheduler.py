@@ -17,7 +17,8 @@ from euryale.base.base import Base
 from euryale.decoding.accept import LOSSY, AcceptConfig
 from euryale.decoding.decoder import Decoder
 from euryale.decoding.drafters.interface import Drafter
-from euryale.decoding.request import Prompt, Request, StopConditions
+from euryale.decoding.prompt import Prompt
+from euryale.decoding.request import Request, StopConditions, has_drafts
 from euryale.decoding.sampling import AnySampling, Sampling
 from euryale.errors import UserError
 
@@ -74,13 +75,16 @@ class Scheduler:
         self,
         prompt: Prompt,
         max_new_tokens: int = 128,
-        seed: int = 0,
+        seed: int | None = 0,
         stop: str | Sequence[str] | None = None,
-        stop_ids: Sequence[int] = (),
+        stop_ids: int | Sequence[int] | None = (),
         ignore_eos: bool = False,
+        drafter: str | None = None,
         **other: Unpack[AnySampling],
     ) -> Request:
         """Queues a prompt; the keywords are those of Engine.generate.
+
+        drafter: "none" decodes this answer one token a step; None drafts as the scheduler does.
 
         `other` settings of sampling than the scheduler's hold for this answer alone; those not named stay.
 
@@ -88,7 +92,9 @@ class Scheduler:
         """
         sampling = replace(self.sampling, **other) if other else self.sampling
         conditions = StopConditions.of(self.base, stop, stop_ids, ignore_eos)
-        return self.add(Request.of(self.base, prompt, max_new_tokens, conditions, sampling, seed))
+        request = Request.of(self.base, prompt, max_new_tokens, conditions, sampling, seed)
+        request.has_drafts = has_drafts(drafter)
+        return self.add(request)
 
     def add(self, request: Request) -> Request:
         """Queues a request that was checked before (Request.of), and returns it."""
@@ -104,7 +110,8 @@ class Scheduler:
                 f"all {self.num_rows} rows of this scheduler are taken and max_waiting={self.max_waiting} prompts wait "
                 "already. Take steps until an answer has ended, or make it with more rows."
             )
-        request.is_lossless = not (self._is_lossy_sampled and request.sampling.temperature > 0)
+        is_drawn = request.sampling.temperature > 0 and request.has_drafts
+        request.is_lossless = not (self._is_lossy_sampled and is_drawn)
         self._waiting.append(request)
         return request
 
@@ -124,7 +131,7 @@ class Scheduler:
             if row in self._decoder.broken:
                 request.error, request.finish_reason = self._decoder.broken[row], "error"
             else:
-                request.take(tokens, self._decoder.num_nodes)
+                request.take(tokens, self._decoder.num_nodes if request.has_drafts else 1)
             if request.finish_reason is not None:
                 request.end()
                 ended.append(request)

@@ -43,7 +43,10 @@ def generation_settings(base: Base, sampling: Sampling, max_new_tokens: int, **e
     if sampling.logit_bias:
         settings["sequence_bias"] = [[[token], float(bias)] for token, bias in sampling.logit_bias.items()]
     if sampling.banned_tokens:
-        settings["bad_words_ids"] = [list(word) for word in sampling.banned_words()]
+        # As bad_words_ids it would ignore a ban of an end token, and write it.
+        words = sampling.banned_words()
+        settings["suppress_tokens"] = [word[0] for word in words if len(word) == 1] or None
+        settings["bad_words_ids"] = [list(word) for word in words if len(word) > 1] or None
     if sampling.min_new_tokens:
         settings["min_new_tokens"] = sampling.min_new_tokens
     return GenerationConfig(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from euryale.decoding.sampling import LEAST_TEMPERATURE
 from euryale.errors import UserError
 
 
@@ -29,7 +30,7 @@ class RegenerateConfig:
                 raise UserError(f"regenerate.{name} must be at least 1; got {getattr(self, name)}.")
         if not 0.0 <= self.greedy_share <= 1.0:
             raise UserError(f"regenerate.greedy_share must be from 0 to 1; got {self.greedy_share}.")
-        if self.greedy_share < 1.0 and self.temperature <= 0.0:
+        if self.greedy_share < 1.0 and self.temperature < LEAST_TEMPERATURE:
             raise UserError(f"regenerate.temperature must be above 0 to sample; got {self.temperature}.")
         if self.url is not None and not self.url.startswith(("http://", "https://")):
             raise UserError(f"regenerate.url must be an address as http://HOST:8000/v1; got {self.url}.")
