@@ -57,7 +57,7 @@ class Detokenizer:
         self._min_new_tokens = min_new_tokens
         self._num_ids = 0
         self._context = self._tail(prompt)  # ids that are decoded again for those after them
-        self._before = self._decode(self._context)
+        self._before = self._texts_before(self._context)
         self._pending: list[int] = []  # ids whose text is not in self.text
         self._shown = 0  # characters already handed out
 
@@ -70,7 +70,7 @@ class Detokenizer:
             piece = _added(self._before, after)
             if piece and not after.endswith(_UNFINISHED):
                 self._append(piece)
-                self._go_on_from(self._pending)
+                self._go_on_from([*self._begun_character(), *self._pending])
             elif len(self._pending) > _MOST_PENDING:
                 self._cut(piece)
         elif self._search.reads_special and token in self._readable.special:
@@ -106,7 +106,12 @@ class Detokenizer:
 
     def _go_on_from(self, context: list[int], pending: Sequence[int] = ()) -> None:
         self._context, self._pending = context, list(pending)
-        self._before = self._decode(context)
+        self._before = self._texts_before(context)
+
+    def _begun_character(self) -> list[int]:
+        """The last ids of the context, where a character begins in them that the pending ids have made whole."""
+        num = len(self._before) - 1
+        return self._context[-num:] if num and not self._before[-1].endswith(_UNFINISHED) else []
 
     def _cut(self, piece: str) -> None:
         """Takes the text of all pending ids but the last few, where it is sure; else a run of bytes that are not text
@@ -116,8 +121,8 @@ class Detokenizer:
             sure = _added(self._before, self._decode([*self._context, *first]))
             # Where one byte of a run is invalid, tokenizers with byte tokens show none of the run as text: the context
             # has to begin with such a byte.
-            context = self._context if self._before.endswith(_UNFINISHED) else first
-            if sure + _added(self._decode(context), self._decode([*context, *last])) == piece:
+            context = self._context if self._before[0].endswith(_UNFINISHED) else first
+            if sure + _added(self._texts_before(context), self._decode([*context, *last])) == piece:
                 self._append(sure)
                 self._go_on_from(context, last)
                 return
@@ -126,15 +131,26 @@ class Detokenizer:
         """The last ids of the prompt, as many as have text that begins with a whole character."""
         ids = [token for token in prompt if token in self._readable.ids]
         for num in (*range(_CONTEXT, _CONTEXT + 4), 4 * _CONTEXT):
-            text = self._decode(ids[-num:])
+            text = self._texts_before(ids[-num:])[-1]
             if text and not text.startswith(_UNFINISHED):
                 return ids[-num:]
         return ids
+
+    def _texts_before(self, ids: list[int]) -> list[str]:
+        """The text of these ids; where it ends in an unfinished character, also without the last ids, up to three."""
+        texts = [self._decode(ids)]
+        while texts[-1].endswith(_UNFINISHED) and len(texts) <= min(3, len(ids)):
+            texts.append(self._decode(ids[: -len(texts)]))
+        return texts
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def _added(before: str, after: str) -> str:
-    """What `after` says beyond `before`, whose last character may have been unfinished."""
-    return after[len(commonprefix([before, after]) if before.endswith(_UNFINISHED) else before) :]
+def _added(before: list[str], after: str) -> str:
+    """What `after` says beyond the text before it: the longest one it begins with, if the last character was unfinished
+    (tokenizers with byte tokens then show the whole run of bytes as invalid)."""
+    if not before[0].endswith(_UNFINISHED):
+        return after[len(before[0]) :]
+    said = next((text for text in before if after.startswith(text)), commonprefix([before[0], after]))
+    return after[len(said) :]

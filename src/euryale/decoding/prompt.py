@@ -1,8 +1,8 @@
 """What callers pass as prompts, as token ids.
 
-    one prompt     a text · token ids: a list, an array or a tensor · a conversation: a list of {role, content} ·
+    one prompt     a text | token ids: a list, an array or a tensor | a conversation: a list of {role, content} |
                    a mapping with input_ids (and attention_mask), as tokenizers return it
-    several        a list of these · a two-dimensional array or tensor · a mapping with several rows of input_ids
+    several        a list of these | a two-dimensional array or tensor | a mapping with several rows of input_ids
 
 A text is encoded as the tokenizer begins it, without what it would end it with: an answer goes on from there.
 A conversation goes through the tokenizer's chat template. Anything else is refused by the name of its type: what was
