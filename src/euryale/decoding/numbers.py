@@ -27,9 +27,15 @@ def whole_number(name: str, value: object, least: int) -> int:
 
 def real_number(name: str, value: object) -> float:
     """Raises UserError for what is not a number; NaN is none."""
-    if not isinstance(value, Real) or isinstance(value, (bool, np.bool_)) or math.isnan(value):
+    if not isinstance(value, Real) or isinstance(value, bool):
         raise UserError(f"{name} must be a number; got {shown(value)}.")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError as error:
+        raise UserError(f"{name} must be a number below 1e308; got a longer one.") from error
+    if math.isnan(number):
+        raise UserError(f"{name} must be a number; got nan.")
+    return number
 
 
 def flag(name: str, value: object) -> bool:
