@@ -71,7 +71,7 @@ def test_the_scripts_print_tables_and_keep_results(tmp_path: Path) -> None:
         ("shapes.heads=5", "shapes.heads must be a multiple of shapes.kv_heads=2; got 5"),
         ("nodes=[65]", "nodes must be numbers from 1 to 64"),
         ("dtype=int8", "dtype must be one of float32, bfloat16, float16; got int8"),
-        ("shapes.vocab=0", "shapes.vocab=0"),
+        ("shapes.vocab=0", "shapes.vocab must be at least 1; got 0"),
         ("device=tpu", "device=tpu is not a device"),
     ],
 )

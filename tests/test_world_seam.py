@@ -132,7 +132,9 @@ def test_the_engines_answers_and_streams_go_on_from_the_prompt(kind: str) -> Non
         [generation] = engine.generate(prompt, 12, temperature=2.0, seed=seed, banned_tokens=no_bytes)
         asked = engine.encode(prompt)
         assert generation.text == after(engine.base.tokenizer, asked, generation.ids)
-        assert "".join(engine.stream(asked, 12, 2.0, seed=seed, banned_tokens=no_bytes)) == generation.text, "ids are a prompt like its text"
+        assert "".join(engine.stream(asked, 12, 2.0, seed=seed, banned_tokens=no_bytes)) == generation.text, (
+            "ids are a prompt like its text"
+        )
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,9 @@ def test_a_stop_string_does_not_end_an_answer_before_its_least_length(least: int
     ],
 )
 def test_matches_within_the_least_length_are_passed_over(text: str, stop: str, least: int, expected: str) -> None:
-    request = Request([0], letter_tokenizer(26), Sampling(min_new_tokens=least), stop=StopConditions((stop,)), max_ids=9)
+    request = Request(
+        [0], letter_tokenizer(26), Sampling(min_new_tokens=least), stop=StopConditions((stop,)), max_ids=9
+    )
     shown = ""
     for letter in text:
         if request.finish_reason is None:

@@ -10,9 +10,8 @@ from world_tokenizers import KINDS, base_with, gpt2, llama2, with_ends
 
 from euryale.base.base import Base
 from euryale.data.chat_template import render_chat
-from euryale.data.rows import Message
+from euryale.data.rows import Message, row_from_text
 from euryale.data.tokens import prompt_ids, tokenize_row
-from euryale.data.rows import row_from_text
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
 
@@ -63,9 +62,7 @@ def test_a_text_of_which_the_letter_a_is_not_a_token_begins_as_well() -> None:  
     from transformers import PreTrainedTokenizerFast
 
     inner = Tokenizer(models.BPE({"1": 0, "2": 1, "<s>": 2, "</s>": 3}, []))
-    inner.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)]
-    )
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
     assert Engine(base_with(tokenizer), drafter="none").encode("12") == [2, 0, 1]
 

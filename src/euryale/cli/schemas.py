@@ -12,7 +12,7 @@ from euryale.base.config import BaseConfig, base_of_checkpoint
 from euryale.base.lora import LoraConfig
 from euryale.base.shape import ShapeConfig
 from euryale.data.sources import DataConfig, data_of_checkpoint
-from euryale.decoding.config import AnswerConfig, at_least_one
+from euryale.decoding.config import AnswerConfig, check_least
 from euryale.decoding.stop_strings import check_stop
 from euryale.errors import UserError
 from euryale.evaluation.config import CalibrateConfig, KernelShapes
@@ -148,7 +148,7 @@ class BenchConfig(AnswerConfig):
 
     def check(self) -> None:
         super().check()
-        at_least_one(limit=self.limit, repeats=self.repeats, batch=self.batch, row_budget=self.row_budget)
+        check_least(1, limit=self.limit, repeats=self.repeats, batch=self.batch, row_budget=self.row_budget)
         if self.batch > self.limit:
             raise UserError(f"batch must be at most limit={self.limit}, the number of prompts; got {self.batch}.")
         check_steps(self.steps)
@@ -168,7 +168,7 @@ class EvalConfig(AnswerConfig):
 
     def check(self) -> None:
         super().check()
-        at_least_one(limit=self.limit, repeats=self.repeats, batch_size=self.batch_size)
+        check_least(1, limit=self.limit, repeats=self.repeats, batch_size=self.batch_size)
 
 
 def check_steps(file: str | None) -> None:
@@ -241,7 +241,7 @@ class BenchKernelsConfig:
 
     def check(self) -> None:
         """Raises UserError for sizes that cannot be."""
-        at_least_one(repeats=self.repeats, **{f"shapes.{name}": size for name, size in vars(self.shapes).items()})
+        check_least(1, repeats=self.repeats, **{f"shapes.{name}": size for name, size in vars(self.shapes).items()})
         if not self.nodes or not all(1 <= num <= 64 for num in self.nodes):
             raise UserError(f"nodes must be numbers from 1 to 64; got {self.nodes}.")
         if self.shapes.heads % self.shapes.kv_heads:

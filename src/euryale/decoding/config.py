@@ -6,7 +6,7 @@ from typing import Any
 from euryale.base.config import BaseConfig, base_of_checkpoint
 from euryale.decoding.accept import AcceptConfig
 from euryale.decoding.drafters.build import DrafterConfig
-from euryale.decoding.noise import check_seeds
+from euryale.decoding.numbers import one_seed
 from euryale.decoding.sampling import MoreSampling, Sampling
 from euryale.decoding.tree.choose import TreeConfig
 from euryale.errors import UserError
@@ -37,8 +37,8 @@ class DecodeConfig:
             raise UserError(
                 "drafter=model needs a smaller model with the same tokenizer. Give drafter.path=FOLDER_OR_HUB_ID."
             )
-        at_least_one(max_new_tokens=self.max_new_tokens)
-        check_seeds([self.seed])
+        check_least(1, max_new_tokens=self.max_new_tokens)
+        one_seed(self.seed)
         self.sampling()
 
     def sampling(self) -> Sampling:
@@ -65,20 +65,13 @@ class AnswerConfig(DecodeConfig):
         try:
             values["logit_bias"] = dict(self.logit_bias)
         except (TypeError, ValueError) as error:
-            raise UserError(f"logit_bias={self.logit_bias} cannot be. Give pairs: [[id, number], ...].") from error
+            raise UserError(f"logit_bias must be pairs, [[id, number], ...]; got {self.logit_bias}.") from error
         return Sampling(**values)
 
     def more_sampling(self) -> MoreSampling:
         """The settings that differ from the defaults, except temperature and top_p."""
         asked = self.sampling().keywords()
         return MoreSampling(**{k: v for k, v in asked.items() if k in MoreSampling.__annotations__})  # type: ignore[typeddict-item]
-
-
-def at_least_one(**numbers: int | None) -> None:
-    """Raises UserError for the first number below 1; None is none."""
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise UserError(f"{name}={number} cannot be. Give a number of at least 1.")
 
 
 def check_least(least: int, **numbers: int | None) -> None:
