@@ -240,10 +240,10 @@ def test_typical_is_lossy_as_its_label_says_and_the_bias_is_the_rule_s_own() -> 
 def test_rules_that_cannot_be_are_refused() -> None:
     base = five_tokens()
     for rule, message in (
-        ("nucleus", "accept=nucleus is not known. Choose one of: exact, rejection, typical"),
+        ("nucleus", "accept must be one of exact, rejection, typical; got nucleus"),
         (AcceptConfig("rejection", coupled=True), "accept.coupled=true with accept=rejection"),
-        (AcceptConfig("typical", threshold=0.0), "accept.threshold=0.0 cannot be"),
-        (AcceptConfig("typical", alpha=-1.0), "accept.alpha=-1.0 cannot be"),
+        (AcceptConfig("typical", threshold=0.0), "accept.threshold must be above 0 and at most 1; got 0.0"),
+        (AcceptConfig("typical", alpha=-1.0), "accept.alpha must be positive; got -1.0"),
     ):
         with pytest.raises(UserError, match=message):
             Engine(base, drafter="none", accept=rule)

@@ -72,7 +72,7 @@ def test_the_scripts_print_tables_and_keep_results(tmp_path: Path) -> None:
         ("nodes=[65]", "nodes must be numbers from 1 to 64"),
         ("dtype=int8", "dtype must be one of float32, bfloat16, float16; got int8"),
         ("shapes.vocab=0", "shapes.vocab must be at least 1; got 0"),
-        ("device=tpu", "device=tpu is not a device"),
+        ("device=tpu", "device must be auto, cpu, cuda or cuda:N; got tpu"),
     ],
 )
 def test_what_cannot_be_is_refused(override: str, told: str) -> None:

@@ -124,7 +124,7 @@ def test_adaptive_needs_timed_trees_of_the_heads() -> None:
         Engine(base, None, "lookup", tree)
     with pytest.raises(UserError, match="tree=chain has one size"):
         Engine(base, heads, "heads", TreeConfig("chain", size="adaptive"))
-    with pytest.raises(UserError, match="tree.size=elastic is not known. Choose one of: fixed, adaptive"):
+    with pytest.raises(UserError, match="tree.size must be one of fixed, adaptive; got elastic"):
         Engine(base, heads, "heads", TreeConfig(size="elastic"))
     assert Engine(base, drafter="none", tree=tree).generate([[1]], 3)[0].nodes == [1, 1, 1]
     small = Engine(base, heads, "heads", replace(tree, num_nodes=3), [calibration()])

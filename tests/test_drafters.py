@@ -181,7 +181,7 @@ def test_a_shape_made_of_parents_is_the_shape_of_the_tree() -> None:
 
 def test_a_drafter_that_cannot_be_is_refused() -> None:
     base = random_base()
-    with pytest.raises(UserError, match="drafter=clover is not known. Choose one of: none, heads, lookup, .* model"):
+    with pytest.raises(UserError, match="drafter must be one of none, heads, lookup, .* model; got clover"):
         build_drafter("clover", base, None, ROOT_ONLY)
     with pytest.raises(UserError, match="drafter=heads needs a heads checkpoint"):
         build_drafter("heads", base, None, ROOT_ONLY)

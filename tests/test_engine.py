@@ -176,13 +176,13 @@ def test_time_is_accounted_to_the_parts_of_a_step() -> None:
         ({"prompts": [PROMPT], "min_p": 2.0}, "min_p must be from 0 to 1; got 2"),
         ({"prompts": [PROMPT], "repetition_penalty": 0.0}, "repetition_penalty must be from 1e-06 to 1e\\+06; got 0"),
         ({"prompts": [PROMPT], "presence_penalty": 3.0}, "presence_penalty must be from -2 to 2; got 3"),
-        ({"prompts": [PROMPT], "logit_bias": {5: 1.0}}, "logit_bias names token 5, and this base knows 0 to 4"),
+        ({"prompts": [PROMPT], "logit_bias": {5: 1.0}}, "logit_bias must name tokens of this base, 0 to 4; got 5"),
         (
             {"prompts": [PROMPT], "banned_tokens": range(5)},
             "must leave a token to write; they forbid all 5",
         ),
-        ({"prompts": [PROMPT], "min_new_tokens": 200}, "min_new_tokens=200 is more than max_new_tokens=128"),
-        ({"prompts": [PROMPT], "stop_ids": [5]}, "stop_ids names token 5"),
+        ({"prompts": [PROMPT], "min_new_tokens": 200}, "min_new_tokens must be at most max_new_tokens=128; got 200"),
+        ({"prompts": [PROMPT], "stop_ids": [5]}, "stop_ids must name tokens .*; got 5"),
     ],
 )
 def test_a_request_that_cannot_be_is_refused_at_the_call(request_: dict, message: str) -> None:
@@ -246,14 +246,14 @@ def test_settings_that_leave_no_token_say_so() -> None:
 def test_a_text_beyond_the_vocabulary_is_refused() -> None:
     base = five_tokens()
     base.tokenizer = letter_tokenizer(26)
-    with pytest.raises(UserError, match="token ids from 25 to 25"):
+    with pytest.raises(UserError, match="token ids of .*; got 25 to 25"):
         Engine(base, drafter="none").generate(["z"])
 
 
 def test_an_engine_that_cannot_be_is_refused() -> None:
     base = five_tokens()
     heads = random_heads(plain_heads("hydra", num_heads=3), base)
-    with pytest.raises(UserError, match="drafter=clover is not known. Choose one of: none, heads, lookup, .* model"):
+    with pytest.raises(UserError, match="drafter must be one of none, heads, lookup, .* model; got clover"):
         Engine(base, heads, drafter="clover")
     with pytest.raises(UserError, match="drafter=heads needs a heads checkpoint"):
         Engine(base)
@@ -280,7 +280,7 @@ def test_a_rule_that_is_not_known_is_told_before_the_base_is_loaded(
     base = five_tokens()
     save_heads(tmp_path / "run", random_heads(plain_heads("hydra"), base), base, {})
     monkeypatch.setattr("euryale.decoding.engine.load_base", lambda config: pytest.fail("the base was loaded"))
-    with pytest.raises(UserError, match="accept=nucleus is not known"):
+    with pytest.raises(UserError, match="accept must be one of .*; got nucleus"):
         Engine.load(tmp_path / "run", tree="chain", accept="nucleus")
 
 

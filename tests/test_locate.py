@@ -96,8 +96,8 @@ def cut_short(folder: Path) -> None:
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (remove("*"), "has no config.json, so it is no model folder. Found: nothing"),
-        (remove("config.json"), "has no config.json, so it is no model folder. Found: generation_config.json"),
+        (remove("*"), "must be a model folder; it has no config.json. Found: nothing"),
+        (remove("config.json"), "must be a model folder; it has no config.json. Found: generation_config.json"),
         (remove("*.safetensors"), "has no weights"),
         (remove("tokenizer*"), "has no tokenizer"),
         (remove("tokenizer.json"), "could not be loaded"),

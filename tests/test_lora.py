@@ -163,7 +163,7 @@ def test_only_the_chosen_layers_are_adapted(tiny_llama_folder: Path) -> None:
 
 @pytest.mark.parametrize("changes", [{"rank": 0}, {"alpha": 0.0}, {"dropout": 1.0}, {"targets": []}], ids=str)
 def test_a_setting_that_cannot_be_is_refused(changes: dict) -> None:
-    with pytest.raises(UserError, match=f"lora.{next(iter(changes))}="):
+    with pytest.raises(UserError, match=f"lora.{next(iter(changes))} must .*; got "):
         LoraConfig(**changes).check()
 
 

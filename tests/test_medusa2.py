@@ -254,7 +254,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
 
 def test_medusa2_without_adapters_is_refused(tiny_base: Base, tmp_path: Path) -> None:
     heads = build_heads(plain_heads(num_heads=1), tiny_base.lm_head_weight)
-    with pytest.raises(UserError, match="trains adapters beside the base, and it has none"):
+    with pytest.raises(UserError, match="trains adapters of the base; it has none"):
         Trainer(tiny_base, heads, ObjectiveConfig(kind="medusa2"), OptimConfig(), MemoryStream(), [], tmp_path / "run")
 
 

@@ -307,8 +307,8 @@ def test_heads_of_another_base_are_refused(run: Path, other_base: Path, tiny_lla
     ("script", "asked", "words"),
     [
         ("infer/run.py", ["tree=medusa63"], ["tree=medusa63 is 4 deep"]),
-        ("infer/run.py", ["tree.num_nodes=200"], ["tree.num_nodes=200"]),
-        ("infer/bench.py", ["tree.max_depth=9"], ["tree.max_depth=9"]),
+        ("infer/run.py", ["tree.num_nodes=200"], ["tree.num_nodes must be from 1 to", "got 200"]),
+        ("infer/bench.py", ["tree.max_depth=9"], ["tree.max_depth must be at most", "got 9"]),
         ("infer/eval.py", ["drafter=eagle"], ["drafter=eagle"]),
         ("infer/run.py", ["tree=calibrated", "without tree.json"], ["has no tree.json"]),
         ("infer/bench.py", ["prompts=gone.txt"], ["prompts=gone.txt: there is no such file"]),
@@ -337,7 +337,9 @@ def test_a_tree_deeper_than_the_heads_is_refused(run: Path) -> None:
 
 
 def test_more_nodes_than_were_calibrated_are_refused(run: Path) -> None:
-    assert_refused(ask(run, "tree.num_nodes=200"), "tree.num_nodes=200", "the calibrated trees have 1 to")
+    assert_refused(
+        ask(run, "tree.num_nodes=200"), "tree.num_nodes must be from 1 to", "as trees were calibrated; got 200"
+    )
 
 
 @pytest.mark.parametrize(

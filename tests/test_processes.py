@@ -261,7 +261,7 @@ def test_a_device_that_processes_cannot_share_is_refused(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     "config, count, message",
     [
-        (TrainConfig(parallel="tensor"), 2, "parallel=tensor is not known"),
+        (TrainConfig(parallel="tensor"), 2, "parallel must be one of .*; got tensor"),
         (TrainConfig(parallel="fsdp"), 1, "and there is one. Start several: torchrun"),
         (TrainConfig(parallel="fsdp"), 2, "so it cannot write its training text"),
         (TrainConfig(parallel="fsdp", base=BaseConfig(quantization="nf4")), 2, "cannot divide a base with .*nf4"),
@@ -275,7 +275,7 @@ def test_what_a_divided_base_cannot_do_is_refused(
         check_parallel(config)
     config.objective.kind = "pretrain"
     if config.parallel == "fsdp" and count > 1:
-        with pytest.raises(UserError, match="objective=medusa1, not pretrain"):
+        with pytest.raises(UserError, match="objective must be medusa1; got pretrain"):
             check_parallel(config)
 
 

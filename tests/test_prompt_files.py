@@ -65,11 +65,11 @@ def test_a_limit_leaves_the_rest_of_the_file_unread(tmp_path: Path) -> None:
     ("name", "content", "complaint"),
     [
         ("a.jsonl", '{"prompt": "a"}\n{"prompt": \n', "a.jsonl:2: not valid JSON"),
-        ("a.jsonl", '{"prompt": "a"}\n{"title": "b", "n": 1}\n', "a.jsonl:2: no prompt in it. Its keys: title, n. Acc"),
+        ("a.jsonl", '{"prompt": "a"}\n{"title": "b", "n": 1}\n', "a.jsonl:2 holds no prompt. Its keys: title, n"),
         ("a.jsonl", '{"messages": [{"role": "assistant", "content": "b"}]}\n', "messages must have a question"),
         ("a.jsonl", '{"messages": []}\n', "a.jsonl:1: messages must be a list of turns"),
         ("a.jsonl", '{"prompt": "\\ud800"}\n', "a.jsonl:1: the text must be valid Unicode"),
-        ("a.json", '["a", 3]', "item 2: a prompt is an object with one of prompt, text"),
+        ("a.json", '["a", 3]', "item 2: a prompt must be an object with one of prompt, text"),
         ("a.txt", "\n \n", "holds no prompt"),
         ("a.jsonl", "", "holds no prompt"),
         ("a.csv", "x", "cannot read files ending in '.csv'. Known: .txt, .json, .jsonl"),

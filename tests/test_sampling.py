@@ -33,11 +33,11 @@ def test_a_setting_that_cannot_be_is_refused(name: str, values: list) -> None:
 
 def test_tokens_of_another_vocabulary_are_refused() -> None:
     for sampling in (Sampling(logit_bias={5: 1.0}), Sampling(banned_tokens=[[1, 5]]), Sampling(banned_tokens=[-1])):
-        with pytest.raises(UserError, match="names token (5|-1), and this base knows 0 to 4"):
+        with pytest.raises(UserError, match="must name tokens of this base, 0 to 4; got (5|-1)"):
             sampling.check_tokens(5, 10)
     with pytest.raises(UserError, match="they forbid all 5"):
         Sampling(banned_tokens=[0, 1, 2, [3], 4, 4]).check_tokens(5, 10)
-    with pytest.raises(UserError, match="min_new_tokens=11 is more than max_new_tokens=10"):
+    with pytest.raises(UserError, match="min_new_tokens must be at most max_new_tokens=10; got 11"):
         Sampling(min_new_tokens=11).check_tokens(5, 10)
     Sampling(logit_bias={4: -1.0}, banned_tokens=[0, [4, 4]], min_new_tokens=10).check_tokens(5, 10)
 

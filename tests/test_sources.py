@@ -389,11 +389,11 @@ def test_a_held_out_mixture_gives_each_row_once(mixture: Callable[..., DataConfi
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"weight": 0}, r"data.mix\[1\] needs a weight above 0"),
+        ({"weight": 0}, r"data.mix\[1\] must be a weight above 0"),
         ({"file": "x"}, r"data.mix\[1\] has unknown settings: file. Known: weight, kind, modules, files"),
-        ({"seed": "x"}, r"data.mix\[1\].seed='x' must be of type int"),
+        ({"seed": "x"}, r"data.mix\[1\].seed must be of type int; got 'x'"),
         ({"kind": "mix"}, r"data.mix\[1\] must not be a mixture itself"),
-        ({"kind": "file"}, "data.kind='file' is not known. Options: stdlib, files, hub, mix, regenerated"),
+        ({"kind": "file"}, "data.kind must be one of stdlib, files, hub, mix, regenerated"),
     ],
 )
 def test_a_mistake_in_a_mixture_is_named(
@@ -432,14 +432,14 @@ def test_regenerated_rows_keep_ids_prompt_length_and_key(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"kind": "web"}, "data.kind='web' is not known. Options: stdlib"),
-        ({"on_error": "ignore"}, "Options: stop, skip"),
-        ({"modules": "some"}, "Options: small, top, all"),
-        ({"block_size": 0}, "data.block_size=0 must be at least 8"),
+        ({"kind": "web"}, "data.kind must be one of stdlib"),
+        ({"on_error": "ignore"}, "data.on_error must be one of stop, skip; got"),
+        ({"modules": "some"}, "data.modules must be one of small, top, all; got"),
+        ({"block_size": 0}, "data.block_size must be at least 8; got 0"),
         ({"held_out_one_in": 1}, "would hold every row out"),
         ({"kind": "files"}, "data.files is empty"),
         ({"kind": "mix"}, "data=mix needs data.mix"),
-        ({"text_separator": ""}, "data.text_separator: auto"),
+        ({"text_separator": ""}, "data.text_separator must be auto"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], complaint: str) -> None:

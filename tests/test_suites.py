@@ -76,9 +76,7 @@ def test_the_file_of_another_suite_is_refused(tmp_path: Path, suite: str, file: 
 
 
 def test_what_is_missing_or_foreign_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match="suite=alpaca is not known. Choose one of: breadth, spec_bench, mt_bench, humaneval"
-    ):
+    with pytest.raises(UserError, match="suite must be one of breadth, spec_bench, mt_bench, humaneval.*; got alpaca"):
         read_suite("alpaca", None)
     with pytest.raises(UserError, match="suite=gsm8k needs prompts=FILE, and nothing is downloaded: it is .*github"):
         read_suite("gsm8k", None)
@@ -93,7 +91,7 @@ def test_what_is_missing_or_foreign_is_named(tmp_path: Path) -> None:
         read_suite("mt_bench", file_of(tmp_path, [{**rows[0], "turns": ["a", 3]}]))
     with pytest.raises(UserError, match="there is no such file"):
         read_suite("gsm8k", str(tmp_path / "nowhere.jsonl"))
-    with pytest.raises(UserError, match="is no record"):
+    with pytest.raises(UserError, match="is not a record"):
         (tmp_path / "list.json").write_text('["a question"]')
         read_suite("gsm8k", str(tmp_path / "list.json"))
 

@@ -99,7 +99,7 @@ def test_a_sweep_of_bench_leaves_one_file_whose_plot_is_one_command(
                  "prompts=p.txt", "max_new_tokens=4", "repeats=1", "contenders=[euryale,ar]"]  # fmt: skip
     result = run_script("infer/bench.py", "-m", *arguments, "tree=dynamic", "tree.num_nodes=2,4,999", "output=r.jsonl")
     assert result.status == 2, "one of the jobs cannot be"
-    assert "failed: tree.num_nodes=999: tree.num_nodes=999 cannot be. Give a number from 1 to 256." in result.err
+    assert "failed: tree.num_nodes=999: tree.num_nodes must be from 1 to 256; got 999." in result.err
     assert "plot it: python infer/plot_sweep.py results=r.jsonl" in result.out
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["p.txt", "r.jsonl"], "nothing else is left behind"
     rows = [json.loads(text) for text in (tmp_path / "r.jsonl").read_text().splitlines()]

@@ -126,19 +126,19 @@ def test_a_stop_that_is_a_token_beyond_the_matrix_is_no_index(settings: dict[str
 def test_a_prompt_with_such_a_token_is_refused(text: str) -> None:
     base = random_base(vocab_size=13)
     base = Base(base.model, tokenizer_with_more(13), base.path, base.fingerprint)
-    with pytest.raises(UserError, match="the prompt holds token ids from 0 to 1[34], and random-llama knows 0 to 12"):
+    with pytest.raises(UserError, match="the prompt must hold token ids of random-llama, 0 to 12; got 0 to 1[34]"):
         Engine(base, drafter="none").generate([text], 3)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"logit_bias": {V: 1.0}}, "logit_bias names token 99"),
-        ({"logit_bias": {-1: 1.0}}, "logit_bias names token -1"),
-        ({"banned_tokens": [V]}, "banned_tokens names token 99"),
-        ({"banned_tokens": [[5, -2]]}, "banned_tokens names token -2"),
-        ({"stop_ids": [V]}, "stop_ids names token 99"),
-        ({"stop_ids": [-1]}, "stop_ids names token -1"),
+        ({"logit_bias": {V: 1.0}}, "logit_bias must name tokens .*; got 99"),
+        ({"logit_bias": {-1: 1.0}}, "logit_bias must name tokens .*; got -1"),
+        ({"banned_tokens": [V]}, "banned_tokens must name tokens .*; got 99"),
+        ({"banned_tokens": [[5, -2]]}, "banned_tokens must name tokens .*; got -2"),
+        ({"stop_ids": [V]}, "stop_ids must name tokens .*; got 99"),
+        ({"stop_ids": [-1]}, "stop_ids must name tokens .*; got -1"),
     ],
     ids=str,
 )
@@ -154,7 +154,7 @@ def test_ids_of_a_request_that_the_base_does_not_have_are_refused(
 
 @pytest.mark.parametrize("prompt", [[V], [-1], [40, 10**9]], ids=str)
 def test_ids_of_a_prompt_that_the_base_does_not_have_are_refused(tiny_base: Base, prompt: list[int]) -> None:
-    with pytest.raises(UserError, match="the prompt holds token ids from"):
+    with pytest.raises(UserError, match="the prompt must hold token ids of"):
         Engine(tiny_base, drafter="lookup").generate([[40], prompt], 3)
 
 

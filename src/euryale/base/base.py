@@ -158,7 +158,7 @@ def load_base(config: BaseConfig) -> Base:
     path, source = find_source(config)
     assert config.path is not None
     if config.forward not in FORWARDS:
-        raise UserError(f"base.forward={config.forward} is not known. Choose one of: {', '.join(FORWARDS)}.")
+        raise UserError(f"base.forward must be one of {', '.join(FORWARDS)}; got {config.forward}.")
     device = pick_device(config.device)
     of_base = _read_config(config, path, source)
     check_family(of_base, config.path)

@@ -56,7 +56,7 @@ def check_folder(folder: Path, asked: str, is_whole: bool = True) -> None:
     """A model folder has a config, weights and a tokenizer, and all of them can be read; not `is_whole`: a config."""
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"base.path={asked}: {folder} has no config.json, so it is no model folder. Found: {_listing(folder)}."
+            f"base.path={asked}: {folder} must be a model folder; it has no config.json. Found: {_listing(folder)}."
         )
     try:
         json.loads((folder / "config.json").read_text())

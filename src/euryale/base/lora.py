@@ -46,15 +46,15 @@ class LoraConfig:
     targets: list[str] = field(default_factory=lambda: [ALL])
 
     def check(self) -> None:
-        """Raises UserError for a value that cannot be."""
+        """Raises UserError for a value out of range."""
         if self.rank < 1:
-            raise UserError(f"lora.rank={self.rank}: a whole number of at least 1 is needed (8 to 64 are usual).")
+            raise UserError(f"lora.rank must be at least 1; got {self.rank}. 8 to 64 are usual.")
         if not self.alpha > 0:
-            raise UserError(f"lora.alpha={self.alpha}: a positive number is needed (half of the rank is usual).")
+            raise UserError(f"lora.alpha must be positive; got {self.alpha}. Half of the rank is usual.")
         if not 0 <= self.dropout < 1:
-            raise UserError(f"lora.dropout={self.dropout}: a share from 0 to below 1 is needed.")
+            raise UserError(f"lora.dropout must be from 0 to below 1; got {self.dropout}.")
         if not self.targets:
-            raise UserError(f"lora.targets=[] adapts nothing. Name linear layers, or use lora.targets=[{ALL}].")
+            raise UserError(f"lora.targets must name linear layers; got []. Use lora.targets=[{ALL}] for all.")
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, list[nn.Linear]]:
@@ -115,9 +115,7 @@ def remove_adapter(base: Base) -> None:
 def adapter_parameters(base: Base) -> dict[str, nn.Parameter]:
     """The adapters' matrices by name, in the order of the layers. Raises UserError for a base without adapters."""
     if base.adapter is None:
-        raise UserError(
-            "this objective trains adapters beside the base, and it has none. Use train/run.py lora=default."
-        )
+        raise UserError("this objective trains adapters of the base; it has none. Use train/run.py lora=default.")
     return {name: parameter for name, parameter in base.model.named_parameters() if ".lora_" in name}
 
 

@@ -30,9 +30,9 @@ def pick_device(name: str, setting: str = "base.device") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"{setting}={name} is not a device. Choose auto, cpu, cuda or cuda:N.") from error
+        raise UserError(f"{setting} must be auto, cpu, cuda or cuda:N; got {name}.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"{setting}={name} was asked for, but torch {torch.__version__} sees no GPU. Use cpu or auto.")
+        raise UserError(f"{setting}={name} needs a GPU; torch {torch.__version__} sees none. Use cpu or auto.")
     return device
 
 

@@ -44,10 +44,10 @@ class ShapeConfig:
                 "with."
             )
         if self.family not in FAMILIES:
-            raise UserError(f"shape.family={self.family} is not known. Choose one of: {', '.join(FAMILIES)}.")
+            raise UserError(f"shape.family must be one of {', '.join(FAMILIES)}; got {self.family}.")
         for name, value in given.items():
             if name not in ("family", "tied") and value < 1:
-                raise UserError(f"shape.{name}={value} cannot be. Give a number of at least 1.")
+                raise UserError(f"shape.{name} must be at least 1; got {value}.")
         assert self.hidden_size and self.num_heads and self.num_kv_heads
         if self.head_dim is None and self.hidden_size % (2 * self.num_heads) or self.num_heads % self.num_kv_heads:
             raise UserError(
@@ -55,7 +55,7 @@ class ShapeConfig:
                 f"(positions turn pairs), and that a multiple of shape.num_kv_heads={self.num_kv_heads}."
             )
         if self.head_dim is not None and self.head_dim % 2:
-            raise UserError(f"shape.head_dim={self.head_dim} must be even: positions turn pairs.")
+            raise UserError(f"shape.head_dim must be even (positions turn pairs); got {self.head_dim}.")
 
 
 def config_of_shape(shape: ShapeConfig, base: BaseConfig) -> PreTrainedConfig:

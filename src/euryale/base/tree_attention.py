@@ -57,7 +57,7 @@ def adopt_tree_attention(model: PreTrainedModel, path: str) -> None:
 
     Trees go through our attention and heads through the output matrix alone. Raises UserError for a family that
     does more: caps or scales its logits, adds sinks or biases to its attention, or has an attention of its own; and for
-    one whose logits are no numbers.
+    one whose logits are NaN or infinite.
     """
     output = model.get_output_embeddings()
     ids_BT = torch.arange(min(8, output.weight.shape[0]), device=output.weight.device)[None]
@@ -76,7 +76,7 @@ def adopt_tree_attention(model: PreTrainedModel, path: str) -> None:
 
 
 def _check_finite(model: PreTrainedModel, logits: torch.Tensor, path: str) -> None:
-    """Raises UserError for logits that are no numbers, with the first weights to blame."""
+    """Raises UserError for logits that are NaN or infinite, with the first weights to blame."""
     if logits.isfinite().all():
         return
     broken = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]

@@ -59,14 +59,12 @@ def check(config: MeasureConfig) -> PreTrainedConfig:
             raise UserError(f"{name} must be at least {least}; got {getattr(config, name)}.")
     unknown = [name for name in config.objectives if name not in MEASURED]
     if unknown or not config.objectives:
-        raise UserError(
-            f"objectives=[{','.join(config.objectives)}] cannot be measured. Choose among: {', '.join(MEASURED)}."
-        )
+        raise UserError(f"objectives must be among {', '.join(MEASURED)}; got [{','.join(config.objectives)}].")
     if not 0 <= config.seed < MAX_SEED:
         raise UserError(f"seed must be a whole number from 0 to 2**62 - 1; got {config.seed}.")
     if processes.count() > 1:
         raise UserError(
-            f"{processes.count()} processes were started, and one measures: every process of a run takes as much "
+            f"{processes.count()} processes were started; measuring takes one: every process of a run takes as much "
             "memory as it does. Leave torchrun out."
         )
     check_result(config.output)
@@ -197,7 +195,7 @@ def _measure(
     heads = build_heads(run.heads, base.lm_head_weight, run.seed)
     if OBJECTIVES[kind].trains_adapter:
         add_adapter(base, run.lora, run.seed)
-    # What is not drafted is no label, so of all tokens those are drawn that are.
+    # Only tokens that can be drafted are labels, so only those are drawn.
     tokens_V = torch.arange(base.vocab_size) if heads.draft_ids is None else heads.draft_ids.cpu()
     progress = Progress(f"measuring {kind}", warm_up + steps, "steps")
     seconds: list[float] = []

@@ -40,7 +40,7 @@ def _check_choice(argument: str, group: str, options: Sequence[str], may_be_more
         raise UserError(f"{argument} chooses nothing. The options of {group} are: {', '.join(options)}.")
     for choice in value.split(",") if _CHOICES.fullmatch(value) else ():
         if choice not in options and not may_be_more:
-            raise UserError(f"{group}={choice} is not known. Choose one of: {', '.join(options)}.")
+            raise UserError(f"{group} must be one of {', '.join(options)}; got {choice}.")
 
 
 def is_setting(argument: str) -> bool:

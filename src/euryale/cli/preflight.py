@@ -75,7 +75,7 @@ def _check_measuring(config: TrainConfig) -> None:
     check_metric(config.metric)
     if config.metric == "tau_16" and 16 not in config.calibrate.node_counts:
         raise UserError(
-            "metric=tau_16 is counted for a tree of 16 nodes, and there is none in "
+            "metric=tau_16 is counted for a tree of 16 nodes; there is none in "
             f"calibrate.node_counts={config.calibrate.node_counts}. Add 16, or rank by metric=tau."
         )
     for name in ("num_prompts", "max_new_tokens", "repeats"):
@@ -116,7 +116,7 @@ def settle_init(config: TrainConfig, folder: Path) -> TrainConfig:
 def check_parallel(config: TrainConfig) -> None:
     """Raises UserError for what a divided base (parallel=fsdp) cannot do: it trains heads, and writes nothing."""
     if config.parallel not in PARALLEL:
-        raise UserError(f"parallel={config.parallel} is not known. Choose one of: {', '.join(PARALLEL)}.")
+        raise UserError(f"parallel must be one of {', '.join(PARALLEL)}; got {config.parallel}.")
     if config.parallel == "ddp":
         return
     if processes.count() == 1:
@@ -126,7 +126,7 @@ def check_parallel(config: TrainConfig) -> None:
         )
     if config.objective.kind != "medusa1":
         raise UserError(
-            f"parallel=fsdp trains heads beside a frozen base: objective=medusa1, not {config.objective.kind}. "
+            f"parallel=fsdp trains heads of a frozen base: objective must be medusa1; got {config.objective.kind}. "
             "Adapters and bases are trained with parallel=ddp, where every process holds the base "
             "(base.quantization=nf4 makes it small)."
         )
@@ -200,7 +200,9 @@ def check_memory(config: TrainConfig, of_base: PreTrainedConfig | None = None) -
         device.type == "cuda",
         processes.count() if config.parallel == "fsdp" else 1,
     )
-    check_block(config.data, context_length(of_base), config.base.path)  # before advice on blocks that cannot be either
+    check_block(
+        config.data, context_length(of_base), config.base.path
+    )  # before advice on blocks that are too long as well
     # Processes on one machine share its main memory; a GPU belongs to one of them.
     free = free_bytes(device) // (1 if device.type == "cuda" else processes.count_here())
     need = check_fits(plan, free, str(device)) if config.check_memory else estimate(plan)

@@ -39,13 +39,12 @@ def settle_run(config: TrainConfig) -> tuple[TrainConfig, Path]:
         return _read_settings(folder), folder
     if config.name and (Path(config.name).is_absolute() or ".." in Path(config.name).parts):
         raise UserError(
-            f"name={config.name} lies outside of output={config.output}. Give a name below it, and output=DIR for "
-            "another place."
+            f"name must lie below output={config.output}; got {config.name}. For another place give output=DIR."
         )
     folder = _new_folder(config)
     check_writable(folder, f"output={config.output} name={config.name}" if config.name else f"output={config.output}")
     if folder.exists() and not _was_killed_at_once(folder):
-        go_on = f"Go on with resume={folder}, or give" if (folder / CONFIG_FILE).is_file() else "It is no run: give"
+        go_on = f"Go on with resume={folder}, or give" if (folder / CONFIG_FILE).is_file() else "It is not a run: give"
         raise UserError(f"{folder} is there already. {go_on} another name=.")
     return config, folder
 

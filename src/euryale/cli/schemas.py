@@ -240,7 +240,7 @@ class BenchKernelsConfig:
     output: str | None = None
 
     def check(self) -> None:
-        """Raises UserError for sizes that cannot be."""
+        """Raises UserError for sizes out of range."""
         check_least(1, repeats=self.repeats, **{f"shapes.{name}": size for name, size in vars(self.shapes).items()})
         if not self.nodes or not all(1 <= num <= 64 for num in self.nodes):
             raise UserError(f"nodes must be numbers from 1 to 64; got {self.nodes}.")

@@ -76,7 +76,7 @@ def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable
 
 
 def _settle_command_line(name: str) -> None:
-    """Checks sys.argv and makes it what Hydra reads as it is meant. Ends the process where it cannot be."""
+    """Checks sys.argv and makes it what Hydra reads as it is meant. Ends the process for a wrong one."""
     try:
         check_keys(sys.argv[1:], SCHEMAS[name], _groups())
         sys.argv[1:] = sweeps.settle_arguments(sys.argv[1:])

@@ -57,7 +57,7 @@ OmegaConf.register_new_resolver("better", better, replace=True)
 def settle_arguments(arguments: list[str]) -> list[str]:
     """The same arguments, with -m where sweep=... says as much.
 
-    Raises UserError for a sweep that cannot be: its plugin is not installed, or torchrun started several of it.
+    Raises UserError for a plugin that is not installed, and where torchrun started several processes.
     """
     chosen = [a.partition("=")[2] for a in arguments if a.lstrip("+").startswith("sweep=")]
     has_flag = any(a in ("-m", "--multirun") for a in arguments)
@@ -100,7 +100,7 @@ def _end_early(error: BaseException) -> None:
     later = f"python infer/rank.py runs={root} ranks what ends later."
     if isinstance(error, KeyboardInterrupt):
         message = f"interrupted. Jobs of a cluster go on; {later}"
-    elif isinstance(error, HydraException):  # a setting that cannot be, which says so
+    elif isinstance(error, HydraException):  # a wrong setting, which says so
         message = f"error: {error}"
     else:
         message = f"error: the sweep ended before its jobs did: {str(error).strip() or type(error).__name__}\n"

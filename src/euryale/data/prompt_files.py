@@ -43,7 +43,7 @@ def read_prompts(path: str | Path, limit: int | None = None) -> list[Prompt]:
     if suffix not in _SUFFIXES:
         raise UserError(f"prompts={path}: cannot read files ending in {suffix!r}. Known: {', '.join(_SUFFIXES)}")
     if limit is not None and limit < 1:
-        raise UserError(f"limit={limit} prompts of {path}: must be at least 1")
+        raise UserError(f"limit must be at least 1; got {limit}")
     prompts = list(islice(_read(file, is_text=suffix == ".txt"), limit))
     if not prompts:
         raise UserError(f"prompts={path} holds no prompt. Write one a line (.txt) or one record a line (.jsonl)")
@@ -64,7 +64,7 @@ def _read(file: Path, is_text: bool) -> Iterator[Prompt]:
 
 def _from_record(record: object, origin: str, number: int) -> Prompt:
     if not isinstance(record, Mapping):
-        raise UserError(f"{origin}: a prompt is an object with one of {_KEYS}; found {type(record).__name__}")
+        raise UserError(f"{origin}: a prompt must be an object with one of {_KEYS}; got {type(record).__name__}")
     names = (record.get(name) for name in ("question_id", "task_id", "id"))
     key = str(next((name for name in names if name is not None), number))
     category = str(record.get("category") or "")
@@ -90,4 +90,4 @@ def _question(record: Mapping[str, object], origin: str) -> tuple[Message, ...]:
             if not any(turn.role == "user" for turn in messages[:first_answer]):
                 raise UserError(f"{origin}: {name} must have a question before its first answer; got none.")
             return tuple(messages[:first_answer])
-    raise UserError(f"{origin}: no prompt in it. Its keys: {', '.join(map(str, record))}. Accepted: {_KEYS}")
+    raise UserError(f"{origin} holds no prompt. Its keys: {', '.join(map(str, record))}. Accepted: {_KEYS}")

@@ -89,11 +89,16 @@ def check(config: DataConfig) -> None:
     least = {"block_size": 8, "batch_size": 1, "shuffle_window": 1, "held_out_one_in": 0, "num_retries": 0}
     for name, minimum in least.items():
         if getattr(config, name) < minimum:
-            raise UserError(f"data.{name}={getattr(config, name)} must be at least {minimum}")
+            raise UserError(f"data.{name} must be at least {minimum}; got {getattr(config, name)}")
     if config.held_out_one_in == 1:
-        raise UserError("data.held_out_one_in=1 would hold every row out. Take 20, or 0 to hold none out")
+        raise UserError(
+            "data.held_out_one_in must be 0 (hold none out) or at least 2; got 1, which would hold every row out"
+        )
     if not config.text_separator or "\n" in config.text_separator:
-        raise UserError("data.text_separator: auto, headings, paragraphs, lines, whole, or any string inside a line")
+        raise UserError(
+            "data.text_separator must be auto, headings, paragraphs, lines, whole, or a string inside a line; got "
+            f"{config.text_separator!r}"
+        )
 
 
 def _library(config: DataConfig, split: str) -> Source:
@@ -149,7 +154,7 @@ def _mix(config: DataConfig, split: str) -> Source:
         settings = dict(entry) if isinstance(entry, Mapping) else {}
         weight = settings.pop("weight", None)
         if not isinstance(weight, (int, float)) or weight <= 0:
-            raise UserError(f"data.mix[{number}] needs a weight above 0 and the settings of a source, found {entry!r}")
+            raise UserError(f"data.mix[{number}] must be a weight above 0 and the settings of a source; got {entry!r}")
         child = _child(config, settings, number)
         check(child)
         sources.append(SOURCES[child.kind](child, split))
@@ -186,7 +191,7 @@ def _child(parent: DataConfig, settings: dict[str, Any], number: int) -> DataCon
         default = getattr(DataConfig(), name)
         expected = str if default is None else type(default)
         if name not in ("files", "data_files") and type(value) is not expected:
-            raise UserError(f"data.mix[{number}].{name}={value!r} must be of type {expected.__name__}")
+            raise UserError(f"data.mix[{number}].{name} must be of type {expected.__name__}; got {value!r}")
     if child.kind == "mix":
         raise UserError(f"data.mix[{number}] must not be a mixture itself; list its sources here instead.")
     return child
@@ -201,4 +206,4 @@ def _names(value: object) -> list[str]:
 
 def _one_of(name: str, value: str, options: tuple[str, ...]) -> None:
     if value not in options:
-        raise UserError(f"data.{name}={value!r} is not known. Options: {', '.join(options)}")
+        raise UserError(f"data.{name} must be one of {', '.join(options)}; got {value!r}")

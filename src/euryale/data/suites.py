@@ -71,7 +71,7 @@ def read_suite(name: str, file: str | None) -> list[Question]:
     Raises UserError: an unknown suite, no file, a file that is not the suite's.
     """
     if name not in SUITES:
-        raise UserError(f"suite={name} is not known. Choose one of: {', '.join(SUITES)}.")
+        raise UserError(f"suite must be one of {', '.join(SUITES)}; got {name}.")
     suite = SUITES[name]
     if file is None and suite.bundled is not None:
         file = str(suite.bundled)
@@ -93,7 +93,7 @@ def _questions(name: str, suite: Suite, file: str) -> list[Question]:
     for record, prompt in zip(read_records(Path(file).expanduser()), prompts, strict=True):
         value = record.value
         if not isinstance(value, Mapping):
-            raise _foreign(name, file, f"{record.origin} is no record")
+            raise _foreign(name, file, f"{record.origin} is not a record")
         lacks = [field for field in suite.fields if field not in value]
         if lacks:
             raise _foreign(name, file, f"{record.origin} has no {', '.join(lacks)}, only {', '.join(map(str, value))}")
@@ -109,7 +109,7 @@ def _questions(name: str, suite: Suite, file: str) -> list[Question]:
 
 def _read_turns(value: object, origin: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(turn, str) and turn for turn in value):
-        raise UserError(f"{origin}: turns must be a list of questions, and is {value!r}. Copy the file again.")
+        raise UserError(f"{origin}: turns must be a list of questions; got {value!r}. Copy the file again.")
     return tuple(value)
 
 

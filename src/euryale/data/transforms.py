@@ -104,7 +104,7 @@ class Joined:
             for line in self._source:
                 self._origin = line.origin
                 if line.text is None:
-                    raise UserError(f"{line.origin}: data.join_rows=true needs rows of text, found a conversation")
+                    raise UserError(f"{line.origin}: data.join_rows=true needs rows of text; got a conversation")
                 for text in lines_of(line.text if line.text.endswith("\n") else line.text + "\n"):
                     self._add(self._splitter.push(text))
                 yield from self._give()

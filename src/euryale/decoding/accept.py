@@ -57,16 +57,16 @@ class AcceptConfig:
 
     def check(self) -> None:
         if self.name not in RULES:
-            raise UserError(f"accept={self.name} is not known. Choose one of: {', '.join(RULES)}.")
+            raise UserError(f"accept must be one of {', '.join(RULES)}; got {self.name}.")
         if self.name == "rejection" and self.coupled:
             raise UserError(
                 "accept.coupled=true with accept=rejection: its candidates are drawn with noise of their own, or the "
                 "text would be biased. Leave it false."
             )
         if not 0.0 < self.threshold <= 1.0:
-            raise UserError(f"accept.threshold={self.threshold} cannot be. Give a number above 0 and at most 1.")
+            raise UserError(f"accept.threshold must be above 0 and at most 1; got {self.threshold}.")
         if not 0.0 < self.alpha < math.inf:
-            raise UserError(f"accept.alpha={self.alpha} cannot be. Give a positive number.")
+            raise UserError(f"accept.alpha must be positive; got {self.alpha}.")
 
 
 def verify(

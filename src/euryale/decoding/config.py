@@ -29,7 +29,7 @@ class DecodeConfig:
     deterministic: bool = False
 
     def check(self) -> None:
-        """Raises UserError for what cannot be with any checkpoint or base, before one is loaded."""
+        """Raises UserError for settings that no checkpoint or base could take, before one is loaded."""
         self.drafter.check()
         self.tree.check()
         self.accept.check()

@@ -68,7 +68,7 @@ class DrafterPool:
         draft_base: Base | None,
         accept: AcceptConfig,
     ) -> None:
-        """Raises UserError for what is not known or does not go together."""
+        """Raises UserError for unknown names and for settings that exclude each other."""
         config.check()
         check_heads(config, heads)
         self.draft_base = settle_draft_base(config, base, draft_base)

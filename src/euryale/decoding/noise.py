@@ -57,7 +57,7 @@ def check_seeds(seeds: Sequence[int]) -> None:
     """Raises UserError for a number that is not a seed."""
     for seed in seeds:
         if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
-            raise UserError(f"seed={seed} is out of range. Give a whole number from 0 to 2**63 - 1.")
+            raise UserError(f"seed must be a whole number from 0 to 2**63 - 1; got {seed}.")
 
 
 def seeds_of(seed: int | Sequence[int], num_rows: int) -> list[int]:

@@ -58,8 +58,8 @@ class StopConditions(NamedTuple):
         wrong = [token for token in ids if not 0 <= token < base.vocab_size]
         if wrong:
             raise UserError(
-                f"stop_ids names token {wrong[0]}, and {base.path} knows 0 to {base.vocab_size - 1}. Leave it out: it "
-                "can never be written."
+                f"stop_ids must name tokens of {base.path}, 0 to {base.vocab_size - 1}; got {wrong[0]}. Leave it out: "
+                "it can never be written."
             )
         special = [token for token in special_ids(base.tokenizer, strings) if token < base.vocab_size]
         return StopConditions(strings, (*ids, *special), () if flag("ignore_eos", ignore_eos) else base.eos_ids)

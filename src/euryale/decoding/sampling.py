@@ -71,7 +71,7 @@ class Sampling:
         for name, ids in (("logit_bias", self.logit_bias), ("banned_tokens", [t for word in banned for t in word])):
             wrong = [token for token in ids if not 0 <= token < vocab_size]
             if wrong:
-                raise UserError(f"{name} names token {wrong[0]}, and this base knows 0 to {vocab_size - 1}.")
+                raise UserError(f"{name} must name tokens of this base, 0 to {vocab_size - 1}; got {wrong[0]}.")
         forbidden = {word[0] for word in banned if len(word) == 1}
         forbidden |= {token for token, bias in self.logit_bias.items() if bias == -math.inf}
         if len(forbidden) >= vocab_size:
@@ -80,7 +80,7 @@ class Sampling:
             )
         if self.min_new_tokens > max_new_tokens:
             raise UserError(
-                f"min_new_tokens={self.min_new_tokens} is more than max_new_tokens={max_new_tokens}. Change one."
+                f"min_new_tokens must be at most max_new_tokens={max_new_tokens}; got {self.min_new_tokens}."
             )
 
     @cached_property

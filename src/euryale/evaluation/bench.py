@@ -62,8 +62,7 @@ class BenchSettings:
         """Raises UserError for unknown names or numbers out of range."""
         unknown = [name for name in self.contenders if name not in CONTENDERS]
         if unknown or not self.contenders:
-            found = f"not known: {', '.join(unknown)}" if unknown else "none is named"
-            raise UserError(f"contenders=[{','.join(self.contenders)}]: {found}. Choose from: {', '.join(CONTENDERS)}.")
+            raise UserError(f"contenders must be of {', '.join(CONTENDERS)}; got {', '.join(unknown) or 'none'}.")
         if self.repeats < 1:
             raise UserError(f"repeats must be at least 1; got {self.repeats}. 3 is usual.")
         if self.max_new_tokens < 1:

@@ -43,7 +43,7 @@ class QuestionSettings:
     seed: int = 0
 
     def check(self) -> None:
-        """Raises UserError for numbers that cannot be."""
+        """Raises UserError for numbers out of range."""
         for name, value in (("data.questions", self.count), ("data.question_tokens", self.max_tokens)):
             if value < 1:
                 raise UserError(f"{name} must be at least 1; got {value}.")

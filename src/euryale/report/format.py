@@ -114,7 +114,7 @@ def rule_line(section: dict[str, Any]) -> str | None:
     if rule.get("name") == "typical":
         return (
             f"LOSSY: typical (threshold {rule['threshold']:g}, alpha {rule['alpha']:g}) takes what is likely enough, "
-            "so the text is no sample of the base"
+            "so the text is not a sample of the base"
         )
     if rule.get("name") == "rejection":
         return "rejection: lossless in distribution; a seed's text depends on tree and drafter"

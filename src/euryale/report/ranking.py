@@ -48,7 +48,7 @@ class Job:
 
 def check_metric(metric: str) -> None:
     if metric not in METRICS:
-        raise UserError(f"metric={metric} is not known. Choose one of: {', '.join(METRICS)}.")
+        raise UserError(f"metric must be one of {', '.join(METRICS)}; got {metric}.")
 
 
 def better(metric: str) -> str:

@@ -43,7 +43,7 @@ class Sweep(NamedTuple):
 def read_sweep(file: Path, by: str | None = None) -> Sweep:
     """The lines of a results file; of two with the same settings the later. `by` None: the first setting swept.
 
-    Raises UserError: no such file, lines that are no results of bench, a setting that no line knows.
+    Raises UserError: a missing file, lines that are not results of bench, a setting that no line has.
     """
     rows = _read_rows(file)
     swept = list(dict.fromkeys(key for row in rows for key in row.get("swept") or {}))

@@ -36,7 +36,7 @@ class ScratchConfig:
     max_length: int = 1024
 
     def check(self) -> None:
-        """Raises UserError for a shape that cannot be built."""
+        """Raises UserError for sizes out of range."""
         smallest = len(SPECIAL) + len(pre_tokenizers.ByteLevel.alphabet())
         if self.vocab_size < smallest:
             raise UserError(f"scratch.vocab_size must be at least {smallest} (bytes, special); got {self.vocab_size}.")

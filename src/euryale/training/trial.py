@@ -39,7 +39,7 @@ def try_step(
             add_adapter(base, lora)
         parameters = trained_parameters(base, heads, objective.kind)
         optimizer = build_optimizer(parameters, optim, blocks=heads.blocks_of_matrices())
-        # What is not drafted is no label, so of all tokens those are drawn that are.
+        # Only tokens that can be drafted are labels, so only those are drawn.
         tokens_V = torch.arange(base.vocab_size) if heads.draft_ids is None else heads.draft_ids.cpu()
         batch = next(RandomRows(tokens_V, data.batch_size, data.block_size, seed=0))
         with learning(base, optim.gradient_checkpointing):

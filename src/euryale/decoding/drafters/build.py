@@ -44,13 +44,17 @@ class DrafterConfig:
     candidates: int = 5
 
     def check(self) -> None:
-        """Raises UserError for a name or number that cannot be."""
+        """Raises UserError for an unknown name or a number out of range."""
         if self.name not in DRAFTERS:
-            raise UserError(f"drafter={self.name} is not known. Choose one of: {', '.join(DRAFTERS)}.")
+            raise UserError(f"drafter must be one of {', '.join(DRAFTERS)}; got {self.name}.")
         if not 1 <= self.depth <= 64:
-            raise UserError(f"drafter.depth={self.depth} cannot be. Give a number of tokens from 1 to 64 (8 is usual).")
+            raise UserError(
+                f"drafter.depth must be from 1 to 64 tokens; got {self.depth}. {DrafterConfig.depth} is usual."
+            )
         if not 1 <= self.spare <= 64:
-            raise UserError(f"drafter.spare={self.spare} cannot be. Give a number of nodes from 1 to 64 (4 is usual).")
+            raise UserError(
+                f"drafter.spare must be from 1 to 64 nodes; got {self.spare}. {DrafterConfig.spare} is usual."
+            )
         for name, value, least, usual in (
             ("window", self.window, 1, DrafterConfig.window),
             ("ngram", self.ngram, 2, DrafterConfig.ngram),

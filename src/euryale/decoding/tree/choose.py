@@ -32,21 +32,19 @@ class TreeConfig:
     size: str = "fixed"
 
     def check(self) -> None:
-        """Raises UserError for a name or number that cannot be."""
+        """Raises UserError for an unknown name or a number out of range."""
         if self.name not in TREES:
-            raise UserError(f"tree={self.name} is not known. Choose one of: {', '.join(TREES)}.")
+            raise UserError(f"tree must be one of {', '.join(TREES)}; got {self.name}.")
         if self.size not in SIZES:
-            raise UserError(f"tree.size={self.size} is not known. Choose one of: {', '.join(SIZES)}.")
+            raise UserError(f"tree.size must be one of {', '.join(SIZES)}; got {self.size}.")
         if self.size == "adaptive" and self.name in ("chain", "medusa63"):
             raise UserError(f"tree={self.name} has one size. tree.size=adaptive is for tree=calibrated and dynamic.")
         if self.num_nodes is not None and self.name in ("chain", "medusa63"):
             raise UserError(f"tree={self.name} has its own number of nodes. Leave tree.num_nodes out, or use another.")
         if self.num_nodes is not None and not 1 <= self.num_nodes <= MOST_NODES:
-            raise UserError(f"tree.num_nodes={self.num_nodes} cannot be. Give a number from 1 to {MOST_NODES}.")
+            raise UserError(f"tree.num_nodes must be from 1 to {MOST_NODES}; got {self.num_nodes}.")
         if self.max_depth is not None and self.max_depth < 1:
-            raise UserError(
-                f"tree.max_depth={self.max_depth} cannot be. Give a number of tokens of at least 1, or drafter=none."
-            )
+            raise UserError(f"tree.max_depth must be at least 1; got {self.max_depth}. Without drafts: drafter=none.")
 
 
 def plan_tree(
@@ -63,8 +61,8 @@ def plan_tree(
     most = asked.max_depth if isinstance(asked, TreeConfig) else None
     reach = depth if heads is None else heads.num_heads
     if most is not None and most > reach:
-        found = f"drafter.depth={depth}" if heads is None else f"the checkpoint has {reach} heads"
-        raise UserError(f"tree.max_depth={most} was asked for, and {found}. Give at most {reach}.")
+        limit = "drafter.depth" if heads is None else "the number of heads"
+        raise UserError(f"tree.max_depth must be at most {reach}, {limit}; got {most}.")
     if heads is None:
         return _without_heads(asked, most or depth)
     num_heads = most or heads.num_heads  # as many are asked
@@ -128,8 +126,8 @@ def _without_heads(asked: Tree | TreeConfig, depth: int) -> Tree | DynamicTree:
 
 def _check_num_nodes(asked: int | None, most: int) -> None:
     if asked is not None and asked > most:
-        found = f"the calibrated trees have 1 to {most} nodes" if most else "there is no calibrated tree"
+        if not most:
+            raise UserError(f"tree.num_nodes needs a calibrated tree; got {asked} without one. Use tree=dynamic.")
         raise UserError(
-            f"tree.num_nodes={asked} was asked for, and {found}. "
-            "Use tree=calibrated with such a number, or tree=dynamic."
+            f"tree.num_nodes must be from 1 to {most}, as trees were calibrated; got {asked}. Or use tree=dynamic."
         )
