@@ -1,4 +1,4 @@
-"""Were these counts drawn from that distribution? Not a test file itself."""
+"""Chi-square test of counts against a distribution. Not a test file itself."""
 
 from torch import Tensor, cat
 

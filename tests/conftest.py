@@ -31,7 +31,7 @@ def tiny_base(tiny_llama_folder: Path) -> Base:
 
 @pytest.fixture(scope="session")
 def material() -> Path:
-    """Models, texts and prompts that nobody here wrote, beside the checkout; a plain clone does not have them."""
+    """Models, texts and prompts of others, next to the checkout; a plain clone does not have them."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "material"
     if not folder.is_dir():
         pytest.skip(f"no real material at {folder}")

@@ -31,7 +31,7 @@ class Recorder(logging.Handler):
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Reads `count` rows (null: the rest of the pass) behind the cursor `state` of the source `config` describes."""
+    """Reads `count` rows (null: the rest of the pass) after the cursor `state` of the source `config` describes."""
     waits.clear()
     messages.clear()
     start = time.perf_counter()

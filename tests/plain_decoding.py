@@ -1,4 +1,4 @@
-"""What should have been written? The slow reference: the whole text again for every token.
+"""The slow reference of decoding: the whole text again for every token.
 
 transformers' eager attention and causal mask, no cache, no tree, no batch; only the noise is the product's own,
 because it decides what a seed means. Not a test file itself.

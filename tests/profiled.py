@@ -1,4 +1,4 @@
-"""How much memory do tensors take at most during a piece of work? Counted by torch itself, not by the process."""
+"""Peak memory of tensors during a piece of work, counted by torch itself, not by the process."""
 
 from collections.abc import Callable
 

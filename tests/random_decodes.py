@@ -1,4 +1,4 @@
-"""Does every decode, whatever the model, heads, tree and batch, equal plain decoding?
+"""Random decodes, each compared with plain decoding, over models, heads, trees and batches.
 
 `random_decodes(num, seed)` draws random two-layer models, drafters, trees, batches, prompts, settings and endings, and
 compares each answer with a loop that recomputes the whole text for every token (plain_decoding.py). Some greedy
@@ -128,7 +128,7 @@ def any_tree(rng: random.Random, vocab_size: int, num_heads: int) -> Tree | Tree
 
 
 def any_calibration(rng: random.Random, num_candidates: int, num_heads: int) -> Calibration:
-    """Nobody counted or timed anything: only the text is looked at, and sizes should change often."""
+    """Nothing was counted or timed: only the text is looked at, and sizes should change often."""
     tree = random_tree(rng, num_heads, min(num_candidates, 6), 24)
     chances = sorted((rng.random() for _ in tree.paths[1:]), reverse=True)
     counts = sorted({1, *(rng.randint(2, tree.num_nodes) for _ in range(4))})

@@ -3,7 +3,7 @@
 python tests/random_kills.py [RUNS] [SEED]: RUNS runs, in turn of heads alone (medusa1) and of heads and then adapters
 (medusa2), all in float32 on a tiny random base. Each is killed up to three times, once at least: a stage is drawn, and
 a moment in it. After every kill whatever is on the disk must be readable; at the end heads, adapters, text and metrics
-must be those of a run that nobody killed, byte for byte. One process imports everything and forks, because importing
+must be those of a run that was not killed, byte for byte. One process imports everything and forks, because importing
 is what takes long.
 """
 

@@ -1,4 +1,4 @@
-"""Does the walk accept what a person would accept by hand?"""
+"""The accept walk takes the path that a person would take by hand."""
 
 import random
 
@@ -51,7 +51,7 @@ def test_the_walk_equals_a_walk_by_hand_where_every_id_is_an_ordinary_token(voca
 
 
 def test_rows_may_differ_in_shape_and_nodes_may_be_empty() -> None:
-    """The same walk where every row has a tree of its own; an empty node is nobody's child, whatever id it holds."""
+    """The same walk where every row has a tree of its own; an empty node is never a child, whatever id it holds."""
     rng = random.Random(8)
     num_longer = 0
     for _ in range(100):

@@ -1,4 +1,4 @@
-"""Do the accept rules that throw dice keep the base's distribution, and would a test notice if one did not?
+"""The accept rules that draw at random keep the base's distribution, and a test notices one that does not.
 
 All draws have fixed seeds, so a threshold (exceeded by chance with probability 1e-4) is passed or failed for good.
 """

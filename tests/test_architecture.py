@@ -1,4 +1,4 @@
-"""Does the code keep its shape: imports go down the floors, files and functions stay small, no file knows a machine?
+"""Shape of the code: imports go down the floors, files and functions are small, no file names a machine.
 
 A unit is a sub-package or a top-level module of euryale. Everything is read with ast, nothing is imported.
 """

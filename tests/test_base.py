@@ -1,4 +1,4 @@
-"""Is the base the model that the user has, and is one that cannot serve refused before it does harm?"""
+"""The base answers as the user's model does, and one that cannot serve is refused before it does harm."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Does packing keep every token, keep documents apart, and go on exactly where it stopped?"""
+"""Packing keeps every token, keeps documents apart, and goes on exactly where it stopped."""
 
 import itertools
 import json

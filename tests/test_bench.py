@@ -1,4 +1,4 @@
-"""Is the comparison fair: the same work, one counter, turns, and a model that is given back as it was?"""
+"""A fair comparison: the same work, one counter, turns, and a model that is given back as it was."""
 
 import json
 import logging
@@ -261,7 +261,7 @@ def test_the_ceiling_counts_what_a_step_reads(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_heads_that_are_asked_in_bfloat16_are_counted_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside a float32 base, on a processor that multiplies bfloat16."""
+    """Next to a float32 base, on a processor that multiplies bfloat16."""
     monkeypatch.setattr(roofline, "_best_seconds", lambda work, device: 0.001)
     base = random_base(vocab_size=13)
     engine = Engine(base, random_heads(plain_heads("medusa", num_heads=2, vocab_share=1.0), base), tree="chain")

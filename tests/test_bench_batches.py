@@ -1,4 +1,4 @@
-"""Are the four ways asked for the same, and is what cannot be measured refused?"""
+"""All four ways are asked for the same, and what cannot be measured is refused."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Does a sweep of benchmarks remove what it has made, and never more?"""
+"""A sweep of benchmarks removes what it has made, and never more."""
 
 import os
 from collections.abc import Callable

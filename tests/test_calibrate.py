@@ -1,4 +1,4 @@
-"""Does calibration count what steps really accept, find the best tree of every size, and choose the fastest?"""
+"""Calibration counts what steps really accept, finds the best tree of every size, and chooses the fastest."""
 
 import itertools
 from dataclasses import replace

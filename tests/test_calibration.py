@@ -1,4 +1,4 @@
-"""Which tree does an engine use, and does one loaded from a folder answer as the one that was saved?"""
+"""The tree that an engine uses, and trees loaded from a folder, which answer as the saved ones."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Does the terminal show what the engine says: one answer, or a conversation that remembers and can start over?"""
+"""The terminal shows what the engine says: one answer, or a conversation that remembers and can start over."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Is a checkpoint what was saved, all of it or none, and is everything that does not fit refused in plain words?"""
+"""A checkpoint is what was saved, all of it or none; what does not fit is refused in plain words."""
 
 import json
 import os

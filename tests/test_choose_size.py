@@ -1,4 +1,4 @@
-"""Is a tree's size chosen by a model of time, not by the luckiest of many noisy ratios?"""
+"""A tree's size is chosen by a model of time, not by the luckiest of many noisy ratios."""
 
 import itertools
 import random

@@ -1,4 +1,4 @@
-"""Does every file of conf/ fit its schema, and is a wrong command line one clear message and status 2?"""
+"""Every file of conf/ fits its schema, and a wrong command line is one clear message and status 2."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Are two runs of one command equal to the last bit when they are asked to be?"""
+"""Two runs of one command are equal to the last bit when that is asked for."""
 
 import json
 import os

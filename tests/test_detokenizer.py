@@ -1,4 +1,4 @@
-"""Is the text that arrives piece by piece the text of the whole answer, whole characters only, up to the stop?"""
+"""Text that arrives piece by piece is the text of the whole answer: whole characters only, up to the stop."""
 
 import random
 from pathlib import Path
@@ -76,7 +76,7 @@ def whole_text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 
 def pieces_of(tokenizer: PreTrainedTokenizerBase, ids: list[int], stop: tuple[str, ...] = ()) -> tuple[list[str], str]:
-    """The pieces a reader sees, and the text at the end. Ids behind a stop are not added."""
+    """The pieces a reader sees, and the text at the end. Ids after a stop are not added."""
     detokenizer = Detokenizer(tokenizer, stop)
     pieces = []
     for token in ids:

@@ -1,4 +1,4 @@
-"""Does the number of nodes follow what was lately accepted, and does a step without drafts find its way back?"""
+"""The number of nodes follows what was lately accepted, and grows again after steps without drafts."""
 
 from dataclasses import replace
 

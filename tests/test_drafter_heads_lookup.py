@@ -1,4 +1,4 @@
-"""Does a copied chain join the heads' tree where they part, and never double what is there?"""
+"""A copied chain joins the heads' tree where they part, and never doubles a node."""
 
 import random
 

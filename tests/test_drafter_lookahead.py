@@ -1,4 +1,4 @@
-"""Does the base's own iteration find n-grams, and are they what the next steps verify?"""
+"""The base's own iteration finds n-grams, and the next steps verify them."""
 
 import pytest
 import torch
@@ -50,10 +50,10 @@ def test_a_step_that_gains_one_token_leaves_guesses_in_their_columns_and_more_mo
         row._ends = [0, 1, 2, 3]
         text = [1, 2, *[10] * gained]
         row.nodes(text, [31, 32, 33, 34])
-        # What the base said behind 21 stood three positions behind the old root.
+        # What the base said after 21 stood three positions after the old root.
         assert row._window[0][: len(first)] == first and row._window[1][: len(second)] == second
         assert set(row._window[0][len(first) :] + row._window[1][len(second) :]) <= set(text), "the rest is new"
-        assert row._pool.after(12) == [(22, 32)], "a column and what the base said behind it"
+        assert row._pool.after(12) == [(22, 32)], "a column and what the base said after it"
 
 
 def test_a_pool_keeps_the_latest_ngrams_of_a_token_each_once() -> None:
@@ -120,7 +120,7 @@ def test_text_that_repeats_itself_is_written_several_tokens_a_step() -> None:
 
 
 def test_tokens_are_gained_that_the_text_could_not_have_told() -> None:
-    """What a copying drafter never finds: a token behind one that it has not followed before."""
+    """What a copying drafter never finds: a token after one that it has not followed before."""
     engine = Engine(random_base("llama", 40, seed=5, dtype=torch.float64), drafter="lookahead")
     found = 0
     for start in range(12):

@@ -1,4 +1,4 @@
-"""Does every temperature and number of rows get its drafter, over one set of matrices and within bounds?"""
+"""Every temperature and number of rows gets its drafter, over one set of matrices and within bounds."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Does the fast drafter propose what the heads say, one node at a time?"""
+"""The fast drafter proposes what the heads say, one node at a time."""
 
 import random
 
@@ -39,7 +39,7 @@ def propose_slowly(base: Base, heads: Heads, tree: Tree, known: DraftInput) -> l
                 path.insert(0, tokens[parent])
                 parent = tree.parents[parent]
             embeddings_1JD = normalise(base.embed(torch.tensor(path)))[None]
-            if heads.config.induction:  # the known tokens, and behind them the one that followed them earlier
+            if heads.config.induction:  # the known tokens, and after them the one that followed them earlier
                 J, text = heads.num_known_tokens(k), list(known.texts[row])
                 whole = text + path[1:]
                 place = follower_slowly(whole, len(text) - 2, J, heads.config.induction)

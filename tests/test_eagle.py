@@ -1,4 +1,4 @@
-"""Does the one layer of kind eagle read what it should, learn, and draft while decoding what it was trained to say?"""
+"""The layer of kind eagle reads what it should, learns, and drafts what it was trained to say."""
 
 import json
 import math
@@ -44,7 +44,7 @@ def random_batch(seed: int, rows: int, length: int) -> Batch:
 
 
 def read_text(base: Base, heads: Heads, ids: list[int], path: list[int]) -> PackedText:
-    """The text and a path behind it, as one document. The base's states end before the last token of the text."""
+    """The text and a path after it, as one document. The base's states end before the last token of the text."""
     layers = heads.layers_read(base.num_layers)
     whole_1T = torch.tensor([ids + path])
     known_1T, positions_1T = whole_1T[:, : len(ids) - 1], torch.arange(whole_1T.shape[1])[None]
@@ -184,7 +184,7 @@ def test_no_document_sees_another() -> None:
         part = slice(first, first + length)
         alone = PackedText(states_TC[None, part], embedded_TD[None, part], *places[:, None, part], places[:1, part])
         for k, hidden_TD in enumerate(heads.guesses(alone, [torch.arange(length)] * 3)):
-            inside = length - 1 - k  # behind them the tokens of the path lie outside of the document
+            inside = length - 1 - k  # after them the tokens of the path lie outside of the document
             torch.testing.assert_close(hidden_TD[:inside], together[k][part][:inside], rtol=1e-12, atol=1e-12)
     assert all(hidden_TD.isfinite().all() for hidden_TD in together)
 

@@ -1,4 +1,4 @@
-"""Is every request answered alike in any batch, and is every wrong one refused?"""
+"""Every request is answered alike in any batch, and every wrong one is refused."""
 
 import random
 import subprocess
@@ -111,7 +111,7 @@ def test_a_row_answers_the_same_in_any_batch(tree: Tree, temperature: float) -> 
 
 
 def test_the_longest_row_may_end_inside_a_path_while_others_go_on() -> None:
-    """Its last path is kept whole, behind where the answer ends: the cache has room for that."""
+    """Its last path is kept whole, past where the answer ends: the cache has room for that."""
     base = five_tokens()
     engine = engine_of(base, Tree.from_paths([*FULL.paths[1:], (0, 0, 0), (0, 0, 0, 0)]))
     rng = random.Random(0)
@@ -192,7 +192,7 @@ def test_a_request_that_cannot_be_is_refused_at_the_call(request_: dict, message
     if not isinstance(request_.get("seed"), list):
         prompts = request_.pop("prompts")
         with pytest.raises(UserError, match=message):
-            engine.stream(prompts[0], **request_)  # nobody has asked for a piece yet
+            engine.stream(prompts[0], **request_)  # no piece was asked for yet
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -1,4 +1,4 @@
-"""Would the evaluation notice a wrong token, and does it say how close the call was?"""
+"""The evaluation notices a wrong token, and says how close the call was."""
 
 import json
 import logging
@@ -100,7 +100,7 @@ def test_a_result_of_another_accept_rule_says_so(engine: Engine, rule: str, word
     found = evaluate_text(other, PROMPTS, 20, 0.9, against_hf=False)
     assert found["accept"]["name"] == rule
     table = evaluation_table({"evaluation": found})
-    assert word in table and "identical" not in table, "nobody promised the same text"
+    assert word in table and "identical" not in table, "the same text was not promised"
     greedy = evaluation_table({"evaluation": evaluate_text(other, PROMPTS, 20, against_hf=False)})
     assert word not in greedy and "4/4 outputs identical" in greedy
 
@@ -200,7 +200,7 @@ def test_accuracy_on_written_text_counts_the_answers_tokens_under_each_head(engi
             known = normalise(base.embed(torch.tensor(ids)))
             for t in range(len(ids) - 2 - k):
                 if t + 2 + k < len(prompt):
-                    continue  # a prompt's token is nobody's guess
+                    continue  # a prompt's token is never a guess
                 x = heads.head_hidden(k, hidden[t : t + 1], known[None, t + 1 : t + 2 + k])
                 logits = x @ heads.output_weight(k, base.lm_head_weight).T
                 ranks.append(int((logits > logits[0, ids[t + 2 + k]]).sum()))

@@ -1,4 +1,4 @@
-"""Is every answer the one of plain decoding? The property that everything else is for; see random_decodes.py."""
+"""Every answer is the one of plain decoding, the property that everything else is for; see random_decodes.py."""
 
 from dataclasses import fields
 

@@ -1,4 +1,4 @@
-"""Do other servers find in an exported folder what they look for, and compute with it what our heads compute?
+"""Exported folders hold what other servers look for; what these compute is what our heads compute.
 
 The peers' forwards are written again here from the description of their formats, not from their code.
 """

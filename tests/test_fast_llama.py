@@ -29,7 +29,7 @@ def with_forward(base: Base, forward: str) -> Base:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hidden_states_keys_values_and_logits_equal_those_of_the_model(family: str, dtype: torch.dtype) -> None:
-    """Two forwards, the second behind the cache of the first; float64 runs on the tensors as they are, unpacked."""
+    """Two forwards, the second after the cache of the first; float64 runs on the tensors as they are, unpacked."""
     base = random_base(family, 29, seed=3, dtype=dtype, tie_word_embeddings=family == "qwen2")
     ways = (FastLlama(base.model), PlainForward(base.model))
     caches = [DynamicCache(config=base.model.config) for _ in ways]

@@ -1,4 +1,4 @@
-"""Is what was there before whole when a write fails, and does the message say how it is?"""
+"""Files are whole after a write that fails, and the message says how they are."""
 
 import os
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Does a head read what is known when it guesses, and nothing else; is every layer its own; is a bad design refused?"""
+"""A head reads what is known when it guesses and nothing else; layers are its own; bad designs are refused."""
 
 from dataclasses import replace
 
@@ -125,7 +125,7 @@ def test_a_correction_of_low_rank_is_what_it_is_as_a_whole_matrix() -> None:
         correction = heads.correction(k)
         assert correction is not None
         whole_VD = corrected(weight_VD, widen_VR, correction.narrow.weight)
-        apart_MV = correction.beside(x_MD) @ heads.output_weight(k, base.lm_head_weight).T
+        apart_MV = correction.appended(x_MD) @ heads.output_weight(k, base.lm_head_weight).T
         torch.testing.assert_close(x_MD @ whole_VD.T, apart_MV)
         assert torch.equal(heads.draft_weight(k, weight_VD), heads.output_weight(k, weight_VD)[heads.draft_ids])
         assert torch.linalg.matrix_rank(whole_VD - weight_VD) == 3
@@ -135,7 +135,7 @@ def test_building_heads_depends_on_the_seed_alone() -> None:
     weight_VD = torch.randn(V, D)
     state = torch.random.get_rng_state()
     one, same, other = (build_heads(plain_heads(), weight_VD, seed) for seed in (3, 3, 4))
-    assert torch.equal(torch.random.get_rng_state(), state), "nobody else's random numbers are used up"
+    assert torch.equal(torch.random.get_rng_state(), state), "no random numbers of others are used up"
     name = "bodies.1.0.hidden_in.weight"
     assert torch.equal(one.state_dict()[name], same.state_dict()[name])
     assert not torch.equal(one.state_dict()[name], other.state_dict()[name])
@@ -155,7 +155,7 @@ def test_the_zero_matrix_gets_a_gradient_so_that_training_can_start() -> None:
 
 
 def test_known_tokens_are_read_at_one_scale() -> None:
-    # The epsilon of 1e-6 beside a mean square of 1e-4 is a per cent, and more in a row of small numbers.
+    # The epsilon of 1e-6 next to a mean square of 1e-4 is a per cent, and more in a row of small numbers.
     embeddings = torch.randn(3, 2, D)
     for scale in (0.01, 1.0, 100.0):
         out = normalise(embeddings * scale)

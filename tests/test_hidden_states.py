@@ -1,4 +1,4 @@
-"""Are the states between layers those that transformers returns, and is nothing left behind?"""
+"""The states between layers are those that transformers returns, and no hook stays."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Do the recipes that stream from the hub come to their end? Whole runs against a loopback hub that has base and rows.
+"""Whole runs of the recipes that stream from the hub, against a loopback hub that has base and rows.
 
 Its repositories have the names, files, columns and empty rows of the real ones, and a few dozen rows; bases are tiny.
 """

@@ -1,4 +1,4 @@
-"""Does streaming from the hub survive what networks do? Against a loopback hub that misbehaves on request.
+"""Streaming survives what networks do, against a loopback hub that misbehaves on request.
 
 Every fault is met in the middle of the second file, so that some rows were given before it and some come after.
 """
@@ -189,7 +189,7 @@ def write_ultrachat(folder: Path) -> list[str]:
 
 
 def write_sharegpt(folder: Path) -> list[str]:
-    """A list as in Aeala/ShareGPT_Vicuna_unfiltered, two of its rows no chat, and an older file beside it."""
+    """A list as in Aeala/ShareGPT_Vicuna_unfiltered, two of its rows not a chat, and an older file."""
     names = {"user": "human", "assistant": "gpt"}
     talks = [[{"from": names[t["role"]], "value": t["content"]} for t in chat(f"question {n}")] for n in range(6)]
     odd = [[], [{"from": "human", "value": "Hello"}, {"from": "weather", "value": "Rain"}]]

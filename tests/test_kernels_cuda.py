@@ -1,6 +1,6 @@
 """The CUDA sources on a CPU, compiled by g++ and run on fibers: results, barriers, and equality of tree and AR.
 
-Three orders of threads must agree bit for bit. Memory that nobody has written is NaN, shared memory too.
+Three orders of threads must agree bit for bit. Memory that was not written is NaN, shared memory too.
 """
 
 import shutil
@@ -87,7 +87,7 @@ CASES = {
 
 
 def random_case(B: int, N: int, H: int, G: int, D: int, lengths: list[int]) -> tuple[Tensor, ...]:
-    """q, k, v in bfloat16, lengths, ancestor words; slots that nobody may read are NaN."""
+    """q, k, v in bfloat16, lengths, ancestor words; slots that no query may read are NaN."""
     torch.manual_seed(N * 1000 + D + lengths[0])
     S = max(lengths) + N + 3
     q, k, v = (torch.randn(*shape).bfloat16() for shape in ((B, N, H, D), (B, G, S, D), (B, G, S, D)))

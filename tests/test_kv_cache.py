@@ -1,4 +1,4 @@
-"""Does a tree pass equal causal passes over its paths, and does the cache keep exactly what was accepted?
+"""A tree pass equals causal passes over its paths, and the cache keeps exactly what was accepted.
 
 The reference is transformers' own: eager attention, its causal mask, its dynamic cache.
 """
@@ -47,7 +47,7 @@ def causal_pass(model: PreTrainedModel, rows: list[list[int]]) -> tuple[Tensor, 
 
 
 def tree_pass(base: Base, forward: Forward, cache: KVCache, tree: Tree, tokens: list[list[int]]) -> Tensor:
-    """One forward of every node behind what the cache holds, as a step does it: hidden [B, N, D]."""
+    """One forward of every node after what the cache holds, as a step does it: hidden [B, N, D]."""
     cache.begin(tree.num_nodes)
     forward.reserve(cache.num_slots)
     positions_BN = torch.tensor(cache.lengths)[:, None] + torch.tensor(tree.depths)

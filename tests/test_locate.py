@@ -1,4 +1,4 @@
-"""Is a model that is not there, not whole or out of reach said clearly, before anything is loaded?"""
+"""A model that is missing, not whole or out of reach is named clearly, before anything is loaded."""
 
 import logging
 import shutil

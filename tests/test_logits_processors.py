@@ -1,4 +1,4 @@
-"""Does every node of a tree get the logits that transformers would give after its text alone?
+"""Every node of a tree gets the logits that transformers would give after its text alone.
 
 Presence and frequency penalties, which transformers does not have, are compared with their definition, a loop.
 """

@@ -1,4 +1,4 @@
-"""Does a lookup find what followed the same tokens before, and does a draft copy the likeliest of it?"""
+"""A lookup finds what followed the same tokens before, and a draft copies the likeliest of it."""
 
 import random
 

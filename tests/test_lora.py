@@ -1,4 +1,4 @@
-"""Do adapters stand beside every layer of a base, 4-bit ones included, learn, come back from a file, and go again?"""
+"""Adapters of every layer of a base, 4-bit ones included: they learn, come back from a file, and are removed."""
 
 import copy
 import json
@@ -69,7 +69,7 @@ def wide_states(base: Base) -> torch.Tensor:
 
 @pytest.fixture
 def saved(tiny_llama_folder: Path, tmp_path: Path) -> Path:
-    """A checkpoint of untrained heads beside random adapters."""
+    """A checkpoint of untrained heads with random adapters."""
     base = adapted(tiny_llama_folder)
     save_heads(tmp_path / "run", build_heads(plain_heads(num_heads=2), base.lm_head_weight), base, provenance())
     return tmp_path / "run"

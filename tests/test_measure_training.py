@@ -1,4 +1,4 @@
-"""Does train/measure.py measure what a run would take, and refuse what a run would refuse before anything is built?"""
+"""train/measure.py measures what a run would take, and refuses what a run would refuse before a base is built."""
 
 import json
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_both_objectives_are_measured_in_one_call_and_leave_nothing_but_the_file
 
 
 def test_the_estimate_is_near_the_peak_of_a_process(tmp_path: Path) -> None:
-    """Beside what was there before; 0.96 to 1.12 was found for both objectives, in float32 and in 4 bits."""
+    """Without what was there before; 0.96 to 1.12 was found for both objectives, in float32 and in 4 bits."""
     config = MeasureConfig(
         base=BaseConfig(device="cpu"), shape=ShapeConfig("llama", 8192, 512, 2048, 6, 8, 4, None, 1024, True),
         data=DataConfig(batch_size=2, block_size=96), heads=plain_heads(num_heads=2), objectives=["medusa2"],

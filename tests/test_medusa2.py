@@ -1,4 +1,4 @@
-"""Does Medusa-2 train heads first and adapters after, hold the base near itself, and leave a folder that decodes?"""
+"""Medusa-2 trains heads first and adapters after, holds the base near itself, and leaves a folder that decodes."""
 
 import json
 import math
@@ -60,7 +60,7 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def finished(tiny_llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nobody interrupted."""
+    """The folder of a run that was not interrupted."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     make_trainer(tiny_llama_folder, folder).fit()
     return folder

@@ -1,4 +1,4 @@
-"""Is the most memory in use counted, also when it was given back, and anew where the system can?"""
+"""The most memory in use is counted, also when it was given back, and anew where the system can."""
 
 import sys
 from pathlib import Path

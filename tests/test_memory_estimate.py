@@ -1,4 +1,4 @@
-"""Is a run that does not fit refused before its base is loaded, with what helps, and is the estimate near the truth?"""
+"""A run that does not fit is refused before its base is loaded, with what helps; the estimate is near the truth."""
 
 import shutil
 from dataclasses import replace
@@ -124,7 +124,7 @@ def test_a_run_that_does_not_fit_ends_before_its_base_is_loaded(
     assert check_memory(replace(config, check_memory=False))
     (tmp_path / "rows.txt").write_text("".join(f"row {i} is a text of some length\n" for i in range(80)))
     folder = Path(shutil.copytree(tiny_llama_folder, tmp_path / "base"))
-    (folder / "model.safetensors").write_bytes(b"whoever loads this fails otherwise")
+    (folder / "model.safetensors").write_bytes(b"loading this fails")
     refused = run_script(
         "train/run.py", "base=hf", f"base.path={folder}", "base.device=cpu", "data=files", "data.block_size=64",
         f"data.files={tmp_path}/rows.txt", "data.text_separator=lines", "data.held_out_one_in=3",
@@ -180,7 +180,7 @@ def test_the_estimate_is_near_what_autograd_keeps(
         plan(config, optim=optim, heads=design, objective=ObjectiveConfig(kind="medusa2", chunk_tokens=1))
     ).activations
     assert again <= estimated  # logits are not autograd's
-    if recompute:  # the backward pass will hold one whole layer beside what is held now
+    if recompute:  # the backward pass will hold one whole layer more than is held now
         assert held < again < estimate(plan(config, heads=design)).activations
     else:
         assert 0.8 < again / held < 1.4, (again, held)

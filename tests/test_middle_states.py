@@ -1,4 +1,4 @@
-"""Do heads that read several states of the base see the same ones in training, in calibration and while decoding?"""
+"""Heads of several states of the base see the same ones in training, in calibration and while decoding."""
 
 import pytest
 import torch

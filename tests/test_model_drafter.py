@@ -1,4 +1,4 @@
-"""Does a smaller model draft what it would write itself, and does its cache follow the text?"""
+"""A smaller model drafts what it would write itself, and its cache follows the text."""
 
 import random
 
@@ -134,7 +134,7 @@ def test_nothing_is_drafted_beyond_the_smaller_model_s_context(tree: Tree | Tree
         length += gained
     assert length > 40
     long, short = engine.generate([[1, 2] * 14, prompt], 12)
-    assert max(long.accepted) == 1 and short.tau > 1.5, "a row beyond it stands beside one that is not"
+    assert max(long.accepted) == 1 and short.tau > 1.5, "one row is beyond it, the other is not"
 
 
 def test_a_candidate_beyond_the_context_is_empty_and_those_before_are_what_the_model_says() -> None:

@@ -1,4 +1,4 @@
-"""Is a base made from nothing a whole one: a tokenizer that loses no byte, a model of the shape asked for?"""
+"""A base made from nothing is whole: a tokenizer that loses no byte, a model of the shape asked for."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Is the noise a pure function of (seed, position, token), and is it Gumbel noise?
+"""The noise is a pure function of (seed, position, token), and it is Gumbel noise.
 
 The statistical tests are deterministic (fixed seeds), so a threshold is passed or failed for good; each states how
 unlikely a right generator was to miss it, and what a wrong one would show.

@@ -1,4 +1,4 @@
-"""Are the right labels scored, with the right loss and gradient, without ever holding [positions, K, V] logits?"""
+"""The right labels are scored, with the right loss and gradient, without [positions, K, V] logits in memory."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""Is a mistyped key met with the keys there are, and does a prompt reach its script letter by letter?"""
+"""A mistyped key is met with the keys there are, and a prompt reaches its script letter by letter."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""Does a command line become a measured checkpoint, go on after Ctrl-C to the same bits, and refuse what cannot be?
+"""A command line becomes a measured checkpoint, goes on after Ctrl-C to the same bits, and refuses wrong settings.
 
 Everything runs on a tiny random base and sixty short rows; one run is shared by most tests.
 """

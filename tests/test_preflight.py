@@ -1,4 +1,4 @@
-"""Is everything that a later stage would refuse refused before the first one?"""
+"""What a later stage would refuse is refused before the first one."""
 
 from dataclasses import replace
 from pathlib import Path

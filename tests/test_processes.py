@@ -1,4 +1,4 @@
-"""Do several processes train what one would, leave one run behind, stop together, and speak with one voice?"""
+"""Several processes train what one would, leave one run, stop together, and print one message."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Does a person see how far a job is: a bar on a terminal, a line now and then elsewhere, nothing on other ranks?"""
+"""Progress of a job: a bar on a terminal, a line now and then elsewhere, nothing on other ranks."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""Are prompt files read as they are, and mistakes in them named?"""
+"""Prompt files are read as they are, and mistakes in them are named."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Is a base of random numbers what loading a base of these sizes would give, and does building it hold little more?"""
+"""A base of random numbers is what loading a base of these sizes would give, and building it holds little more."""
 
 from collections.abc import Callable
 from pathlib import Path

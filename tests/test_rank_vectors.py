@@ -1,4 +1,4 @@
-"""Are ranks those of a slow walk, and do the paths counted from them accept most?"""
+"""Ranks are those of a slow walk, and the paths counted from them accept most."""
 
 import itertools
 from collections.abc import Iterator, Sequence

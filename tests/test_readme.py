@@ -1,4 +1,4 @@
-"""Do the README's commands do what it says, as they stand there?
+"""The README's commands run as they stand there.
 
 Every python line of its bash blocks and its Python block runs in this process, in the order of the page, on a tiny
 random base that takes the place of the reader's own model and texts. `make` lines must be targets of the Makefile.

@@ -1,4 +1,4 @@
-"""Is the text that the base writes kept whole, reused, gone on with, and the same however it was batched?"""
+"""The text that the base writes is kept whole, reused, gone on with, and the same however it was batched."""
 
 import json
 import logging
@@ -549,7 +549,7 @@ def test_the_script_reads_no_weights_where_a_server_writes(
     assert whole.status == 0, whole.err
     assert write_text(load_base(BaseConfig(path=str(base), device="cpu")), config.data,
                       replace(config.regenerate, url=server.url)) == Path(whole.last_line["folder"])  # fmt: skip
-    (base / "model.safetensors").write_bytes(b"whoever loads this fails")
+    (base / "model.safetensors").write_bytes(b"loading this fails")
     unread = run_script("train/regenerate.py", *command)
     assert unread.status == 0 and unread.last_line["num_rows"] == whole.last_line["num_rows"] > 0, unread.err
     assert unread.last_line["folder"] != whole.last_line["folder"], "other weights are another base"

@@ -1,4 +1,4 @@
-"""The table of kernels: what runs on which machine, and what a user is told who asks for what cannot."""
+"""The table of kernels: what runs on which machine, and what a request for something else is told."""
 
 import inspect
 import logging

@@ -1,4 +1,4 @@
-"""Does a report say what was measured: in tables, in a model card, in pictures that are pictures?"""
+"""A report says what was measured: in tables, in a model card, in pictures that are pictures."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""Does an answer end where it should: at an end-of-text id, a stop string, a length, the context; inside a path too?"""
+"""Ends of an answer: an end-of-text id, a stop string, a length, the context; inside a path too."""
 
 import random
 

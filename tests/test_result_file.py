@@ -1,4 +1,4 @@
-"""Is a result refused before it is measured where it could not be written, or would write over something else?"""
+"""A result that could not be written, or would overwrite something else, is refused before it is measured."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Is the quick norm torch's norm?"""
+"""The quick norm is torch's norm."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Are prompts cut from rows as said: windows of texts, first questions, given prompts; drawn by seed, split by row?"""
+"""Prompts cut from rows: windows of texts, first questions, given prompts; drawn by seed, split by row."""
 
 from collections.abc import Iterable
 

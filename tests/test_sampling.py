@@ -1,4 +1,4 @@
-"""Are settings that cannot be refused, and do all doors take the same ones?"""
+"""Settings out of range are refused, and all doors take the same ones."""
 
 import inspect
 from dataclasses import fields

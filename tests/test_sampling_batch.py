@@ -1,4 +1,4 @@
-"""Is every row drawn by its own settings, from the set and the distribution that others mean by them, and as alone?"""
+"""Every row is drawn by its own settings, from the set and distribution that others mean by them, and as alone."""
 
 import itertools
 import random

@@ -1,4 +1,4 @@
-"""Is every answer the one that would have been written alone, whoever comes and goes beside it?"""
+"""Every answer is the one that would have been written alone, whichever rows come and go."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_a_row_that_ends_is_replaced_by_who_waits_and_else_by_the_last_row() -> 
     while not scheduler.is_idle:
         scheduler.step()
         places.append([handles.index(handle) for handle in scheduler._live])
-    # 3 takes the place of 1, and 4 that of 3. Nobody waits when 0 ends: the last row, 2, is moved there.
+    # 3 takes the place of 1, and 4 that of 3. No request waits when 0 ends: the last row, 2, is moved there.
     assert places[0] == [0, 1, 2] and places[2] == [0, 3, 2] and places[6] == [0, 4, 2]
     assert places[9] == [2, 4] and places[-1] == [4]
     assert [len(handle.generation.ids) for handle in handles if handle.generation] == [9, 2, 20, 4, 20]

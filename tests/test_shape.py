@@ -1,4 +1,4 @@
-"""Do the sizes in conf/shape mean what they say, and is a base that cannot be refused with what is wrong?"""
+"""The sizes in conf/shape mean what they say, and sizes out of range are refused."""
 
 import json
 from dataclasses import replace

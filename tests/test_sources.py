@@ -1,4 +1,4 @@
-"""Do the sources give every row once, go on exactly where they stopped, and say clearly what is wrong with the data?"""
+"""Sources give every row once, go on exactly where they stopped, and say clearly what is wrong with the data."""
 
 import gzip
 import hashlib
@@ -115,7 +115,7 @@ def test_a_source_that_loads_a_cursor_gives_exactly_the_remaining_rows(
     for done in {0, 1, 2, one_pass // 2, one_pass - 1, one_pass, one_pass + 1, 2 * one_pass, len(whole) - 1}:
         resumed = build_source(configs[kind], "train")
         resumed.load_state_dict(json.loads(cursors[done]))
-        assert list(passes(resumed))[: len(whole) - done] == whole[done:], f"behind row {done}"
+        assert list(passes(resumed))[: len(whole) - done] == whole[done:], f"after row {done}"
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "mix"])

@@ -1,4 +1,4 @@
-"""Does every step leave a line when that is asked for, and nothing otherwise?"""
+"""Every step leaves a line when that is asked for, and nothing otherwise."""
 
 import json
 from pathlib import Path

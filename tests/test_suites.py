@@ -1,4 +1,4 @@
-"""Are published suites known by their files, asked turn by turn, and added up as their authors do?"""
+"""Published suites are known by their files, asked turn by turn, and added up as their authors do."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Does a sweep of benchmarks become one file, one table and one picture, and are other files refused?"""
+"""A sweep of benchmarks becomes one file, one table and one picture; other files are refused."""
 
 import json
 from pathlib import Path
@@ -101,7 +101,7 @@ def test_a_sweep_of_bench_leaves_one_file_whose_plot_is_one_command(
     assert result.status == 2, "one of the jobs cannot be"
     assert "failed: tree.num_nodes=999: tree.num_nodes must be from 1 to 256; got 999." in result.err
     assert "plot it: python infer/plot_sweep.py results=r.jsonl" in result.out
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["p.txt", "r.jsonl"], "nothing else is left behind"
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["p.txt", "r.jsonl"], "no other file is left"
     rows = [json.loads(text) for text in (tmp_path / "r.jsonl").read_text().splitlines()]
     assert [row["swept"] for row in rows] == [{"tree.num_nodes": "2"}, {"tree.num_nodes": "4"}]
     plot = run_script("infer/plot_sweep.py", "results=r.jsonl")

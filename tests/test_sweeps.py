@@ -1,4 +1,4 @@
-"""Does a sweep end with a ranking under every launcher, whatever becomes of single jobs?
+"""A sweep ends with a ranking under every launcher, whatever becomes of single jobs.
 
 Every sweep has two tiny jobs. Those of joblib and submitit run in processes of their own.
 """

@@ -1,4 +1,4 @@
-"""Does decoding take the number of threads that was found fastest, and leave alone what it cannot know?"""
+"""Decoding takes the number of threads that was found fastest, and leaves alone what it cannot know."""
 
 from collections.abc import Iterator
 from pathlib import Path

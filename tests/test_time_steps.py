@@ -1,4 +1,4 @@
-"""Are steps timed in turns, from one context, over one set of matrices?"""
+"""Steps are timed in turns, from one context, over one set of matrices."""
 
 from dataclasses import replace
 

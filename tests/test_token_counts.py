@@ -1,4 +1,4 @@
-"""Are tokens counted where they are targets, and nowhere else?"""
+"""Tokens are counted where they are targets, and nowhere else."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Which token ids carry loss? Told exactly, for every shape of row and for chat templates that differ where it matters.
+"""Token ids that carry loss, told exactly, for every shape of row and for chat templates that differ where it matters.
 
 With one token per character, the targets read as text; `learned` cuts them into their runs.
 """
@@ -18,7 +18,7 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# Llama 3: bos in the template, white space trimmed, no newline behind the end of a turn.
+# Llama 3: bos in the template, white space trimmed, no newline after the end of a turn.
 TRIMMING = (
     "<s>{% for m in messages %}<|im_start|>{{ m.role }}\n\n{{ m.content | trim }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n\n{% endif %}"

@@ -1,4 +1,4 @@
-"""Does a run learn, weigh every label alike, stop and go on as if nothing had happened, and keep honest records?"""
+"""A run learns, weighs every label alike, stops and goes on as if nothing had happened, and keeps honest records."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Is a tree what its paths say, and does it stay one when it is pruned?"""
+"""A tree is what its paths say, and stays one when it is pruned."""
 
 import random
 from collections import Counter

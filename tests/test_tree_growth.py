@@ -1,4 +1,4 @@
-"""Does a tree that grows best first hold the likeliest paths there are?"""
+"""A tree that grows best first holds the likeliest paths there are."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""A base in any dtype trains heads, and what would fail after hours of writing text fails before, in one message."""
+"""The trial step: a base in any dtype trains heads; what would fail after hours fails before, in one message."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Kind A: everything the engine lets in, it reproduces, or it refuses by name at load, before weights are read."""
+"""Model families: those let in are reproduced, all others are refused by name before weights are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kind B: token ids outside the output matrix, wherever they come from (vllm-omni#4971 and what is like it)."""
+"""Token ids outside the output matrix, wherever they come from (as in vllm-omni#4971)."""
 
 from __future__ import annotations
 

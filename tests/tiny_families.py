@@ -1,7 +1,7 @@
 """A tiny random model of every causal language model family of transformers. Not a test file itself.
 
 Each config is made offline from the family's own class: the sizes below under whatever names the class gives them,
-and what one family needs beside. Norms start near one and biases near zero, matrices large, so that greedy answers
+and what one family needs in addition. Norms start near one and biases near zero, matrices large, so that greedy answers
 are varied and a decoder that is wrong is noticed.
 """
 
@@ -34,7 +34,7 @@ _SIZES: dict[str, object] = {
     "n_positions": CONTEXT, "n_inner": 24, "dff": 24, "rotary_dim": 4, "word_embed_proj_dim": 16, "is_decoder": True,
     "embedding_size": 16, "num_layers": 2, "num_heads": 4, "state_size": 4,
 }  # fmt: skip
-# What a family needs beside: its class would refuse the sizes, or would not do what the family is known for.
+# What a family needs in addition: its class would refuse the sizes, or would not do what the family is known for.
 _BESIDE: dict[str, dict[str, object]] = {
     "bamba": {"mamba_n_heads": 4, "mamba_d_head": 8},
     "granitemoehybrid": {"mamba_n_heads": 4, "mamba_d_head": 8},

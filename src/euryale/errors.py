@@ -1,4 +1,4 @@
-"""What a user did that cannot work, said once and clearly.
+"""The error that a user can mend: one clear message.
 
 Scripts print the message of a `UserError` and exit with status 2. Any other exception is a bug of ours and
 keeps its traceback.

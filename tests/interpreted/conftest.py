@@ -1,4 +1,4 @@
-"""These files run in a process of their own, with TRITON_INTERPRET=1: see tests/test_kernels_interpreted.py."""
+"""Tests that run in a process of their own, with TRITON_INTERPRET=1: see tests/test_kernels_interpreted.py."""
 
 from collections.abc import Iterator
 

@@ -11,7 +11,7 @@ from euryale.kernels.triton.tree_attention import tree_attention
 
 
 def random_case(B: int, N: int, H: int, G: int, D: int, lengths: list[int], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """q, k, v, lengths, ancestor words, one tree a row; slots that nobody may read are NaN."""
+    """q, k, v, lengths, ancestor words, one tree a row; slots that no query may read are NaN."""
     torch.manual_seed(N * 1000 + D + lengths[0])
     S = max(lengths) + N + 3
     q, k, v = torch.randn(B, N, H, D), torch.randn(B, G, S, D), torch.randn(B, G, S, D)

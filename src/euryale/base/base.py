@@ -1,4 +1,4 @@
-"""How is somebody's language model loaded and asked, without changing it?
+"""The frozen language model: loading, checks, and what is asked of it.
 
 The base is an unmodified `AutoModelForCausalLM`, from a folder or the hub, in the dtype and quantisation asked
 for. Everything a user can get wrong about it is found here, before its weights take memory.
@@ -58,7 +58,7 @@ class Base:
     ) -> None:
         self.quantization = quantization
         self._forward: Forward | None = PlainForward(model) if forward == "plain" else None
-        self.adapter: Any = None  # peft's PeftModel around `model`, while adapters stand beside its layers
+        self.adapter: Any = None  # peft's PeftModel around `model`, while its layers have adapters
         self.adapter_of: str | None = None  # the checkpoint folder that the adapter, merged or not, came from
         self.merge_adapter = False  # an adapter that is loaded becomes part of the weights
         self.model = model
@@ -121,11 +121,11 @@ class Base:
     def forward_packed(
         self, ids_BT: Tensor, positions_BT: Tensor, documents_BT: Tensor, layers: Sequence[int] = ()
     ) -> Tensor:
-        """One causal pass over packed documents; nobody sees another document. Returns hidden [B, T, D].
+        """One causal pass over packed documents; no token sees another document. Returns hidden [B, T, D].
 
         documents_BT numbers the documents of a row; -1 is padding, which sees (and is seen by) padding alone.
         The states are those after the final norm, which heads and the output matrix read; the outputs of `layers`
-        (numbered from 1) lie behind them, [B, T, (1 + len(layers)) D], as heads of several features read them.
+        (numbered from 1) follow them, [B, T, (1 + len(layers)) D], as heads of several features read them.
         """
         same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
         mask_B1TT = (same_BTT & torch.ones_like(same_BTT[0]).tril())[:, None]

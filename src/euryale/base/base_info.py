@@ -1,7 +1,7 @@
-"""What is known of a base whose weights stay where they are?
+"""Tokenizer, limits and name of a base, without its weights.
 
 Where a server of the base writes the training text, only its tokenizer, its limits and its name are asked for: they
-come from small files, so that no memory for the model is needed beside the server.
+come from small files, so that only the server needs memory for the model.
 """
 
 import logging

@@ -5,7 +5,7 @@ forward pass of the Llama family alone (Llama, Mistral, Qwen2 with its biases, Q
 keys), over the tensors of the loaded transformers model. It serves decoding; training, and every other family, go
 through the model itself, which is its slow twin: the two are compared on a few tokens before the fast one is used.
 
-A norm divides by one number a row; its weights are multiplied into the matrices behind it where those are copied.
+A norm divides by one number a row; its weights are multiplied into the matrices after it where those are copied.
 Queries, keys and values are turned together, values by nothing, so that what a cache takes is one piece.
 
 Letters: B batch, N nodes or tokens, M = B x N rows, D width, H query heads, G key/value heads, E head width, S slots.
@@ -93,7 +93,7 @@ class FastLlama:
     def hidden(
         self, ids_BN: Tensor, positions_BN: Tensor, cache: Cache, mask: Tensor | None, layers: Sequence[int] = ()
     ) -> Tensor:
-        """The final hidden states [B, N, D], and behind them those of `layers` (join_states).
+        """The final hidden states [B, N, D], and after them those of `layers` (join_states).
 
         `cache` takes the keys and values; positions must be reserved.
         """

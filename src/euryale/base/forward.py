@@ -35,7 +35,7 @@ class PlainForward:
     def hidden(
         self, ids_BN: Tensor, positions_BN: Tensor, cache: Cache, mask: Tensor | None, layers: Sequence[int] = ()
     ) -> Tensor:
-        """The final hidden states [B, N, D], and behind them those of `layers` (join_states).
+        """The final hidden states [B, N, D], and after them those of `layers` (join_states).
 
         `cache` takes the keys and values.
         """

@@ -1,4 +1,4 @@
-"""How does a base that no single device holds serve several processes that train heads on it?
+"""A base divided among several processes that train heads on it: no single device need hold it.
 
 Each process keeps its share of every layer (torch's fully_shard, FSDP 2) and gathers one layer at a time while it
 runs forward. Embeddings, the last norm and the output matrix stay whole in every process: heads read them directly.

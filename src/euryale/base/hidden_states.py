@@ -1,4 +1,4 @@
-"""How are the states between two layers of somebody's model read, and no others kept?
+"""Hidden states between two layers of an unmodified model, and only those that are asked for.
 
 transformers can return the states of all layers, which keeps all of them in memory, and cannot where its modules were
 wrapped (FSDP). A hook on the layers that are asked for does neither.
@@ -54,5 +54,5 @@ def middle_layers(num_layers: int) -> tuple[int, int]:
 
 
 def join_states(final_xD: Tensor, middle: Sequence[Tensor]) -> Tensor:
-    """What heads read of the base: final states, and behind them middle ones, at the scale of embeddings."""
+    """What heads read of the base: final states, and after them middle ones, at the scale of embeddings."""
     return torch.cat([final_xD, *map(normalise, middle)], -1) if middle else final_xD

@@ -1,4 +1,4 @@
-"""Is this the base that something was trained for? Heads and adapters ask before they are used."""
+"""Identity of a base: heads and adapters are used only with the base that they were trained for."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Where is the model that a user means, and is it whole? Asked before its weights take memory or time."""
+"""Location of a model, in a folder or on the hub, and checks that it is whole before its weights are read."""
 
 import hashlib
 import json

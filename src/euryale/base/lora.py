@@ -1,10 +1,10 @@
-"""How does a frozen base, 4-bit ones included, learn a little without being changed?
+"""LoRA adapters of a frozen base, 4-bit ones included.
 
-LoRA (Hu et al. 2021) beside its linear layers, by peft: y = W x + alpha / rank * B A x, where W stays as it is and B
+LoRA (Hu et al. 2021) on its linear layers, by peft: y = W x + alpha / rank * B A x, where W stays as it is and B
 starts at zero. The layers are put into the loaded model itself, so everything that runs the model runs them too;
 switched off, the model is the base as it was: teacher and student are one model in memory.
 
-`adapter/` in a checkpoint is peft's own format, and base.json beside it says which base it belongs to.
+`adapter/` in a checkpoint is peft's own format, and its base.json says which base it belongs to.
 """
 
 import logging
@@ -58,7 +58,7 @@ class LoraConfig:
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, list[nn.Linear]]:
-    """The linear layers that an adapter can stand beside, by the last part of their names; not the output matrix,
+    """The linear layers that can be adapted, by the last part of their names; not the output matrix,
     which heads and engine read as one matrix."""
     layers: dict[str, list[nn.Linear]] = {}
     for name, module in model.named_modules():
@@ -81,7 +81,7 @@ def chosen_targets(model: PreTrainedModel, config: LoraConfig) -> list[str]:
 
 
 def add_adapter(base: Base, config: LoraConfig, seed: int = 0) -> None:
-    """Puts fresh adapters, in float32, beside the layers of `base`: it says the same as before.
+    """Puts fresh adapters, in float32, on the layers of `base`: it says the same as before.
 
     Raises UserError for targets that match nothing, and without peft.
     """

@@ -1,4 +1,4 @@
-"""Which part of a base is it whose output is no number?"""
+"""Search for the part of a base whose output is NaN or infinite."""
 
 from collections.abc import Sequence
 

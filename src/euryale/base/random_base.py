@@ -1,4 +1,4 @@
-"""How does one get a base of given sizes, on the device and in 4 bits, when there are no weights of it?
+"""A base of given sizes with random weights, on the device, in 4 bits too.
 
 Its layers are made on torch's meta device, which holds nothing, and filled one by one where they are to stay, with
 the random numbers that its family starts from. A matrix to be quantised is made, quantised and dropped before the next
@@ -23,8 +23,9 @@ log = logging.getLogger(__name__)
 
 @torch.no_grad()
 def random_base(of_base: PreTrainedConfig, config: BaseConfig, seed: int = 0) -> Base:
-    """A base of these sizes with random weights and a tokenizer without tokens: it can be trained beside, in the
-    device, dtype and quantisation of `config`, and says nothing. Raises UserError as load_base does for these three.
+    """A base of these sizes with random weights and a tokenizer without tokens, on the device and in the dtype and
+    quantisation of `config`. Heads can be trained on it; its text means nothing. Raises
+    UserError as load_base does for these three.
     """
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device, of_base)

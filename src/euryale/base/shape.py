@@ -1,4 +1,4 @@
-"""How large is a base whose weights need not be there?
+"""Sizes of a base, whose weights need not be there.
 
 Memory and speed of training depend on the sizes of a base, not on what it has learned: they can be measured before
 anything large is downloaded. The sizes stand in conf/shape, or in the config.json of a folder or hub id (a few KB).

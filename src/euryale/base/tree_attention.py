@@ -1,4 +1,4 @@
-"""How does tree attention enter a model that we did not write?
+"""Tree attention in an unmodified transformers model.
 
 transformers lets a caller register an attention function by name. Ours takes any mask that the engine or the
 trainer made (4-D, True or 0 where a query may look) as it is, and folds the query heads of one key/value head

@@ -41,7 +41,7 @@ from euryale.training.optimizer import check_optimizer
 from euryale.training.stages import stage_lengths
 from euryale.training.trainer import Trainer
 
-MEASURED = ("medusa1", "medusa2")  # objectives that train beside a base
+MEASURED = ("medusa1", "medusa2")  # objectives that train parts of a frozen base
 CORE_FLOPS = 3e10  # products and sums a second of one CPU core, roughly
 SLOW_STEP_S = 300  # from here on a step is foretold
 log = logging.getLogger(__name__)

@@ -162,7 +162,7 @@ def check_rows(data: DataConfig, needs_held_out: bool) -> None:
 
 
 def check_base(base: Base, config: TrainConfig) -> None:
-    """Raises UserError for blocks that the base cannot read, an optimizer that its device lacks, and adapters beside
+    """Raises UserError for blocks that the base cannot read, an optimizer that its device lacks, and adapters of
     layers that it does not have."""
     check_block(config.data, base.max_length, base.path)
     check_optimizer(config.optim, base.device)

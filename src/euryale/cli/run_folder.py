@@ -25,8 +25,8 @@ _BEFORE_SETTINGS = {"initial", "wandb"}  # what a run makes before its settings 
 def settle_run(config: TrainConfig) -> tuple[TrainConfig, Path]:
     """The settings of this run and its folder: one that is not there yet, or with `resume` an old one and what it has.
 
-    Nothing is written: a command that is refused later leaves nothing behind. Raises UserError: nothing to go on
-    with, other settings beside resume=, a folder that is in use.
+    Nothing is written: a command that is refused later leaves nothing. Raises UserError: nothing to go on
+    with, other settings together with resume=, a folder that is in use.
     """
     if config.resume is not None:
         # output= only says where to look

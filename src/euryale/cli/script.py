@@ -174,8 +174,8 @@ def use_threads(threads: int, deterministic: bool = False, seed: int = 0) -> Non
 
 def _refuse(message: str) -> int:
     processes.hold_back()
-    who = "" if processes.is_first() else f" (process {processes.number()} of {processes.count()})"
-    print(f"error{who}: {message}", file=sys.stderr, flush=True)
+    rank = "" if processes.is_first() else f" (process {processes.number()} of {processes.count()})"
+    print(f"error{rank}: {message}", file=sys.stderr, flush=True)
     return USER_ERROR_STATUS
 
 

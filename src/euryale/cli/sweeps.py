@@ -79,7 +79,7 @@ def launching() -> Iterator[None]:
     """What the launcher of a sweep raises ends it with one message, a ranking of what there is, and status 2.
 
     Not what a job raises, which is that job's failure: a cluster that grants no such thing, a process that was killed,
-    a person who will not wait for it (status 130).
+    a person's Ctrl-C (status 130).
     """
     wants_traceback = RAW_ERRORS in os.environ
     try:

@@ -1,4 +1,4 @@
-"""The settings that several scripts share: how to decode, how to write training text, how to calibrate."""
+"""Settings that several scripts share: how to decode and how answers are written."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -14,7 +14,7 @@ from euryale.errors import UserError
 
 @dataclass
 class DecodeConfig:
-    """What every infer script takes."""
+    """Decoding settings of every infer script."""
 
     checkpoint: str | None = "last"
     base: BaseConfig = field(default_factory=base_of_checkpoint)
@@ -48,7 +48,7 @@ class DecodeConfig:
 
 @dataclass
 class AnswerConfig(DecodeConfig):
-    """What the scripts take that write answers: everything of Sampling."""
+    """Settings of the scripts that write answers: everything of Sampling."""
 
     top_k: int = 0
     min_p: float = 0.0

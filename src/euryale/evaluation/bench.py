@@ -37,7 +37,7 @@ class BenchSettings:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
-    more: MoreSampling = field(default_factory=MoreSampling)  # the keywords of Sampling beside these two
+    more: MoreSampling = field(default_factory=MoreSampling)  # the keywords of Sampling except these two
 
     @staticmethod
     def of(config: AnswerConfig, contenders: Sequence[str], repeats: int) -> "BenchSettings":

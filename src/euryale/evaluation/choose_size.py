@@ -14,7 +14,7 @@ from typing import NamedTuple
 Size = tuple[int, int | None]  # nodes of a tree, and the depth that it was held to (None: as deep as the heads)
 Shape = tuple[int, int]  # nodes and depth that the tree has
 
-FINALISTS = 4  # trees that are timed again, beside the root alone
+FINALISTS = 4  # trees that are timed again, as is the root alone
 TIE = 0.01  # speeds this close are equal whatever the stated errors
 _SWEEPS = 200  # of projections; 40 sizes come to rest after a few dozen
 _STEP_OF_MEDIAN = 1.2533 * 1.4826  # standard error of a median, from the median absolute deviation of normal noise

@@ -52,7 +52,7 @@ def rank_vectors(
     hidden_1TC = base.forward_packed(ids_T[None], positions_1T, documents_1T, layers)
     packed = PackedText(hidden_1TC, normalise(base.embed(ids_T[None])), positions_1T, documents_1T, ids_T[None])
     hidden_KMD = heads.guesses(packed, [torch.arange(first, first + M, device=base.device)] * K)
-    # Token -> row of the draft vocabulary; a token outside of it is nobody's candidate.
+    # Token -> row of the draft vocabulary; a token outside of it is never a candidate.
     place_V = torch.full((base.vocab_size,), -1, device=base.device)
     draft_ids = torch.arange(base.vocab_size, device=base.device) if heads.draft_ids is None else heads.draft_ids
     place_V[draft_ids] = torch.arange(len(draft_ids), device=base.device)

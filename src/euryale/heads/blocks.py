@@ -76,7 +76,7 @@ class Correction(nn.Module):
         self.widen = nn.Linear(rank, vocab_size, bias=False)
         nn.init.zeros_(self.widen.weight)
 
-    def beside(self, x_MD: Tensor) -> Tensor:
+    def appended(self, x_MD: Tensor) -> Tensor:
         """x and A x side by side, [M, D + R]: what W and B side by side read."""
         return torch.cat([x_MD, self.narrow(x_MD)], -1)
 

@@ -11,8 +11,8 @@ of its own). While it reads it looks back, with attention, at everything that it
     s        <- s + W_out SiLU(W x + b + W_a a)
 
 That is a Hydra head (heads.py) which attends to text and path, where one of them is told the path's embeddings side by
-side. Keys of true states depend on the text alone, so a prompt is read by two products, and what was guessed leaves
-nothing behind. W_out starts at zero: an untrained layer is the base.
+side. Keys of true states depend on the text alone, so a prompt is read by two products, and guesses leave no
+keys. W_out starts at zero: an untrained layer is the base.
 
 Letters: B batch, T tokens, Q queries, S key slots, J guesses of a path, H attention heads, E head width, D width, C
 numbers of all states, F inner width.

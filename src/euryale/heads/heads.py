@@ -105,7 +105,7 @@ class Heads(nn.Module):
             x_MD = body(x_MD, states_MC, tokens)
             states_MC, tokens = x_MD, None
         correction = self.correction(k)
-        return x_MD if correction is None else correction.beside(x_MD)
+        return x_MD if correction is None else correction.appended(x_MD)
 
     def guesses(self, text: PackedText, sources_KM: Sequence[Tensor]) -> list[Tensor]:
         """What each head hands to its output matrix at its sources (places in the flattened [B x T]); [M, D] a head.
@@ -135,7 +135,7 @@ class Heads(nn.Module):
         return hidden_KMD
 
     def layers_read(self, num_layers: int) -> tuple[int, ...]:
-        """Which outputs of the base's layers (1 to num_layers) heads read besides the last."""
+        """Which outputs of the base's layers (1 to num_layers) heads read in addition to the last."""
         return middle_layers(num_layers) if self.num_states > 1 else ()
 
     def correction(self, k: int) -> Correction | None:

@@ -85,7 +85,7 @@ class Answers(NamedTuple):
     lengths_B: Tensor  # int32: committed slots
     root_B: Tensor  # int64: the token after them, decided but not in the cache
     last_B: Tensor  # int64: the node accepted last, whose hidden state the heads read
-    ring_BT: Tensor  # int64: answer token i lies at i % T, T >= max_path; the host reads behind
+    ring_BT: Tensor  # int64: answer token i lies at i % T, T >= max_path; the host reads later
     written_B: Tensor  # int32: answer tokens so far
     limit_B: Tensor  # int32: and at most
     ends_BE: Tensor  # int64: ids that end the answer; -1 is none

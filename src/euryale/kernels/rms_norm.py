@@ -1,4 +1,4 @@
-"""How is a root-mean-square norm taken in few operations, and together with the matrix behind it?
+"""Root-mean-square norm in few operations, and together with the matrix after it.
 
 On a CPU torch's own is some ten operations, as many as the rest of a small layer. In float32 three do, because
 x / sqrt(mean(x^2) + eps) = sqrt(D) x / hypot(|x|, sqrt(D eps)), and what every entry is multiplied with afterwards can
@@ -22,7 +22,7 @@ def normalise(vectors_xD: Tensor) -> Tensor:
 
 
 class RmsNorm:
-    """A norm in two parts: a division, and behind it the entries times `scale`; None: the division does it all."""
+    """A norm in two parts: a division, and after it the entries times `scale`; None: the division does it all."""
 
     def __init__(self, weight_D: Tensor, eps: float) -> None:
         self._weight, self._eps = weight_D.detach(), eps

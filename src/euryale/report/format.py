@@ -127,7 +127,7 @@ def _is_same_text(section: dict[str, Any]) -> bool:
 
 
 def contender(name: str, section: dict[str, Any]) -> str:
-    """A contender's name in tables and plots; a lossy one says so beside it."""
+    """A contender's name in tables and plots, with a word where it is lossy."""
     is_lossy = name == "euryale" and str(rule_line(section)).startswith("LOSSY")
     return CONTENDERS.get(name, name) + (" (LOSSY)" if is_lossy else "")
 
@@ -150,9 +150,9 @@ def teacher_forced_line(evaluation: dict[str, Any]) -> str | None:
     if found["base_choice_share"] == 1:
         return f"all {found['num_tokens']:,} tokens are the base's own choice"
     plain = evaluation.get("teacher_forced_ar") or {}
-    beside = f" (without drafts: {100 * plain['base_choice_share']:.2f}%)" if plain else ""
+    plainly = f" (without drafts: {100 * plain['base_choice_share']:.2f}%)" if plain else ""
     return (
-        f"{100 * found['base_choice_share']:.2f}% of {found['num_tokens']:,} tokens are the base's own choice{beside}, "
+        f"{100 * found['base_choice_share']:.2f}% of {found['num_tokens']:,} tokens are the base's own choice{plainly}, "
         f"{100 * found['within_gap_share']:.2f}% within {found['gap_limit_ulps']} units in the last place of it"
     )
 

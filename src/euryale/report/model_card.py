@@ -19,7 +19,7 @@ PICTURES = {
 
 
 def model_card(report: dict[str, Any], pictures: Sequence[str] = ()) -> str:
-    """Markdown with a Hugging Face header. `pictures` are the names of the plots beside it (keys of PICTURES)."""
+    """Markdown with a Hugging Face header. `pictures` are the names of its plots (keys of PICTURES)."""
     parts = [_header(report), _what_it_is(report), _usage(), *_measured(report), _origin(report)]
     parts += [f"![{PICTURES[name]}]({name})" for name in pictures]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -43,10 +43,12 @@ def _what_it_is(report: dict[str, Any]) -> str:
     if training.get("steps") is not None:
         tokens = f" on {training['tokens']:,} tokens" if training.get("tokens") is not None else ""
         time = f" in {format.duration(training['seconds'])}" if training.get("seconds") is not None else ""
-        beside = "; the base was not changed."
+        with_base = "; the base was not changed."
         if lora := training.get("adapter"):
-            beside = f", in part together with LoRA adapters of rank {lora['rank']} (adapter/), which belong to them."
-        trained = f" They were trained for {training['steps']:,} steps{tokens}{time}{beside}"
+            with_base = (
+                f", in part together with LoRA adapters of rank {lora['rank']} (adapter/), which belong to them."
+            )
+        trained = f" They were trained for {training['steps']:,} steps{tokens}{time}{with_base}"
     return (
         f"# Euryale heads for {name}\n\n"
         f"{format.describe_heads(report.get('heads') or {})} for the frozen base `{name}`"

@@ -49,7 +49,7 @@ def accuracy_plot(accuracy: Sequence[dict[str, Any]]) -> bytes:
 def calibration_plot(tree: dict[str, Any]) -> bytes:
     """tau, step time and speed over the number of nodes, one line per temperature, and a ring at the chosen tree.
 
-    The lines are trees as deep as the heads; a chosen tree that is less deep has its ring beside its line.
+    The lines are trees as deep as the heads; a chosen tree that is less deep has its ring off its line.
     """
     figure = Figure(figsize=(12.0, 4.0), layout="constrained")
     panels = figure.subplots(1, 3)

@@ -149,7 +149,9 @@ def _peak(memory: dict[str, Any]) -> str | None:
     peak, parts = memory.get("peak_bytes"), memory.get("estimated_bytes")
     if peak is None:
         return None
-    return gigabytes(peak) + (f" (estimated: {gigabytes(sum(parts.values()))} beside the process)" if parts else "")
+    return gigabytes(peak) + (
+        f" (estimated: {gigabytes(sum(parts.values()))} without the process itself)" if parts else ""
+    )
 
 
 def measured_on(section: dict[str, Any]) -> str | None:
@@ -163,7 +165,7 @@ def measured_on(section: dict[str, Any]) -> str | None:
 
 
 def _repeated(evaluation: dict[str, Any], bench: dict[str, Any]) -> float | None:
-    """The larger share: a warning must not hide behind the other measurement."""
+    """The larger share, so that the other measurement cannot hide a warning."""
     shares = [section.get("repeated_8grams") for section in (evaluation, bench)]
     return max((share for share in shares if share is not None), default=None)
 

@@ -1,6 +1,6 @@
 """Files and folders written so that a kill or a full disk leaves either the old one or the new one.
 
-Everything is written beside its target, flushed to the disk, and renamed: a rename either happened or did not.
+Everything is written next to its target, flushed to the disk, and renamed: a rename either happened or did not.
 What could not be written is one `UserError`, which says what is in place.
 """
 
@@ -83,7 +83,7 @@ def _refusal(target: Path, moved: list[str], error: Exception) -> UserError:
 
 
 def check_writable(folder: Path, asked: str) -> None:
-    """Raises UserError when `folder` could not be made, or nothing be written into it. Leaves nothing behind.
+    """Raises UserError when `folder` could not be made, or nothing be written into it. Leaves no trace.
 
     `asked` begins the message, as "output=runs". Minutes of work must not end at it.
     """

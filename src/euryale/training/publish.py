@@ -37,7 +37,7 @@ def publish(
 
 
 def is_published(folder: Path, heads: Heads | None, step: int, is_last: bool) -> bool:
-    """Whether what can be used in `folder` is that of this step."""
+    """Whether the usable files in `folder` are those of this step."""
     if heads is None:
         return not is_last or (folder / BASE / "model.safetensors").is_file()
     if not (folder / DESCRIPTION).is_file():

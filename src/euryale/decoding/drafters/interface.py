@@ -1,4 +1,4 @@
-"""What the decode step and a drafter tell each other.
+"""Interface between the decode step and a drafter.
 
 The step gives a DraftInput. The drafter answers with a Draft: N tokens, and the Shape of the tree that they make.
 N is the same in every step, or one of a few sizes; tokens, and for some drafters parents, differ from step to step

@@ -74,7 +74,7 @@ def cache_folder() -> Path:
 
 
 def _keep(target: Path, code: bytes) -> None:
-    """Writes beside the target under a name of its own, then renames: two processes may do so at once."""
+    """Writes next to the target under a name of its own, then renames: two processes may do so at once."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=target.name, delete=False) as staged:

@@ -19,7 +19,7 @@ def popcount(word):
 def sort_key(score, index):
     """float32 scores and their indices as int64 keys: greater scores first, then lower indices.
 
-    -0 equals 0, and NaN of either sign is greater than infinity, as torch has it: whoever wins an argmax shows it.
+    -0 equals 0, and NaN of either sign is greater than infinity, as in torch's argmax.
     """
     bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
     bits = tl.where(score != score, 0x7FC00000, bits)

@@ -65,7 +65,7 @@ def prefix_kernel(
     begin = split * SPLIT
     end = tl.minimum(begin + SPLIT, tl.max(dense, 0))
     if begin >= end:
-        return  # behind every row's prefix; the tail's kernel knows, so nothing has to be cleared
+        return  # after every row's prefix; the tail's kernel knows, so nothing has to be cleared
     if WINDOW > 0:
         oldest = tl.min(tl.where(is_row, position, 2147483647), 0) - WINDOW + 1
         begin = tl.minimum(tl.maximum(begin, tl.maximum(oldest, 0) // TILE * TILE), end)
