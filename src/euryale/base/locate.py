@@ -86,7 +86,7 @@ def read_config(config: BaseConfig, is_whole: bool = True) -> PreTrainedConfig:
     """The base's own config.json; its weights are not touched, and unless `is_whole` they need not be there. Raises
     UserError as load_base does."""
     path, source = find_source(config, is_whole)
-    return _read_config(config, path, source)
+    return read_config_at(config, path, source)
 
 
 def find_source(config: BaseConfig, is_whole: bool = True) -> tuple[str, dict[str, Any]]:
@@ -104,7 +104,7 @@ def find_source(config: BaseConfig, is_whole: bool = True) -> tuple[str, dict[st
     return path, {"revision": config.revision, "local_files_only": is_local or not hub_answers(path, config.revision)}
 
 
-def _read_config(config: BaseConfig, path: str, source: dict[str, Any]) -> PreTrainedConfig:
+def read_config_at(config: BaseConfig, path: str, source: dict[str, Any]) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(path, **source)
     except Exception as error:  # as in load_base

@@ -150,9 +150,9 @@ def teacher_forced_line(evaluation: dict[str, Any]) -> str | None:
     if found["base_choice_share"] == 1:
         return f"all {found['num_tokens']:,} tokens are the base's own choice"
     plain = evaluation.get("teacher_forced_ar") or {}
-    plainly = f" (without drafts: {100 * plain['base_choice_share']:.2f}%)" if plain else ""
+    also = f" (without drafts: {100 * plain['base_choice_share']:.2f}%)" if plain else ""
     return (
-        f"{100 * found['base_choice_share']:.2f}% of {found['num_tokens']:,} tokens are the base's own choice{plainly}, "
+        f"{100 * found['base_choice_share']:.2f}% of {found['num_tokens']:,} tokens are the base's own choice{also}, "
         f"{100 * found['within_gap_share']:.2f}% within {found['gap_limit_ulps']} units in the last place of it"
     )
 
