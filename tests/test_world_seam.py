@@ -81,8 +81,8 @@ def test_stories_go_on_with_a_space(material: Path) -> None:
         pytest.param(llama2, ["<s>", "\u2581"], ["girl"], "girl", id="a prompt of one space (own)"),
         pytest.param(llama2, ["\u2581a", "</s>"] + ["<s>"] * 40, ["\u2581girl"], " girl", id="text far back (own)"),
         pytest.param(llama2, ["<|im_start|>", "a", "\n"], ["girl"], "girl", id="an assistant's turn (own)"),
-        pytest.param(llama2, ["<|im_start|>", "a", "\n"], ["\u2581girl"], " girl", id="and one that begins with a space"),
-        pytest.param(llama2, ["\u2581a"], ["<|im_end|>", "\u2581girl"], " girl", id="an answer begins with special (own)"),
+        pytest.param(llama2, ["<|im_start|>", "a", "\n"], ["\u2581girl"], " girl", id="one after a space (own)"),
+        pytest.param(llama2, ["\u2581a"], ["<|im_end|>", "\u2581girl"], " girl", id="special tokens first (own)"),
         pytest.param(llama2, ["\u2581a"], ["<|im_end|>", "<s>"], "", id="nothing but special tokens (own)"),
         pytest.param(llama2, ["\u2581a"], ["\u2581"], " ", id="nothing but a space (own)"),
         pytest.param(llama2, ["a", "<0xE4>", "<0xBD>"], ["<0xA0>", "b"], "\u4f60b", id="half a character (vllm#13036)"),
@@ -129,12 +129,12 @@ def test_the_engines_answers_and_streams_go_on_from_the_prompt(kind: str) -> Non
     # A run of bytes that turns out to be invalid was shown already, and is not taken back.
     no_bytes = [id for token, id in engine.base.tokenizer.get_vocab().items() if token.startswith("<0x")]
     for seed, prompt in enumerate(["a little girl", "a", "b. a little"]):
-        [generation] = engine.generate(prompt, 12, temperature=2.0, seed=seed, banned_tokens=no_bytes)
+        settings = {"temperature": 2.0, "seed": seed, "banned_tokens": no_bytes}
+        [generation] = engine.generate(prompt, 12, **settings)  # type: ignore[arg-type]
         asked = engine.encode(prompt)
         assert generation.text == after(engine.base.tokenizer, asked, generation.ids)
-        assert "".join(engine.stream(asked, 12, 2.0, seed=seed, banned_tokens=no_bytes)) == generation.text, (
-            "ids are a prompt like its text"
-        )
+        streamed = "".join(engine.stream(asked, 12, **settings))  # type: ignore[arg-type]
+        assert streamed == generation.text, "ids are a prompt like its text"
 
 
 @pytest.mark.parametrize(

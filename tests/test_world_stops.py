@@ -187,6 +187,13 @@ def test_an_answer_ends_where_the_context_ends(rope: dict | None) -> None:  # tr
         Engine(base, drafter="lookup").generate([[0] * num], 1)
 
 
+def test_a_least_length_beyond_the_context_is_refused() -> None:  # own
+    base = five_tokens(max_length=24)
+    assert len(Engine(base, drafter="lookup").generate([PROMPT], 1000, min_new_tokens=21)[0].ids) == 21
+    with pytest.raises(UserError, match="min_new_tokens must be at most 21, .* got 22"):
+        Engine(base, drafter="lookup").generate([PROMPT], 1000, min_new_tokens=22)
+
+
 def test_the_script_stops_at_a_newline(material) -> None:  # type: ignore[no-untyped-def]
     """The issue's: `infer/run.py 'stop="\\n"'` was backslash-n."""
     from euryale.system.paths import PROJECT

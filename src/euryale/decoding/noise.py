@@ -60,15 +60,6 @@ def check_seeds(seeds: Sequence[int]) -> None:
             raise UserError(f"seed must be a whole number from 0 to 2**63 - 1; got {seed}.")
 
 
-def seeds_of(seed: int | Sequence[int], num_rows: int) -> list[int]:
-    """One seed for all rows, or one each. Raises UserError for another number of seeds, and for what is not one."""
-    seeds = list(seed) if isinstance(seed, Sequence) else [seed] * num_rows
-    if len(seeds) != num_rows:
-        raise UserError(f"{len(seeds)} seeds were given for {num_rows} prompts. Give one for all, or one each.")
-    check_seeds(seeds)
-    return seeds
-
-
 def stream_seed(seed: int, stream: int) -> int:
     """The seed of noise that is independent of the seed's own; stream 1 and up."""
     return ((int(seed) + 1) * 0x9E3779B97F4A7C15 + stream * 0xD1B54A32D192ED03) % 2**63
