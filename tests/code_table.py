@@ -15,7 +15,8 @@ CONCEPTS = {
 }
 ROOMS = [
     "cli", "report", "server", "evaluation", "regenerate", "export.py", "decoding", "decoding/tree",
-    "decoding/drafters", "training", "heads", "base", "kernels", "data", "system",
+    "decoding/drafters", "training", "heads", "base", "kernels", "kernels/triton",
+    "kernels/cuda", "data", "system",
 ]  # fmt: skip
 
 
