@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-import euryale.cli.pipeline  # noqa: F401  (imports every module that the scripts use, before PROJECT is moved)
+import euryale.cli.pipeline
+import euryale.cli.script  # noqa: F401  (both import every module that the scripts use, before PROJECT is moved)
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
