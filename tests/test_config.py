@@ -192,7 +192,7 @@ NEVER = ["temperature=-1.0", "top_p=2.0", "top_k=-1", "min_p=2.0", "seed=-1", "m
         ("infer/run.py", ["drafter=oracle"], ["drafter must be one of", "got oracle", "heads", "none"]),
         *(("infer/run.py", [setting, NO_BASE], [f"{setting.partition('=')[0]} must be"]) for setting in NEVER),
         *(
-            ("infer/run.py", [f"{name}=0", NO_BASE], [f"{name}=0", "Give"])
+            ("infer/run.py", [f"{name}=0", NO_BASE], [f"{name} must be", "got 0"])
             for name in ("tree.num_nodes", "drafter.depth")
         ),
         ("infer/bench.py", ["temperature=-1", NO_BASE], ["temperature must be from 0 to 1e+06; got -1"]),

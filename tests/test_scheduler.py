@@ -216,7 +216,7 @@ def test_what_cannot_be_is_refused_when_it_is_submitted() -> None:
         ),
         ({"prompt": [0] * 80, "max_new_tokens": 1}, "the prompt has 80 tokens and the context"),
         ({"prompt": [], "max_new_tokens": 5}, "the prompt is empty"),
-        ({"prompt": [7], "max_new_tokens": 5}, "token ids from 7 to 7"),
+        ({"prompt": [7], "max_new_tokens": 5}, "token ids of .*; got 7 to 7"),
         ({"prompt": [0], "max_new_tokens": 0}, "max_new_tokens must be at least 1; got 0"),
         ({"prompt": [0], "max_new_tokens": 2}, "min_new_tokens=3 is more than max_new_tokens=2"),
         ({"prompt": [0], "max_new_tokens": 5, "seed": -1}, "seed must be .*; got -1"),

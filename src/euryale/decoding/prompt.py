@@ -62,8 +62,8 @@ def encode(base: Base, prompt: object) -> list[int]:
         raise UserError("the prompt is empty and this base has no begin-of-text token. Give at least one token.")
     if not 0 <= min(ids) <= max(ids) < base.vocab_size:
         raise UserError(
-            f"the prompt holds token ids from {min(ids)} to {max(ids)}, and {base.path} knows 0 to "
-            f"{base.vocab_size - 1}. Give ids of this base, or text and the tokenizer that belongs to it."
+            f"the prompt must hold token ids of {base.path}, 0 to {base.vocab_size - 1}; got {min(ids)} to {max(ids)}. "
+            "Give ids of this base, or text and the tokenizer that belongs to it."
         )
     return ids
 
