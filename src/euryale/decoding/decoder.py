@@ -51,12 +51,12 @@ class Decoder:
         self.rule = rule or AcceptConfig()
         self.drafter = drafter.begin(num_rows, num_slots)
         self.seconds = seconds
-        self.cache = KVCache(base.model.config, num_rows, num_slots, base.dtype, device)
         self.texts: list[list[int]] = []  # prompt and answer so far of each live row; the last token is the root
         self.broken: dict[int, str] = {}  # rows of the last step that no token can follow, and why
         self.num_nodes = 1  # of the last step
         self._forward = base.forward()
         self._forward.reserve(num_slots)
+        self.cache = KVCache(base.model.config, num_rows, num_slots, self._forward.cache_dtype, device)
         self._num_slots = num_slots
         self._masks: dict[int, TreeMask] = {}  # by number of nodes: a drafter has few
         self._samplings: list[Sampling] = []

@@ -13,7 +13,6 @@ Letters: L layers, B batch, H key/value heads, S slots, D head width, N nodes or
 """
 
 import copy
-import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -22,6 +21,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+_STEP = 16
 
 
 class _Layer(CacheLayerMixin):
@@ -80,7 +81,8 @@ class KVCache(Cache):
         config = config.get_text_config()
         num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, 2, num_rows, num_heads, num_slots, head_dim)
+        # Up to _STEP more: a forward may read whole groups of slots, and one that no query sees.
+        shape = (config.num_hidden_layers, 2, num_rows, num_heads, (num_slots // _STEP + 1) * _STEP, head_dim)
         # Zeros once: a never-written slot is masked, but NaN x 0 would still be NaN.
         self.kv = torch.zeros(shape, dtype=dtype, device=device)
         self.num_slots = num_slots
@@ -130,20 +132,21 @@ class KVCache(Cache):
             self.slots_BN = starts_B1 + torch.arange(num_tokens, device=device)
             self.rows_B1 = torch.arange(len(self.lengths), device=device)[:, None]
 
-    def stores(self) -> list[Callable[[Tensor], tuple[Tensor, Tensor]]]:
+    def stores(self, width: int | None = None) -> list[Callable[[Tensor], tuple[Tensor, Tensor]]]:
         """For each layer a function that stores the next forward's keys and values, [B, N, 2, H, D]; see Store.
 
-        The same as every layer's `update`, with views that are made once for all layers.
+        The same as every layer's `update`, with views that are made once for all layers. width: slots of what it gives
+        back, if not `bound`; those from `bound` on hold anything.
         """
         B, bound = len(self.lengths), self.bound
         live = self.kv[:, :, :B]
-        seen = live[..., :bound, :].flatten(0, 1).unbind(0)
+        seen = live[..., : width or bound, :].flatten(0, 1).unbind(0)
         if self.rows_B1 is None:
             targets = live[..., self.lengths[0] : bound, :].permute(0, 2, 4, 1, 3, 5).unbind(0)
             writes: list[Callable[[Tensor], Any]] = [target.copy_ for target in targets]
         else:
             index = (slice(None), self.rows_B1, slice(None), self.slots_BN)
-            writes = [partial(operator.setitem, kv, index) for kv in self.kv.unbind(0)]
+            writes = [partial(_write, kv, index) for kv in self.kv.unbind(0)]
         return [
             partial(_store, write, keys_BHSD, values_BHSD)
             for write, keys_BHSD, values_BHSD in zip(writes, seen[::2], seen[1::2], strict=True)
@@ -171,6 +174,10 @@ class KVCache(Cache):
             return
         row_M, source_M, target_M = torch.tensor([rows, sources, targets], device=self.kv.device)
         self.kv[:, :, row_M, :, target_M] = self.kv[:, :, row_M, :, source_M]
+
+
+def _write(kv: Tensor, index: tuple[Any, ...], new_BN2HD: Tensor) -> None:
+    kv[index] = new_BN2HD.to(kv.dtype)
 
 
 def _store(
