@@ -18,6 +18,9 @@ _LARGEST = 1 << 19  # scores of a piece, where a pass can be cut
 _CHAIN_NODES = 64  # of a piece of a prompt
 
 
+_Order = tuple[Tensor, Tensor, Tensor | None]
+
+
 class Blocks(NamedTuple):
     """What a product adds in one run, on this machine.
 
@@ -38,44 +41,59 @@ class Heads(NamedTuple):
     scaling: float
 
 
+class Tail(NamedTuple):
+    """The last columns of a tree's pass: where a node's place in its text is not its column."""
+
+    start: int
+    scores_XNRC: Tensor  # of the scores, without padded rows
+    order_XNRC: Tensor  # the column that each place reads
+    places_XNRC: tuple[Tensor, Tensor | None]  # the place that each column reads: of the first block, of the next
+    later_XMC: Tensor  # weights of the next block
+    later_XNRC: Tensor  # the same without padded rows
+
+
 @dataclass
 class Piece:
-    """Some rows and nodes of a pass, with buffers that all layers share."""
+    """Some rows and nodes of a pass, with buffers that all layers share; X = B G."""
 
     rows: slice
     nodes: slice
-    heads: tuple[int, int]  # G, R
     width: int
-    mask: Tensor  # to be added to the scores, [1 or B G, 1 or M, W]
-    blocks: list[tuple[int, int]]  # columns of values, added one block after the other
-    query_XME: Tensor  # [B G, M, E], padded rows are zeros
-    query_BNGRE: Tensor  # the same without the padded rows
+    mask: Tensor  # to be added to the scores, [1 or X, 1 or M, W]
+    first_keys: int  # of the first block
+    more_blocks: list[tuple[int, int]]  # further columns, added one block after the other
+    query_XME: Tensor  # padded rows are zeros
+    query_BNGRE: Tensor  # the same without padded rows
+    scores_XMW: Tensor
+    sums_XME: Tensor
+    sums_BNGRE: Tensor
     out_BNGRE: Tensor  # of the plan's `out`
-    order_XNRC: Tensor | None = None  # which column of the tail each place reads; None: places are columns
-    places_XNRC: Sequence[Tensor] = ()  # the place that each column reads, for each block that has places in the tail
-    tail_start: int = 0
+    tail: Tail | None = None  # None: places are columns
     slots_W: Tensor | None = None  # where the keys are, if not in the first slots
-
-    def tail(self, scores_XMW: Tensor, start: int | None = None) -> Tensor:
-        """[B G, N, R, C]: the columns from the tail's start on, without the padded rows."""
-        N, R = self.query_BNGRE.shape[1], self.heads[1]
-        start = self.tail_start if start is None else start
-        return scores_XMW[:, : N * R, start:].unflatten(1, (N, R))
-
-    def unpadded(self, sums_XME: Tensor) -> Tensor:
-        """[B, N, G, R, E] of [B G, M, E]."""
-        return _by_node(sums_XME, self.query_BNGRE.shape[1], *self.heads)
 
 
 class AttentionPlan(NamedTuple):
+    """The pieces of one pass.
+
+    width: slots that keys and values must have. out: [rows of the pass, H E], zeros where no token is.
+    """
+
     pieces: list[Piece]
-    width: int  # slots that keys and values must have
+    width: int
+    heads: tuple[int, int]  # G, R
     scaling: float
-    out: Tensor  # [padded rows, H E]
+    out: Tensor
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one piece is the whole pass."""
+        return len(self.pieces) == 1 and self.pieces[0].slots_W is None
 
 
 def _by_node(x_XME: Tensor, N: int, G: int, R: int) -> Tensor:
-    return x_XME[:, : N * R].unflatten(1, (N, R)).unflatten(0, (-1, G)).transpose(1, 2)
+    """[B, N, G, R, E], without padded rows."""
+    X, _, E = x_XME.shape
+    return x_XME[:, : N * R].view(X // G, G, N, R, E).transpose(1, 2)
 
 
 def width_of(bound: int) -> int:
@@ -89,8 +107,7 @@ class Planner:
     def __init__(self, heads: Heads, blocks: Blocks, dtype: torch.dtype) -> None:
         """dtype: of the queries."""
         self._heads, self._blocks, self._dtype = heads, blocks, dtype
-        self._seen_NN = torch.empty(0)
-        self._orders: dict[tuple[int, int, int], tuple[Tensor, list[Tensor]]] = {}  # of the tree `seen`
+        self._kept: tuple[Tensor, dict[tuple[int, int, int], _Order]] = (torch.empty(0), {})  # of the last tree
 
     def plan(self, nodes_RNN: Tensor | None, lengths: Sequence[int], num_nodes: int, num_rows: int) -> AttentionPlan:
         """The plan of one pass.
@@ -102,7 +119,7 @@ class Planner:
         out = torch.zeros(num_rows, G * R * E, dtype=self._dtype)
         out_BNGRE = out[: len(lengths) * num_nodes].view(len(lengths), num_nodes, G, R, E)
         pieces = list(self._pieces(nodes_RNN, lengths, num_nodes, out_BNGRE))
-        return AttentionPlan(pieces, width_of(max(lengths) + num_nodes), scaling, out)
+        return AttentionPlan(pieces, width_of(max(lengths) + num_nodes), (G, R), scaling, out)
 
     def masked(self, mask_B1NS: Tensor, num_batch: int, num_rows: int) -> AttentionPlan:
         """The plan of a pass under any mask, [1 or B, 1, N, S]: sums are in the order of the slots, so no promise."""
@@ -124,7 +141,7 @@ class Planner:
             )
             for row in range(num_batch)
         ]
-        return AttentionPlan(pieces, width, scaling, out)
+        return AttentionPlan(pieces, width, (G, R), scaling, out)
 
     def _pieces(self, nodes_RNN: Tensor | None, lengths: Sequence[int], N: int, out_BNGRE: Tensor) -> Iterator[Piece]:
         B = len(lengths)
@@ -170,18 +187,29 @@ class Planner:
         return self._piece(rows, nodes, width, mask, length + N, out_BNGRE)
 
     def _tree(self, rows: slice, length: int, seen_NN: Tensor, out_BNGRE: Tensor) -> Piece:
-        N, keys = len(seen_NN), self._blocks.keys
+        N, R, keys, most = len(seen_NN), self._heads.repeats, self._blocks.keys, self._blocks.most
         width, start = width_of(length + N), length // STEP * STEP
         edge = -(-length // keys) * keys  # the first end of a block that is not before the nodes
-        order_1N1C, places = self._order(seen_NN, length - start, width - start, edge - start)
         piece = self._piece(rows, slice(0, N), width, _hidden_from(length + N, width), length, out_BNGRE)
         begin = length // keys * keys
-        whole = [(at, at + keys) for at in range(0, begin, keys)]
-        piece.blocks = [*whole, (begin, min(width, begin + self._blocks.most))]
-        shape = (len(piece.query_XME), N, self._heads.repeats, width - start)
-        piece.order_XNRC = order_1N1C.expand(shape)
-        piece.places_XNRC = [place_1N1C.expand(shape) for place_1N1C in places]
-        piece.tail_start = start
+        stop = min(width, begin + most)
+        if begin:
+            piece.first_keys = keys
+            piece.more_blocks = [*((at, at + keys) for at in range(keys, begin, keys)), (begin, stop)]
+        else:
+            piece.first_keys, piece.more_blocks = stop, []
+        X, M, _ = piece.scores_XMW.shape
+        order, first, later = self._order(seen_NN, length - start, width - start, edge - start)
+        shape = (X, N, R, width - start)
+        later_XMC = torch.zeros(X, M if later is not None else 0, shape[3])
+        piece.tail = Tail(
+            start,
+            piece.scores_XMW[:, : N * R, start:].unflatten(1, (N, R)),
+            order.expand(shape),
+            (first.expand(shape), None if later is None else later.expand(shape)),
+            later_XMC,
+            later_XMC[:, : N * R].unflatten(1, (N, R)) if later is not None else later_XMC,
+        )
         return piece
 
     def _lone(self, rows: slice, node: int, length: int, seen_NN: Tensor, out_BNGRE: Tensor) -> Piece:
@@ -198,9 +226,30 @@ class Planner:
         B, N = out_BNGRE.shape[:2]
         M = -(-N * R // self._blocks.unit) * self._blocks.unit
         query_XME = torch.zeros(B * G, M, E)
-        stop = -(-num_keys // STEP) * STEP
-        blocks = [(at, min(stop, at + self._blocks.keys)) for at in range(0, stop, self._blocks.keys)]
-        return Piece(rows, nodes, (G, R), width, mask, blocks, query_XME, _by_node(query_XME, N, G, R), out_BNGRE)
+        scores_XMW, sums_XME = torch.empty(B * G, M, width), torch.empty(B * G, M, E)
+        first, more = self._cut(num_keys, width)
+        return Piece(
+            rows,
+            nodes,
+            width,
+            mask,
+            first,
+            more,
+            query_XME,
+            _by_node(query_XME, N, G, R),
+            scores_XMW,
+            sums_XME,
+            _by_node(sums_XME, N, G, R),
+            out_BNGRE,
+        )
+
+    def _cut(self, num_keys: int, width: int) -> tuple[int, list[tuple[int, int]]]:
+        """Keys of the first block, and the further ones; the last one takes the hidden columns after it too."""
+        keys = self._blocks.keys
+        starts = range(0, num_keys, keys)
+        stops = [*starts[1:], width]
+        (_, first), *more = zip(starts, stops, strict=True)
+        return first, more
 
     def _of_rows(self, mask_NW: Tensor, R: int) -> Tensor:
         """[1, M, W]: each node's line for each of its rows of a product."""
@@ -208,36 +257,39 @@ class Planner:
         padding = -len(mask_MW) % self._blocks.unit
         return torch.cat([mask_MW, mask_MW.new_zeros(padding, mask_MW.shape[1])])[None] if padding else mask_MW[None]
 
-    def _order(self, seen_NN: Tensor, offset: int, C: int, edge: int) -> tuple[Tensor, list[Tensor]]:
-        """For each place of the tail the column that it reads, and for each column the place: [1, N, 1, C] each.
-
-        offset: committed slots in the tail. edge: the place at which a block ends, from the tail's start. The last
-        column is hidden from every query, and the last place has a weight of 0.
-        """
-        if not torch.equal(seen_NN, self._seen_NN):
-            self._seen_NN, self._orders = seen_NN.clone(), {}
+    def _order(self, seen_NN: Tensor, offset: int, C: int, edge: int) -> _Order:
+        """_order_of, kept for the next pass of the same tree."""
         key = (offset, C, min(edge, C))
-        if key not in self._orders:
-            self._orders[key] = _order_of(seen_NN, *key)
-        return self._orders[key]
+        tree_NN, orders = self._kept
+        if not torch.equal(seen_NN, tree_NN):
+            orders = {}
+            self._kept = (seen_NN.clone(), orders)  # at once: another thread may decode too
+        if key not in orders:
+            orders[key] = _order_of(seen_NN, *key)
+        return orders[key]
 
 
-def _order_of(seen_NN: Tensor, offset: int, C: int, edge: int) -> tuple[Tensor, list[Tensor]]:
+def _order_of(seen_NN: Tensor, offset: int, C: int, edge: int) -> _Order:
+    """For each place of the tail the column that it reads; for each column the place that it reads, and the same for
+    the block after. [1, N, 1, C] each.
+
+    offset: committed slots in the tail. edge: the place at which a block ends, from the tail's start. The last column
+    is hidden from every query, and the last place has a weight of 0.
+    """
     N = len(seen_NN)
-    committed = torch.arange(offset).expand(N, -1)
-    last = torch.full((N, C), C - 1)
     depths_N1 = seen_NN.sum(-1, keepdim=True) - 1
     ancestors_first_NN = seen_NN.logical_not().to(torch.uint8).sort(dim=-1, stable=True).indices
     ranks_NN = seen_NN.cumsum(-1) - 1
-    order_NC, place_NC = last.clone(), last.clone()
-    order_NC[:, :offset] = place_NC[:, :offset] = committed
-    is_path_NN = torch.arange(N) <= depths_N1
-    order_NC[:, offset : offset + N] = torch.where(is_path_NN, ancestors_first_NN + offset, C - 1)
-    place_NC[:, offset : offset + N] = torch.where(seen_NN, ranks_NN + offset, C - 1)
-    parts = [place_NC]
-    if edge < offset + int(depths_N1.max()) + 1 and edge > 0:
-        parts = [torch.where(place_NC < edge, place_NC, C - 1), torch.where(place_NC < edge, C - 1, place_NC)]
-    return order_NC[None, :, None], [part[None, :, None] for part in parts]
+    order_NC, place_NC = torch.full((2, N, C), C - 1).unbind(0)
+    order_NC[:, :offset] = place_NC[:, :offset] = torch.arange(offset)
+    order_NC[:, offset : offset + N] = (ancestors_first_NN + offset).where(torch.arange(N) <= depths_N1, C - 1)
+    place_NC[:, offset : offset + N] = (ranks_NN + offset).where(seen_NN, C - 1)
+    later = None
+    if 0 < edge <= offset + int(depths_N1.max()):
+        is_first_NC = place_NC < edge
+        place_NC, later_NC = place_NC.where(is_first_NC, C - 1), place_NC.masked_fill(is_first_NC, C - 1)
+        later = later_NC[None, :, None]
+    return order_NC[None, :, None], place_NC[None, :, None], later
 
 
 def _is_chain(seen_NN: Tensor) -> bool:

@@ -3,8 +3,8 @@
 A norm divides by one number a row; its weights are multiplied into the matrices after it where those are copied.
 Queries, keys and values are rotated together, values by nothing, so that what a cache takes is one piece.
 
-Letters: B batch, N nodes or tokens, M rows (B x N and padding), D width, H query heads, G key/value heads, E head width,
-S slots.
+Letters: B batch, N nodes or tokens, M rows (B x N and padding), D width, H query heads, G key/value heads, E head
+width, S slots.
 """
 
 from collections.abc import Callable
