@@ -48,7 +48,7 @@ def _add_up(piece: Piece, keys_XWE: Tensor, values_XWE: Tensor, scaling: float) 
     weights_XMW, sums_XME, tail = piece.scores_XMW, piece.sums_XME, piece.tail
     torch.baddbmm(piece.mask, piece.query_XME, keys_XWE.transpose(1, 2), alpha=scaling, out=weights_XMW)
     if tail is not None:
-        tail.scores_XNRC.copy_(tail.scores_XNRC.gather(3, tail.order_XNRC))
+        tail.scores_XNRC.copy_(tail.scores_XNRC.gather(3, tail.columns_XNRC))
     torch.softmax(weights_XMW, -1, out=weights_XMW)
     later = _move_back(tail) if tail is not None else None
     if not piece.more_blocks:
@@ -65,7 +65,7 @@ def _add_up(piece: Piece, keys_XWE: Tensor, values_XWE: Tensor, scaling: float) 
 
 def _move_back(tail: Tail) -> Tensor | None:
     """Puts the weights of a path into the columns of its nodes; gives back those that belong to a later block."""
-    first, later = tail.places_XNRC
-    weights = None if later is None else tail.scores_XNRC.gather(3, later)
-    tail.scores_XNRC.copy_(tail.scores_XNRC.gather(3, first))
-    return weights
+    weights, later = tail.scores_XNRC, tail.later_places_XNRC
+    moved = None if later is None else weights.gather(3, later)
+    weights.copy_(weights.gather(3, tail.places_XNRC))
+    return moved

@@ -22,7 +22,8 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from euryale.base.attention_plan import Heads, Planner
+from euryale.base.attention_plan import Heads
+from euryale.base.attention_planner import Planner
 from euryale.base.attention_proof import UNPROVEN, proven_blocks
 from euryale.base.exact_attention import exact_attention
 from euryale.base.forward import Store
@@ -134,7 +135,8 @@ class FastLlama:
     ) -> tuple[Attend, int | None]:
         """The attention of one pass, for all layers, and the slots that it reads; None: those of the mask."""
         if self._planner is None:
-            return partial(_plain_attention, self._layers[0].attention, mask), None
+            attention: Any = self._layers[0].attention
+            return partial(_plain_attention, attention, attention.scaling, mask), None
         if mask is not None and not _sees_all_committed(mask, lengths):
             plan = self._planner.masked(mask, len(lengths), num_rows)
         else:
@@ -173,9 +175,11 @@ def _nodes_seen(mask: Tensor, lengths: Sequence[int], num_nodes: int) -> Tensor:
     return mask[:, 0].gather(2, columns_BN[:, None].expand(-1, num_nodes, -1)) == 0
 
 
-def _plain_attention(module: nn.Module, mask: Tensor | None, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def _plain_attention(
+    module: nn.Module, scaling: float, mask: Tensor | None, query: Tensor, keys: Tensor, values: Tensor
+) -> Tensor:
     """[B x N, H E]; see LlamaLayer. All layers have the same scaling."""
-    seen, _ = tree_attention(module, query.transpose(1, 2), keys, values, mask, module.scaling)
+    seen, _ = tree_attention(module, query.transpose(1, 2), keys, values, mask, scaling)
     return seen.flatten(2).flatten(0, 1)
 
 
