@@ -7,7 +7,8 @@ import torch
 from plain_heads import plain_heads
 from random_models import five_tokens, random_base, random_heads
 
-from euryale.base.base import Base
+from euryale.base.base import Base, load_base
+from euryale.base.config import BaseConfig
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree.calibration import Calibration
 from euryale.decoding.tree.choose import TreeConfig, plan_sizes
@@ -104,6 +105,14 @@ def test_a_loaded_engine_answers_as_the_one_that_was_saved(checkpoint: Path, tin
         assert torch.equal(engine.heads.state_dict()[name], tensor)
     for base in (tiny_base, tiny_base.path):
         assert Engine.load(checkpoint, base=base, drafter="none").tree() == ROOT_ONLY
+
+
+def test_heads_are_loaded_with_the_base_in_the_dtype_they_were_trained_on(tmp_path: Path, tiny_base: Base) -> None:
+    base = load_base(BaseConfig(path=tiny_base.path, dtype="bfloat16"))
+    save_heads(tmp_path / "heads", random_heads(plain_heads("hydra", num_heads=3), base), base, {})
+    for asked, dtype in (("auto", torch.bfloat16), ("float32", torch.float32)):
+        engine = Engine.load(tmp_path / "heads", tree="chain", device="cpu", dtype=asked)
+        assert engine.base.dtype == dtype
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_refused(checkpoint: Path, tiny_base: Base) -> None:

@@ -164,5 +164,21 @@ def test_a_packed_product_is_the_product(num_rows: int, dtype: torch.dtype, is_l
 
 
 def test_an_unknown_forward_is_refused() -> None:
-    with pytest.raises(UserError, match="base.forward must be one of auto, plain; got fast"):
+    with pytest.raises(UserError, match=r"base\.forward must be one of: auto, exact, plain; got fast\."):
         load_base(BaseConfig(forward="fast"))
+
+
+def test_what_is_exact_is_told_and_a_forward_that_must_be_is_refused_where_it_is_not() -> None:
+    exact = with_forward(random_base("llama", 29, seed=3), "exact")
+    assert exact.is_exact
+    for base, accept, temperature, expected in (
+        (exact, "exact", 1.0, True), (exact, "rejection", 1.0, False), (exact, "rejection", 0.0, True),
+        (with_forward(exact, "plain"), "exact", 0.0, False),
+    ):  # fmt: skip
+        [generation] = Engine(base, drafter="lookup", accept=accept).generate([[1, 2]], 3, temperature)
+        assert generation.is_exact == expected
+    base = with_forward(random_base("llama", 29, seed=3, dtype=torch.float64), "exact")
+    with pytest.raises(
+        UserError, match=r"base\.forward=exact must have .*; got torch.float64 of LlamaForCausalLM on cpu"
+    ):
+        base.forward()

@@ -1,5 +1,6 @@
 """The most memory in use is counted, also when it was given back, and anew where the system can."""
 
+import platform
 import sys
 from pathlib import Path
 
@@ -67,3 +68,11 @@ def test_a_base_that_does_not_fit_is_not_told_as_one_that_is_offline(
     with pytest.raises(UserError, match="does not fit into the memory of cpu.*base.quantization=nf4") as caught:
         load_base(BaseConfig(path=str(tiny_llama_folder), device="cpu"))
     assert "offline" not in str(caught.value)
+
+
+def test_freed_memory_is_kept_where_the_user_did_not_say_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
+    assert memory.keep_freed_memory.__wrapped__() == (platform.libc_ver()[0] == "glibc")
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
+    assert not memory.keep_freed_memory.__wrapped__()

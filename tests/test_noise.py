@@ -17,6 +17,28 @@ from euryale.errors import UserError
 CPU = torch.device("cpu")
 
 
+def plain_gumbel(seed: int, first_position: int, num_positions: int, vocab_size: int) -> Tensor:
+    """The slow twin: each operation makes a tensor of its own, of all positions at once."""
+
+    def mix(x: Tensor) -> Tensor:
+        x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+        x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
+        return x ^ (x >> 16)
+
+    seeds = mix(torch.tensor([seed & 0xFFFFFFFF, ((seed >> 32) + 0x9E3779B9) & 0xFFFFFFFF]))
+    positions_W = torch.arange(first_position, first_position + num_positions) + 0x85EBCA6B & 0xFFFFFFFF
+    positions_W1 = mix(mix(positions_W) ^ seeds[0] ^ seeds[1])[:, None]
+    tokens_V = mix(torch.arange(vocab_size) + 0x27D4EB2F & 0xFFFFFFFF)
+    uniform_WV = (mix(mix(positions_W1 ^ tokens_V)).double() + 0.5) / 2**32
+    return -(-uniform_WV.log()).log().float()
+
+
+@pytest.mark.parametrize("vocab_size", [1, 11, 1024, 4097, 40_000])
+def test_noise_in_place_is_that_of_plain_operations(vocab_size: int) -> None:
+    for seed, first, num in ((0, 0, 1), (2**63 - 1, 17, 32), (2**40 + 5, 1000, 9)):
+        assert torch.equal(gumbel(seed, first, num, vocab_size, CPU), plain_gumbel(seed, first, num, vocab_size))
+
+
 def uniform(noise: Tensor) -> Tensor:
     """The uniform numbers that Gumbel noise was made of."""
     return (-(-noise.double()).exp()).exp()

@@ -145,8 +145,11 @@ def test_a_looping_text_is_warned_about_wherever_it_was_measured() -> None:
     assert format.looping_warning(None) is None
 
 
-def test_outputs_that_differ_are_counted() -> None:
+def test_outputs_that_differ_are_counted_and_equal_ones_are_proven_or_only_seen() -> None:
     report = copy.deepcopy(REPORT)
+    for is_exact, words in ((True, "drafts, as proven for this machine"), (False, "drafts (seen, not guaranteed)")):
+        report["evaluation"]["is_exact"] = is_exact
+        assert f"24/24 outputs identical to decoding without {words}" in tables.training_summary(report)
     report["evaluation"]["identical"] = 22
     assert "22/24 outputs identical to decoding without drafts; 2 differ" in tables.training_summary(report)
     assert "2 differ" in model_card(report)

@@ -38,9 +38,9 @@ from euryale.base.precision import (
 from euryale.base.token_ids import eos_ids, one_id
 from euryale.base.tree_attention import adopt_tree_attention
 from euryale.errors import UserError
-from euryale.system.memory import is_out_of_memory
+from euryale.system.memory import is_out_of_memory, keep_freed_memory
 
-FORWARDS = ("auto", "plain")
+FORWARDS = ("auto", "exact", "plain")
 log = logging.getLogger(__name__)
 
 
@@ -58,7 +58,8 @@ class Base:
     ) -> None:
         self.quantization = quantization
         self._forward: Forward | None = PlainForward(model) if forward == "plain" else None
-        self.adapter: Any = None  # peft's PeftModel around `model`, while its layers have adapters
+        self._must_be_exact = forward == "exact"
+        self.adapter: Any = None  # peft's PeftModel around `model`, while adapters stand beside its layers
         self.adapter_of: str | None = None  # the checkpoint folder that the adapter, merged or not, came from
         self.merge_adapter = False  # an adapter that is loaded becomes part of the weights
         self.model = model
@@ -88,14 +89,28 @@ class Base:
         return self.model.get_output_embeddings().weight
 
     def forward(self) -> Forward:
-        """The forward pass that decoding takes: the fast one where the family has one, else the model itself."""
+        """The forward pass that decoding takes: the fast one where the family has one, else the model itself.
+
+        The fast one is exact wherever that is proven. Raises UserError where forward=exact is asked for and it is not.
+        """
         if isinstance(self._forward, FastLlama) and not self._forward.is_current():
             self._forward = None
         if self._forward is None:
             self._forward = fast_forward(self.model, sample_ids(self.tokenizer, self.vocab_size)) or PlainForward(
                 self.model
             )
+            if self._must_be_exact:
+                self._check_exact(self._forward)
         return self._forward
+
+    def _check_exact(self, forward: Forward) -> None:
+        if isinstance(forward, FastLlama) and forward.is_exact:
+            return
+        raise UserError(
+            f"base.forward=exact must have sums that are proven not to depend on the tree; got {self.dtype} of "
+            f"{type(self.model).__name__} on {self.device}, where they are not. Use base.forward=auto, or base.dtype="
+            "float32 or bfloat16 on a CPU."
+        )
 
     @property
     def is_exact(self) -> bool:
@@ -158,9 +173,11 @@ def load_base(config: BaseConfig) -> Base:
     path, source = find_source(config)
     assert config.path is not None
     if config.forward not in FORWARDS:
-        raise UserError(f"base.forward must be one of {', '.join(FORWARDS)}; got {config.forward}.")
+        raise UserError(f"base.forward must be one of: {', '.join(FORWARDS)}; got {config.forward}.")
     device = pick_device(config.device)
-    of_base = read_config_at(config, path, source)
+    if device.type == "cpu":
+        keep_freed_memory()
+    of_base = _read_config(config, path, source)
     check_family(of_base, config.path)
     dtype = pick_dtype(config.dtype, device, of_base)
     quantization = quantization_config(config.quantization, dtype)

@@ -50,6 +50,7 @@ def stream_answer(engine: Engine, prompt: Prompt, config: Any, out: TextIO) -> d
         "undrafted_share": round(last.undrafted_share, 3),
         "finish_reason": last.finish_reason,
         "is_lossless": last.is_lossless,
+        "is_exact": last.is_exact,
     }
 
 

@@ -8,7 +8,6 @@ import torch
 
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
-from euryale.base.precision import DTYPES
 from euryale.decoding.config import DecodeConfig
 from euryale.decoding.drafters.build import check_heads
 from euryale.decoding.engine import Engine
@@ -16,7 +15,7 @@ from euryale.decoding.tree.calibration import TREE_FILE, read_calibrations
 from euryale.decoding.tree.choose import plan_tree
 from euryale.errors import UserError
 from euryale.evaluation.threads import use_calibrated_threads
-from euryale.heads.checkpoint import find_checkpoint, heads_config, read_description
+from euryale.heads.checkpoint import dtype_for, find_checkpoint, heads_config, read_description
 from euryale.heads.heads import Heads
 from euryale.system.paths import PROJECT
 
@@ -79,8 +78,7 @@ def open_base(config: BaseConfig, description: dict) -> Base:
         raise UserError("the checkpoint's heads.json does not say which base it belongs to. Use another checkpoint.")
     if config.quantization == "auto":
         config = replace(config, quantization=trained_on.get("quantization", "none"))
-    if config.dtype == "auto" and description.get("dtype") in DTYPES:
-        config = replace(config, dtype=description["dtype"])
+    config = replace(config, dtype=dtype_for(config.dtype, description))
     if config.path is None:
         config = replace(config, path=trained_on["path"], revision=config.revision or trained_on.get("revision"))
     return load_base(config)

@@ -27,7 +27,7 @@ from euryale.decoding.tree.calibration import TREE_FILE, Calibration, read_calib
 from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import DynamicTree, Tree
 from euryale.errors import UserError
-from euryale.heads.checkpoint import load_heads, read_description
+from euryale.heads.checkpoint import dtype_for, load_heads, read_description
 from euryale.heads.heads import Heads
 
 
@@ -81,6 +81,7 @@ class Engine:
     ) -> "Engine":
         """Loads a heads checkpoint and the base it names (or `base`: another path to it, or one already loaded).
 
+        dtype `auto` is the one that the heads were trained and calibrated on, where their folder says it.
         An adapter that the heads were trained with is put on the base, or with `merge_adapter` into its weights.
 
         Raises UserError: no checkpoint there, heads of another base, files cut short, an unknown drafter, tree or
@@ -101,7 +102,7 @@ class Engine:
                 BaseConfig(
                     path=base or trained_on["path"],
                     revision=None if base else trained_on.get("revision"),
-                    dtype=dtype,
+                    dtype=dtype_for(dtype, description),
                     quantization=trained_on.get("quantization", "none"),
                     device=device,
                     merge_adapter=merge_adapter,

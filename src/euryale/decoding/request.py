@@ -26,7 +26,8 @@ class Generation:
     accepted: list[int]  # tokens gained by each step; their sum is len(ids)
     finish_reason: str  # "eos" | "stop" (a string or an id) | "length" | "context" | "cancelled" | "error"
     seconds: float  # wall clock from its submission to its end, prompt included
-    is_lossless: bool = True  # False: the accept rule (`typical`) may write what the base alone would not
+    is_lossless: bool = True  # of the rule: False where `typical` may write what the base alone would not
+    is_exact: bool = False  # of the numbers too: the ids of plain decoding, bit by bit, as proven on this machine
     nodes: list[int] = field(default_factory=list)  # nodes that each step verified, the root included; 1: no drafts
     seed: int = 0  # that it was sampled with
 
@@ -91,6 +92,7 @@ class Request:
     reason_at_max: str = "length"  # or "context": the base can hold no more
     has_drafts: bool = True  # False: plain decoding, whatever the rows alongside do
     is_lossless: bool = True
+    is_exact: bool = False
     ids: list[int] = field(default_factory=list)  # of the answer so far
     accepted: list[int] = field(default_factory=list)  # tokens gained by each step
     nodes: list[int] = field(default_factory=list)  # nodes that each step verified
@@ -177,8 +179,13 @@ class Request:
             reason,
             seconds,
             self.is_lossless,
+<<<<<<< HEAD
             self.nodes,
             self.seed,
+=======
+            self.is_exact,
+            self.nodes,
+>>>>>>> 933e092 (base.forward=exact; Generation.is_exact; reports say proven or seen; Engine.load takes the heads' dtype; noise in place; glibc keeps freed blocks)
         )
 
     @property

@@ -55,6 +55,7 @@ class Scheduler:
         self.row_tokens = row_tokens
         self.max_waiting = max_waiting
         self.on_step: Callable[[StepSeen], None] | None = None
+        self._is_exact, self._rule = base.is_exact, rule
         self._is_lossy_sampled = rule.name in LOSSY and drafter.max_depth > 0
         self._waiting: deque[Request] = deque()
         self._live: list[Request] = []  # by row
@@ -110,8 +111,14 @@ class Scheduler:
                 f"all {self.num_rows} rows of this scheduler are taken and max_waiting={self.max_waiting} prompts wait "
                 "already. Take steps until an answer has ended, or make it with more rows."
             )
+<<<<<<< HEAD
         is_drawn = request.sampling.temperature > 0 and request.has_drafts
         request.is_lossless = not (self._is_lossy_sampled and is_drawn)
+=======
+        is_sampled = request.sampling.temperature > 0
+        request.is_lossless = not (self._is_lossy_sampled and is_sampled)
+        request.is_exact = self._is_exact and (self._rule.name == "exact" or not is_sampled)
+>>>>>>> 933e092 (base.forward=exact; Generation.is_exact; reports say proven or seen; Engine.load takes the heads' dtype; noise in place; glibc keeps freed blocks)
         self._waiting.append(request)
         return request
 

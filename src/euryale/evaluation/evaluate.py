@@ -73,6 +73,7 @@ def evaluate_text(
         "tree": engine.tree_name,
         "num_nodes": engine.num_nodes(temperature),
         "dtype": str(engine.base.dtype).removeprefix("torch."),
+        "is_exact": engine.base.is_exact,
         "tau": sum(len(generation.ids) for generation in ours) / sum(generation.num_steps for generation in ours),
         "tau_by_depth": tau_by_depth((g.accepted for g in ours), engine.max_depth(temperature)),
         "repeated_8grams": repeated_ngram_share(generation.ids for generation in ours),

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from euryale.base.base import Base
 from euryale.base.identity import check_same_base
 from euryale.base.lora import FOLDER, load_adapter, save_adapter
+from euryale.base.precision import DTYPES
 from euryale.errors import UserError
 from euryale.heads.config import HeadsConfig
 from euryale.heads.heads import Heads
@@ -70,6 +71,13 @@ def save_heads(
         for name, content in (extra_files or {}).items():
             (staged / name).write_bytes(content.encode() if isinstance(content, str) else content)
         (staged / DESCRIPTION).write_text(json_text(description))
+
+
+def dtype_for(asked: str, description: Mapping[str, Any]) -> str:
+    """base.dtype for these heads: `auto` is the dtype that they were trained and calibrated on, where heads.json says
+    it."""
+    stored = description.get("dtype")
+    return stored if asked == "auto" and stored in DTYPES else asked
 
 
 def load_heads(folder: Path, base: Base) -> Heads:

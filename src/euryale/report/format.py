@@ -133,12 +133,18 @@ def contender(name: str, section: dict[str, Any]) -> str:
 
 
 def identical_line(evaluation: dict[str, Any]) -> str | None:
-    """Whether tree decoding gave the text that the base alone gives; None when that was not compared or promised."""
+    """Whether tree decoding gave the text that the base alone gives; None when that was not compared or promised.
+
+    Where no proof of the machine's sums stands in the result, equal outputs were seen and are not guaranteed.
+    """
     if evaluation.get("identical") is None or not evaluation.get("total") or not _is_same_text(evaluation):
         return None
     same, total = evaluation["identical"], evaluation["total"]
     if same == total:
-        return f"{same}/{total} outputs identical to decoding without drafts"
+        known = ""
+        if "is_exact" in evaluation:
+            known = ", as proven for this machine" if evaluation["is_exact"] else " (seen, not guaranteed)"
+        return f"{same}/{total} outputs identical to decoding without drafts{known}"
     return f"{same}/{total} outputs identical to decoding without drafts; {total - same} differ"
 
 

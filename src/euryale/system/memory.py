@@ -4,10 +4,14 @@ On the host the resident set of the process: everything in it, the libraries too
 that is not possible the number is the highest since the process began. On a GPU what torch's allocator gave out.
 """
 
+import ctypes
 import gc
+import os
+import platform
 import resource
 import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +22,11 @@ CGROUP = Path("/sys/fs/cgroup")  # where a container finds its own limit
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # see proc(5)
+
+
+# Of mallopt(3), and the environment that says the same.
+_TRIM, _MMAP = (-1, "MALLOC_TRIM_THRESHOLD_"), (-3, "MALLOC_MMAP_THRESHOLD_")
+_KEPT, _LARGEST_KEPT = 1 << 27, 1 << 25  # bytes; glibc takes no larger threshold for mmap
 
 
 class Peak(NamedTuple):
@@ -86,6 +95,19 @@ def _host_peak(status: Path) -> int:
 def _host_bytes(status: Path, name: str) -> int | None:
     lines = status.read_text().splitlines() if status.is_file() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(name)), None)
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Lets glibc keep freed blocks for the next step, once per process: at most 128 MB, none above 32 MB.
+
+    Without it large temporaries go back to the system after each step and come back page by page. False: another
+    C library, which is left as it is, or thresholds that the user set in the environment.
+    """
+    if platform.libc_ver()[0] != "glibc" or any(name in os.environ for _, name in (_TRIM, _MMAP)):
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return all(mallopt(number, size) == 1 for (number, _), size in ((_TRIM, _KEPT), (_MMAP, _LARGEST_KEPT)))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
