@@ -26,7 +26,7 @@ from euryale.base.fast_llama import FastLlama, fast_forward
 from euryale.base.forward import Forward, PlainForward
 from euryale.base.forward_check import sample_ids
 from euryale.base.hidden_states import join_states, outputs_of_layers
-from euryale.base.locate import read_config_at, find_source, fingerprint, known_as, load_message
+from euryale.base.locate import find_source, fingerprint, known_as, load_message, read_config_at
 from euryale.base.precision import (
     is_stored_in_4_bits,
     keep_4bit_weights_trainable,
@@ -177,7 +177,7 @@ def load_base(config: BaseConfig) -> Base:
     device = pick_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
-    of_base = _read_config(config, path, source)
+    of_base = read_config_at(config, path, source)
     check_family(of_base, config.path)
     dtype = pick_dtype(config.dtype, device, of_base)
     quantization = quantization_config(config.quantization, dtype)

@@ -179,13 +179,9 @@ class Request:
             reason,
             seconds,
             self.is_lossless,
-<<<<<<< HEAD
-            self.nodes,
-            self.seed,
-=======
             self.is_exact,
             self.nodes,
->>>>>>> 933e092 (base.forward=exact; Generation.is_exact; reports say proven or seen; Engine.load takes the heads' dtype; noise in place; glibc keeps freed blocks)
+            self.seed,
         )
 
     @property

@@ -111,14 +111,9 @@ class Scheduler:
                 f"all {self.num_rows} rows of this scheduler are taken and max_waiting={self.max_waiting} prompts wait "
                 "already. Take steps until an answer has ended, or make it with more rows."
             )
-<<<<<<< HEAD
-        is_drawn = request.sampling.temperature > 0 and request.has_drafts
-        request.is_lossless = not (self._is_lossy_sampled and is_drawn)
-=======
         is_sampled = request.sampling.temperature > 0
-        request.is_lossless = not (self._is_lossy_sampled and is_sampled)
+        request.is_lossless = not (self._is_lossy_sampled and is_sampled and request.has_drafts)
         request.is_exact = self._is_exact and (self._rule.name == "exact" or not is_sampled)
->>>>>>> 933e092 (base.forward=exact; Generation.is_exact; reports say proven or seen; Engine.load takes the heads' dtype; noise in place; glibc keeps freed blocks)
         self._waiting.append(request)
         return request
 

@@ -61,8 +61,8 @@ def plan_tree(
     most = asked.max_depth if isinstance(asked, TreeConfig) else None
     reach = depth if heads is None else heads.num_heads
     if most is not None and most > reach:
-        limit = "drafter.depth" if heads is None else "the number of heads"
-        raise UserError(f"tree.max_depth must be at most {reach}, {limit}; got {most}.")
+        what = "drafter.depth" if heads is None else "the number of heads"
+        raise UserError(f"tree.max_depth must be at most {reach}, {what}; got {most}.")
     if heads is None:
         return _without_heads(asked, most or depth)
     num_heads = most or heads.num_heads  # as many are asked
