@@ -11,7 +11,7 @@ from euryale.cli.script import script, use_threads
 from euryale.cli.sweeps import swept
 from euryale.evaluation.bench import BenchSettings, bench
 from euryale.evaluation.bench_batches import bench_batches
-from euryale.evaluation.prompts import check_prompts, load_prompts
+from euryale.evaluation.prompts import BREADTH_FILE, check_prompts, data_is_gone, load_prompts
 from euryale.evaluation.roofline import measure_ceiling
 from euryale.evaluation.step_log import log_steps
 from euryale.report.bench_tables import batch_table, bench_table
@@ -26,9 +26,10 @@ def main(config: BenchConfig) -> dict[str, object]:
     settings = BenchSettings.of(config, config.contenders, config.repeats)
     check_result(config.output)
     folder, description = open_checkpoint(config)
-    check_prompts(config.prompts, None, description)
+    file = config.prompts
+    check_prompts(file, None, description)
     engine = open_engine(config)
-    prompts = load_prompts(engine.base, config.prompts, config.limit, config.max_new_tokens, description)
+    prompts = load_prompts(engine.base, file, config.limit, config.max_new_tokens, description)
     ceiling = measure_ceiling(engine, config.temperature)
     print(ceiling.describe(), flush=True)
     if config.batch > 1:
@@ -41,7 +42,7 @@ def main(config: BenchConfig) -> dict[str, object]:
     print(batch_table(measured) if config.batch > 1 else bench_table(measured))
     result = {
         "checkpoint": None if folder is None else str(folder),
-        "prompts": config.prompts,
+        "prompts": file if file is not None or not data_is_gone(None, description) else BREADTH_FILE,
         "swept": swept(),
         "batch": config.batch,
         **measured,

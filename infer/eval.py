@@ -13,7 +13,7 @@ from euryale.data.suites import read_suite
 from euryale.evaluation.bench import BenchSettings
 from euryale.evaluation.bench_suite import bench_suite
 from euryale.evaluation.evaluate import evaluate_text, held_out_accuracy
-from euryale.evaluation.prompts import check_prompts, choose_data, load_prompts
+from euryale.evaluation.prompts import check_prompts, choose_data, data_is_gone, load_prompts
 from euryale.report.bench_tables import suite_table
 from euryale.report.result_file import check_result, write_result
 from euryale.report.tables import accuracy_table, evaluation_table
@@ -62,7 +62,8 @@ def on_prompts(config: EvalConfig, description: dict[str, Any]) -> dict[str, obj
         batch_size=config.batch_size,
         **config.sampling().keywords(),
     )
-    held_out = [] if config.prompts else held_out_accuracy(engine, choose_data(config.data, description))
+    has_rows = config.prompts is None and not data_is_gone(config.data, description)
+    held_out = held_out_accuracy(engine, choose_data(config.data, description)) if has_rows else []
     accuracy = evaluation.pop("accuracy")
     result = {"accuracy": accuracy, "accuracy_held_out": held_out, "evaluation": evaluation}
     if held_out:

@@ -26,10 +26,11 @@ from euryale.data.token_counts import count_tokens
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree.calibration import TREE_FILE, read_calibrations
 from euryale.evaluation.bench import BenchSettings, bench
+from euryale.evaluation.breadth import can_answer, measure_breadth
 from euryale.evaluation.calibrate import calibrate
 from euryale.evaluation.calibrate import check as check_calibration
 from euryale.evaluation.evaluate import evaluate_text
-from euryale.evaluation.prompts import check_prompts, choose_data, held_out_openings, load_prompts
+from euryale.evaluation.prompts import check_prompts, load_openings
 from euryale.evaluation.repetition import LOOPING_SHARE
 from euryale.evaluation.threads import use_fastest_threads
 from euryale.heads.checkpoint import DESCRIPTION, find_checkpoint, load_heads, load_initial, read_description
@@ -162,11 +163,19 @@ def measure(
         "calibration": content,
         "evaluation": evaluate_text(engine, prompts, config.evaluate.max_new_tokens, temperature, seed=config.seed),
         "bench": bench(engine, prompts, settings),
+        **_breadth(engine, config, temperature),
         "hardware": hardware(),
         "provenance": provenance(),
     }
     save_report(folder, report)
     return report
+
+
+def _breadth(engine: Engine, config: TrainConfig, temperature: float) -> dict[str, Any]:
+    """The report's section `breadth`, where it is asked for and the base has a chat template to be asked through."""
+    if config.evaluate.breadth_prompts == 0 or not can_answer(engine.base):
+        return {}
+    return {"breadth": measure_breadth(engine, config.evaluate.breadth_prompts, temperature, config.seed)}
 
 
 def recalibrate(config: CalibrateScriptConfig) -> tuple[Path, dict[str, Any]]:
@@ -179,13 +188,7 @@ def recalibrate(config: CalibrateScriptConfig) -> tuple[Path, dict[str, Any]]:
     heads = load_heads(folder, base)
     if config.threads == 0:
         use_fastest_threads(base)
-    if config.prompts is not None:
-        limit, new_tokens = config.calibrate.num_prompts, config.calibrate.new_tokens
-        prompts = load_prompts(base, config.prompts, limit, new_tokens, description)
-        openings = [Opening(ids, str(number), config.prompts) for number, ids in enumerate(prompts)]
-    else:
-        data = choose_data(config.data, description)
-        openings, _ = held_out_openings(base, data, config.calibrate.num_prompts, config.calibrate.prompt_tokens)
+    openings = load_openings(base, config.prompts, config.calibrate, description, config.data)
     content = calibrate(base, heads, openings, config.calibrate, config.coupled)
     write_json(folder / TREE_FILE, content)
     return folder, content

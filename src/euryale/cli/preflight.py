@@ -17,6 +17,7 @@ from euryale.data.sources import SPLITS, DataConfig, build_source
 from euryale.data.sources import check as check_data
 from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError
+from euryale.evaluation.breadth import MEASURED_A_KIND
 from euryale.evaluation.calibrate import check as check_calibration
 from euryale.heads.checkpoint import check_initial, find_checkpoint
 from euryale.report.ranking import check_metric
@@ -81,6 +82,11 @@ def _check_measuring(config: TrainConfig) -> None:
     for name in ("num_prompts", "max_new_tokens", "repeats"):
         if getattr(config.evaluate, name) < 1:
             raise UserError(f"evaluate.{name} must be at least 1; got {getattr(config.evaluate, name)}.")
+    if not 0 <= config.evaluate.breadth_prompts <= MEASURED_A_KIND:
+        raise UserError(
+            f"evaluate.breadth_prompts must be from 0 to {MEASURED_A_KIND}, the prompts of a kind that are not "
+            f"calibrated on; got {config.evaluate.breadth_prompts}."
+        )
     Sampling(config.evaluate.temperature or 0.0)
 
 

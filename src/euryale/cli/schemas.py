@@ -32,6 +32,7 @@ class EvaluateConfig:
     max_new_tokens: int = 128
     temperature: float | None = None
     repeats: int = 2
+    breadth_prompts: int = 2
 
 
 @dataclass
@@ -155,6 +156,22 @@ class BenchConfig(AnswerConfig):
 
 
 @dataclass
+class CompareConfig(AnswerConfig):
+    """infer/compare.py"""
+
+    questions: list[str] = field(default_factory=list)
+    prompts: str | None = None
+    limit: int = 20
+    repeats: int = 1
+    contenders: list[str] = field(default_factory=lambda: ["hf_generate", "ar", "euryale"])
+    output: str | None = None
+
+    def check(self) -> None:
+        super().check()
+        at_least_one(limit=self.limit, repeats=self.repeats)
+
+
+@dataclass
 class EvalConfig(AnswerConfig):
     """infer/eval.py"""
 
@@ -256,6 +273,7 @@ SCHEMAS: dict[str, type] = {
     "measure": MeasureConfig,
     "infer": InferConfig,
     "bench": BenchConfig,
+    "compare": CompareConfig,
     "eval": EvalConfig,
     "calibrate": CalibrateScriptConfig,
     "export": ExportConfig,

@@ -11,6 +11,7 @@ from euryale.cli.schemas import RegenerateScriptConfig, TrainConfig
 from euryale.data.row_prompts import Opening
 from euryale.data.sources import DataConfig, build_source
 from euryale.errors import UserError
+from euryale.evaluation.breadth import mixed_openings
 from euryale.evaluation.prompts import fit_prompts, held_out_openings
 from euryale.regenerate.config import RegenerateConfig
 from euryale.regenerate.manifest import check_written
@@ -22,8 +23,9 @@ from euryale.training.trial import try_step
 
 
 def draw_prompts(base: Base, config: TrainConfig) -> tuple[list[Opening], list[list[int]]]:
-    """Held-out openings to calibrate on, and other prompts to measure on. Drawn before anything is trained.
+    """Openings to calibrate on, and other prompts to measure on. Drawn before anything is trained.
 
+    The openings are of held-out rows and, where the base has a chat template, of the breadth prompts.
     Raises UserError when there are too few, or none that leaves room for an answer.
     """
     wanted = max(config.calibrate.num_prompts, config.evaluate.num_prompts)
@@ -40,7 +42,8 @@ def draw_prompts(base: Base, config: TrainConfig) -> tuple[list[Opening], list[l
         config.evaluate.max_new_tokens,
         "the held-out rows",
     )
-    return to_calibrate[: config.calibrate.num_prompts], prompts
+    mixed = mixed_openings(base, to_calibrate, config.calibrate.num_prompts, config.calibrate.breadth_share)
+    return mixed, prompts
 
 
 def try_training(base: Base, config: TrainConfig) -> None:

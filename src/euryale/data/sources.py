@@ -7,6 +7,7 @@ of such sources), joined lines, the held-out split, shuffling by windows.
 from __future__ import annotations
 
 import dataclasses
+import glob
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -79,6 +80,17 @@ def build_source(config: DataConfig, split: str) -> Source:
         raise UserError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
     check(config)
     return SOURCES[config.kind](config, split)
+
+
+def is_gone(config: DataConfig) -> bool:
+    """Whether rows that lay on a disk are not on this machine, as with heads that came from another one."""
+    parts = [dict(part) for part in config.mix] if config.kind == "mix" else [vars(config)]
+    for part in parts:
+        names = _names(part.get({"regenerated": "folder", "files": "files"}.get(str(part.get("kind")), "")))
+        places = [Path(name).expanduser() for name in names]
+        if any(not place.exists() and not glob.glob(str(place)) for place in places):
+            return True
+    return False
 
 
 def check(config: DataConfig) -> None:

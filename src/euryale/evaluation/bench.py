@@ -92,7 +92,7 @@ def take_turns(engine: Engine, prompts: Sequence[Sequence[int]], settings: Bench
     settings.check()
     if not prompts:
         raise UserError("the benchmark was given no prompts. Name a file with prompts=FILE.")
-    _warn_when_busy()
+    warn_when_busy()
     contenders = {
         name: CONTENDERS[name](engine, settings.sampling, settings.max_new_tokens)
         for name in dict.fromkeys(settings.contenders)
@@ -135,12 +135,17 @@ def in_turns(names: Sequence[str], repeats: int, count: int) -> Iterator[tuple[i
     """(round, index, name): every name once at every index of every round, another one first each time."""
     for repeat in range(repeats):
         for index in range(count):
-            first = (repeat + index) % len(names)
-            for name in (*names[first:], *names[:first]):
+            for name in rotated(names, repeat + index):
                 yield repeat, index, name
 
 
-def _warn_when_busy() -> None:
+def rotated(names: Sequence[str], turn: int) -> tuple[str, ...]:
+    """The same names in the same circle, another one first at every turn."""
+    first = turn % len(names)
+    return (*names[first:], *names[:first])
+
+
+def warn_when_busy() -> None:
     """Warns that absolute numbers of a shared machine say little; contenders are still compared fairly.
 
     What others use is seen while this process waits; the load would count the work that it has just done itself.

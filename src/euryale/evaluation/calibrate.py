@@ -79,6 +79,8 @@ def check(config: CalibrateConfig) -> None:
     for name in ("num_prompts", "prompt_tokens", "new_tokens", "max_rank", "repeats", "context_tokens", "batch_size"):
         if getattr(config, name) < 1:
             raise UserError(f"calibrate.{name} must be at least 1; got {getattr(config, name)}.")
+    if not 0.0 <= config.breadth_share <= 1.0:
+        raise UserError(f"calibrate.breadth_share must be from 0 to 1; got {config.breadth_share}.")
     if not config.temperatures:
         raise UserError("calibrate.temperatures must not be empty. Give at least one, for example [0.0].")
     for temperature in config.temperatures:

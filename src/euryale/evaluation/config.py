@@ -8,6 +8,7 @@ class CalibrateConfig:
     """What calibration counts and times."""
 
     num_prompts: int = 32
+    breadth_share: float = 0.5
     prompt_tokens: int = 48
     new_tokens: int = 128
     temperatures: list[float] = field(default_factory=lambda: [0.0, 0.8])

@@ -8,12 +8,14 @@ from typing import Any
 from euryale.base.base import Base
 from euryale.data.prompt_files import read_prompts
 from euryale.data.row_prompts import Opening, draw_openings, split_openings
-from euryale.data.sources import DataConfig, build_source
+from euryale.data.sources import DataConfig, build_source, is_gone
 from euryale.data.sources import check as check_data
 from euryale.data.tokens import prompt_ids
 from euryale.errors import UserError
+from euryale.evaluation.breadth import calibration_openings, can_answer, measured_prompts, mixed_openings
 from euryale.evaluation.config import CalibrateConfig
 
+BREADTH_FILE = "data/breadth.jsonl"
 CHECKPOINT_DATA = "checkpoint"  # data.kind: what the heads were trained on
 log = logging.getLogger(__name__)
 
@@ -22,7 +24,7 @@ def check_prompts(file: str | None, data: DataConfig | None, description: dict[s
     """Raises UserError for a file of prompts that cannot be read, or unknown rows; before a base is loaded."""
     if file is not None:
         read_prompts(file)
-    else:
+    elif not data_is_gone(data, description):
         rows = replace(choose_data(data, description), shuffle_window=1)  # else a whole window is read for the first
         check_data(rows)
         next(iter(build_source(rows, "held_out")), None)
@@ -39,8 +41,9 @@ def load_prompts(
     """At most `limit` prompts that leave room for an answer: of a file, else openings of held-out rows.
 
     The rows are those of `data`; without it, of what the heads were trained on, which `description` (heads.json)
-    knows. Questions go through the base's chat template where it has one, text stays as it is. Raises UserError: a
-    limit below 1, a file that cannot be read, data that is gone, no prompt that fits.
+    knows; breadth prompts where that is not on this machine. Questions go through the base's chat template where it
+    has one, text stays as it is. Raises UserError: a limit below 1, a file that cannot be read, data that is gone for
+    a base without a chat template, no prompt that fits.
     """
     if limit < 1:
         raise UserError(f"limit must be at least 1; got {limit}.")
@@ -48,6 +51,9 @@ def load_prompts(
         found = read_prompts(file)
         ids = (prompt_ids(prompt.text, prompt.messages, base.tokenizer, prompt.key) for prompt in found)
         return fit_prompts(base, ids, limit, max_new_tokens, file)
+    if data_is_gone(data, description):
+        _say_breadth(base, choose_data(data, description))
+        return fit_prompts(base, measured_prompts(base), limit, max_new_tokens, BREADTH_FILE)
     data = choose_data(data, description)
     # As many and as long as training drew for calibration, so that its half is not measured on.
     drawn = CalibrateConfig()
@@ -56,6 +62,39 @@ def load_prompts(
     except UserError as error:
         raise UserError(f"no held-out prompts: {error} Or give prompts=FILE, for example data/prompts.txt.") from error
     return fit_prompts(base, (opening.ids for opening in openings), limit, max_new_tokens, f"held-out {data.kind} rows")
+
+
+def load_openings(
+    base: Base, file: str | None, config: CalibrateConfig, description: dict[str, Any], data: DataConfig | None
+) -> list[Opening]:
+    """What is calibrated on: prompts of a file, else held-out rows and breadth prompts, else these alone where what the
+    heads were trained on is not on this machine. Raises UserError as `load_prompts`."""
+    if file is not None:
+        prompts = load_prompts(base, file, config.num_prompts, config.new_tokens, description)
+        return [Opening(ids, str(number), file) for number, ids in enumerate(prompts)]
+    chosen = choose_data(data, description)
+    if data_is_gone(data, description):
+        _say_breadth(base, chosen)
+        return calibration_openings(base, config.num_prompts)
+    openings, _ = held_out_openings(base, chosen, config.num_prompts, config.prompt_tokens)
+    return mixed_openings(base, openings, config.num_prompts, config.breadth_share)
+
+
+def data_is_gone(data: DataConfig | None, description: dict[str, Any]) -> bool:
+    """Whether the rows to use are those of the checkpoint's training, and they are not on this machine."""
+    is_asked = data is not None and data.kind != CHECKPOINT_DATA
+    return not is_asked and is_gone(choose_data(data, description))
+
+
+def _say_breadth(base: Base, data: DataConfig) -> None:
+    """One line. Raises UserError for a base that cannot answer the breadth prompts."""
+    place = data.folder or data.files or f"data={data.kind}"
+    if not can_answer(base):
+        raise UserError(
+            f"no held-out prompts: what the heads were trained on ({place}) is not on this machine. Give prompts=FILE, "
+            "for example data/prompts.txt."
+        )
+    log.info("what the heads were trained on (%s) is not on this machine: using prompts of %s", place, BREADTH_FILE)
 
 
 def held_out_openings(base: Base, data: DataConfig, count: int, num_tokens: int) -> tuple[list[Opening], list[Opening]]:

@@ -173,6 +173,17 @@ def looping_warning(share: float | None) -> str | None:
     )
 
 
+def breadth_warning(breadth: dict[str, Any]) -> str | None:
+    """Which kinds of prompts gain nothing, and what helps; None where all gain."""
+    kinds = breadth.get("without_gain")
+    if not kinds:
+        return None
+    return (
+        f"nothing is gained on {', '.join(kinds)}: the heads saw too little such text. Train on more of it: data=self "
+        "(the base asks itself questions of all kinds), or several sources together with data=mix."
+    )
+
+
 def describe_hardware(hardware: dict[str, Any]) -> str:
     """`NVIDIA H200, AMD EPYC (16 cores, 16 threads), torch 2.13.0`, from `hardware.hardware()`."""
     parts = [hardware["gpu"]] if hardware.get("gpu") else []

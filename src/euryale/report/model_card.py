@@ -9,6 +9,7 @@ from typing import Any
 
 from euryale.report import format
 from euryale.report.format import MISSING, number, percent, times
+from euryale.report.tables import breadth_rows
 
 PICTURES = {
     "accuracy.png": "Accuracy by head and rank",
@@ -99,9 +100,23 @@ def _measured(report: dict[str, Any]) -> list[str]:
             for name, row in bench["contenders"].items()
         ]
         parts.append(_markdown(["contender", "tokens/s", "tau"], speeds))
+    parts += _breadth(report.get("breadth") or {})
     if not any(parts[1:]):
         parts.append("Nothing yet: `infer/eval.py` and `infer/bench.py` measure accuracy, losslessness and speed.")
     return parts
+
+
+def _breadth(breadth: dict[str, Any]) -> list[str]:
+    """tau and speed by kind of prompt; nothing where it was not measured."""
+    if not breadth:
+        return []
+    where = (
+        f"Bundled prompts of eight kinds that were neither trained nor calibrated on ({breadth['prompts_a_kind']} of "
+        f"each, up to {breadth['max_new_tokens']} new tokens, temperature {breadth['temperature']:g}):"
+    )
+    warning = format.breadth_warning(breadth)
+    table = _markdown(["kind", "tau", "over AR"], breadth_rows(breadth))
+    return [where, table] + ([f"> **Warning (breadth).** {warning}"] if warning else [])
 
 
 def _where(section: dict[str, Any]) -> str:

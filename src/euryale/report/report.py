@@ -16,6 +16,8 @@ report.json; any section or value may be absent, shares are between 0 and 1:
                  ms_per_step, split_ms: {draft, verify, accept, commit}}}; spread: {contender: [lowest, highest]
                  tokens_per_s of a round}; speedup_vs_ar, speedup_vs_hf, temperature, num_nodes, max_new_tokens,
                  num_prompts, repeated_8grams
+    breadth      prompts_a_kind, max_new_tokens, temperature; kinds: {kind: {num_questions, tau, speedup_vs_ar}} of the
+                 bundled prompts that were not calibrated on; overall: the same of all; without_gain: a list of kinds
     hardware     system.hardware.hardware()
     provenance   system.provenance.provenance(): argv, git_commit, versions, python, platform, time
 """

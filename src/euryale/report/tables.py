@@ -60,7 +60,23 @@ def training_summary(report: dict[str, Any]) -> str:
             ]
         )
     )
+    blocks.append(breadth_table(report.get("breadth") or {}))
     return join(blocks, _repeated(evaluation, bench))
+
+
+def breadth_table(breadth: dict[str, Any]) -> str:
+    """tau and speed by kind of prompt, none of them of the run's own data; nothing where it was not measured."""
+    if not breadth:
+        return ""
+    warning = format.breadth_warning(breadth)
+    table = align(["bundled prompts of other kinds", "tau", "over AR"], breadth_rows(breadth))
+    return table + (f"\n\nWARNING: {warning}" if warning else "")
+
+
+def breadth_rows(breadth: dict[str, Any]) -> list[list[str]]:
+    """A row for each kind, and one for all of them together."""
+    kinds = [*(breadth.get("kinds") or {}).items(), ("all of them", breadth.get("overall") or {})]
+    return [[kind, number(row.get("tau")), times(row.get("speedup_vs_ar"))] for kind, row in kinds]
 
 
 def accuracy_table(accuracy: list[dict[str, Any]]) -> str:

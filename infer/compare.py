@@ -1,0 +1,49 @@
+"""Asks questions and shows what each decoder makes of them: python infer/compare.py checkpoint=DIR questions='["..."]'
+
+Same weights, prompts, machine and threads; by default transformers' generate, plain decoding, and the heads.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from euryale.cli.open_engine import open_checkpoint, open_engine
+from euryale.cli.schemas import CompareConfig
+from euryale.cli.script import script, use_threads
+from euryale.evaluation.bench import BenchSettings
+from euryale.evaluation.compare import compare, read_questions
+from euryale.report.compare_tables import comparison_table, question_block
+from euryale.report.result_file import check_result, write_result
+from euryale.system.hardware import hardware
+from euryale.system.provenance import provenance
+
+
+@script("compare")
+def main(config: CompareConfig) -> dict[str, object]:
+    use_threads(config.threads, config.deterministic, config.seed)
+    settings = BenchSettings.of(config, config.contenders, config.repeats)
+    check_result(config.output)
+    folder, _ = open_checkpoint(config)
+    engine = open_engine(config)
+    questions = read_questions(engine, config.questions, config.prompts, config.limit, config.max_new_tokens)
+    compared = compare(engine, questions, settings, show)
+    print(comparison_table(compared))
+    result = {
+        "checkpoint": None if folder is None else str(folder),
+        "prompts": config.prompts,
+        **compared,
+        "hardware": hardware(),
+        "provenance": provenance(),
+    }
+    if config.output is not None:
+        write_result(Path(config.output), result)
+    told = compared["contenders"]
+    return result | {"metric": told.get("euryale", next(iter(told.values())))["tokens_per_s"]}
+
+
+def show(entry: dict[str, Any]) -> None:
+    """One question as soon as all have answered it."""
+    print(question_block(entry) + "\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
