@@ -1,4 +1,4 @@
-"""Does a comparison ask what it was given, let contenders take turns, and say where texts part?"""
+"""Comparisons: every question asked of every contender in turns, and where their texts part."""
 
 from pathlib import Path
 
@@ -81,17 +81,15 @@ def test_where_a_text_first_differs_is_said(engine: Engine, monkeypatch: pytest.
 def test_sampled_text_of_transformers_is_another_draw(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_ins(monkeypatch, dict.fromkeys(NAMES, [40]))
     result = compare(engine, [Asked("a", [5])], BenchSettings(NAMES, repeats=1, max_new_tokens=1, temperature=0.8))
-    assert "another draw" in question_block(result["questions"][0])
-    assert [row["same"] for row in ({"same": "differs_at" in r} for r in result["questions"][0]["contenders"].values())]
+    assert "not compared" in question_block(result["questions"][0])
 
 
 def test_questions_go_through_the_chat_template_and_are_bundled_for_either_kind_of_base(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     openings = read_questions(engine, [], None, 20, 8)
-    assert len(openings) == 3 and all(
-        question.text in engine.base.tokenizer.decode(question.ids) for question in openings
-    )
+    assert len(openings) == 3
+    assert all(question.text in engine.base.tokenizer.decode(question.ids) for question in openings)
     monkeypatch.setattr(engine.base.tokenizer, "chat_template", TEMPLATE)
     monkeypatch.setattr(engine.base, "max_length", 4096)
     [question] = read_questions(engine, ["Why?"], None, 20, 8)

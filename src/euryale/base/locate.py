@@ -82,6 +82,12 @@ def _listing(folder: Path) -> str:
     return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "") if names else "nothing"
 
 
+def gguf_file(path: str) -> Path | None:
+    """The GGUF file of a base by the name it was loaded with; None for a base in another format."""
+    found = Path(find_model(path))
+    return find_gguf(found, path) if found.exists() else None
+
+
 def read_config(config: BaseConfig, is_whole: bool = True) -> PreTrainedConfig:
     """The base's own config.json; its weights are not touched, and unless `is_whole` they need not be there. Raises
     UserError as load_base does."""

@@ -19,6 +19,7 @@ from euryale.decoding.sampling import MoreSampling, Sampling
 from euryale.errors import UserError
 from euryale.evaluation.bench_summary import Turns, standings
 from euryale.evaluation.contenders import CONTENDERS
+from euryale.evaluation.llama_cpp import LLAMA_CPP, check_llama_cpp
 from euryale.system.memory import begin_peak, peak
 from euryale.system.progress import Progress
 
@@ -67,6 +68,8 @@ class BenchSettings:
             raise UserError(f"repeats must be at least 1; got {self.repeats}. 3 is usual.")
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens must be at least 1; got {self.max_new_tokens}.")
+        if LLAMA_CPP in self.contenders:
+            check_llama_cpp(self.sampling)
         others = [name for name in self.contenders if name.startswith("hf_")]
         if others and not self.sampling.is_known_to_transformers:
             raise UserError(

@@ -17,6 +17,7 @@ from euryale.errors import UserError
 from euryale.evaluation.bench import BenchSettings, rotated, warn_when_busy, what_was_asked
 from euryale.evaluation.bench_summary import Turns, standings
 from euryale.evaluation.contenders import CONTENDERS, Turn
+from euryale.evaluation.llama_cpp import LLAMA_CPP
 from euryale.system.paths import PROJECT
 
 REFERENCE = "ar"  # whose text the others' is compared with
@@ -112,8 +113,8 @@ def _entry(engine: Engine, question: Asked, own: Turns, settings: BenchSettings)
         for key, rival in (("over_ar", "ar"), ("over_hf", "hf_generate")):
             if rival in rows:
                 row[key] = row["tokens_per_s"] / rows[rival]["tokens_per_s"]
-        # transformers draws other numbers: above T = 0 its text is another one, and says nothing
-        if name in _OWN or settings.temperature == 0:
+        # transformers draws other numbers above T = 0, and llama.cpp has weights of its own: other texts, rightly
+        if name in _OWN or (settings.temperature == 0 and name != LLAMA_CPP):
             row["differs_at"] = _first_difference(text, own[name][0][0].ids)
     answer = engine.base.tokenizer.decode(text, skip_special_tokens=True)
     return {"question": question.text, "answer": answer, "answer_of": reference, "contenders": rows}

@@ -14,6 +14,7 @@ import torch
 from euryale.decoding.engine import Engine
 from euryale.decoding.sampling import Sampling
 from euryale.evaluation.hf_baselines import count_new, generate_ids, generation_settings, transformers_attention
+from euryale.evaluation.llama_cpp import LLAMA_CPP, LlamaCpp
 from euryale.system.memory import Peak
 
 PROMPT_LOOKUP_TOKENS = 10  # candidates a step, the number in transformers' own documentation
@@ -77,10 +78,24 @@ def _hf(**extra: object) -> Builder:
     return build
 
 
+def _llama_cpp(engine: Engine, sampling: Sampling, max_new_tokens: int) -> Contender:
+    """llama.cpp on the base's own GGUF file, with as many threads."""
+    server = LlamaCpp(engine.base, max_new_tokens, torch.get_num_threads())
+
+    def answer(prompt: list[int], seed: int) -> Turn:
+        start = time.perf_counter()
+        ids = server.answer(prompt)
+        seconds = time.perf_counter() - start
+        return Turn(count_new(ids, 0, engine.base.eos_ids, max_new_tokens), seconds)
+
+    return answer
+
+
 CONTENDERS: dict[str, Builder] = {
     "euryale": _own(drafts=True),
     "ar": _own(drafts=False),
     "hf_generate": _hf(),
     "hf_generate_static": _hf(cache_implementation="static"),
     "hf_prompt_lookup": _hf(prompt_lookup_num_tokens=PROMPT_LOOKUP_TOKENS),
+    LLAMA_CPP: _llama_cpp,
 }

@@ -64,7 +64,7 @@ def _same_text(row: dict[str, Any], is_reference: bool) -> str:
     if is_reference:
         return "shown above"
     if "differs_at" not in row:
-        return "another draw"
+        return "not compared"
     at = row["differs_at"]
     return "the same" if at is None else f"differs after {at} tokens"
 

@@ -13,6 +13,7 @@ CONTENDERS = {
     "hf_generate": "HF generate",
     "hf_generate_static": "HF generate, static cache",
     "hf_prompt_lookup": "HF prompt lookup",
+    "llama_cpp": "llama.cpp, same GGUF file",
 }
 MISSING = "-"
 
