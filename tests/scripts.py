@@ -24,7 +24,7 @@ SMALL = [
     "optim.num_steps=4", "optim.eval_batches=1", "optim.log_every=1", "calibrate.num_prompts=3",
     "calibrate.prompt_tokens=8", "calibrate.new_tokens=12", "calibrate.node_counts=[1,2,4]", "calibrate.repeats=2",
     "calibrate.context_tokens=16", "evaluate.num_prompts=2", "evaluate.max_new_tokens=8", "evaluate.repeats=1",
-    "threads=1",
+    "evaluate.breadth_prompts=1", "threads=1",
 ]  # fmt: skip
 
 

@@ -71,6 +71,17 @@ def test_a_base_without_a_chat_template_is_calibrated_on_its_rows_alone(tiny_bas
     assert breadth.mixed_openings(tiny_base, rows, 12, 0.5) == rows[:12]
 
 
+def test_a_base_that_cannot_answer_is_left_alone_and_said_so_where_its_template_refuses(
+    chat_base: Base, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert breadth.can_answer(chat_base)
+    monkeypatch.setattr(chat_base, "max_length", 64)
+    assert not breadth.can_answer(chat_base) and not caplog.records
+    monkeypatch.setattr(chat_base.tokenizer, "chat_template", "{{ raise_exception('only on Mondays') }}")
+    assert breadth.calibration_openings(chat_base, 4) == []
+    assert "the breadth prompts are left out" in caplog.text and "only on Mondays" in caplog.text
+
+
 def test_a_report_has_tau_and_speed_by_kind_and_names_what_gains_nothing(
     chat_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,6 +137,8 @@ def test_a_run_on_questions_of_its_own_base_trains_heads(chat_folder: Path, tmp_
     assert result.status == 0, result.err
     assert result.last_line["checkpoint"] == str(tmp_path / "run")
     assert len(list((tmp_path / "text").glob("questions-*/questions.jsonl"))) == 1
+    assert "chat" in json.loads((tmp_path / "run/report.json").read_text())["breadth"]["kinds"]
+    assert "bundled prompts of other kinds" in result.out
 
 
 def test_a_server_cannot_write_the_questions(chat_folder: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ A run's own held-out rows are of the kind that it was trained on, and flatter it
 for calibration and the ones between are for measuring, so that no tree is measured on what it was fitted to.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from euryale.data.rows import Message
 from euryale.data.suites import BREADTH, Question, read_suite
 from euryale.data.tokens import prompt_ids
 from euryale.decoding.engine import Engine
+from euryale.errors import UserError
 from euryale.evaluation.bench import BenchSettings
 from euryale.evaluation.bench_suite import bench_suite
 
@@ -21,11 +23,19 @@ NAME = "breadth"
 NEW_TOKENS = 64  # of an answer when a run measures itself
 MEASURED_A_KIND = 4  # prompts of each kind at most: the other four are calibrated on
 NO_GAIN = 1.0  # speed over plain decoding at which heads gain nothing
+log = logging.getLogger(__name__)
 
 
 def can_answer(base: Base) -> bool:
-    """Whether the suite's questions can be asked: they need a chat template."""
-    return bool(chat_template(base.tokenizer))
+    """Whether the suite's questions can be asked: they need a chat template that takes them, and room for an answer."""
+    try:
+        if not chat_template(base.tokenizer):
+            return False
+        prompts = measured_prompts(base)
+    except UserError as error:  # a run on plain text has no other use for the template
+        log.warning("the breadth prompts are left out: %s", error)
+        return False
+    return any(len(ids) + NEW_TOKENS <= base.max_length for ids in prompts)
 
 
 def measured_questions() -> list[Question]:
@@ -55,7 +65,7 @@ def mixed_openings(base: Base, openings: list[Opening], count: int, share: float
 def measure_breadth(engine: Engine, prompts_a_kind: int, temperature: float = 0.0, seed: int = 0) -> dict[str, Any]:
     """The `breadth` section of a report: tau and speed over plain decoding by kind.
 
-    Raises UserError where no prompt fits the context.
+    Raises UserError where no prompt fits the context (`can_answer` says that before).
     """
     settings = BenchSettings(("euryale", "ar"), 1, NEW_TOKENS, temperature, seed=seed)
     measured = bench_suite(engine, measured_questions(), prompts_a_kind, settings)
