@@ -10,6 +10,7 @@ from euryale.cli.open_engine import open_checkpoint, open_engine
 from euryale.cli.schemas import EvalConfig
 from euryale.cli.script import script, use_threads
 from euryale.data.suites import read_suite
+from euryale.evaluation import breadth
 from euryale.evaluation.bench import BenchSettings
 from euryale.evaluation.bench_suite import bench_suite
 from euryale.evaluation.evaluate import evaluate_text, held_out_accuracy
@@ -43,7 +44,8 @@ def on_suite(config: EvalConfig) -> dict[str, object]:
     sampling = config.sampling()
     contenders = [name for name in SUITE_CONTENDERS if name != "hf_generate" or sampling.is_known_to_transformers]
     settings = BenchSettings.of(config, contenders, config.repeats)
-    questions = read_suite(config.suite, config.prompts)
+    is_bundled = config.suite == breadth.NAME and config.prompts is None
+    questions = breadth.measured_questions() if is_bundled else read_suite(config.suite, config.prompts)
     measured = bench_suite(open_engine(config), questions, config.limit, settings)
     print(suite_table(measured))
     return {"suite": config.suite} | measured | {"metric": measured["overall"]["contenders"]["euryale"]["tau"]}
