@@ -91,7 +91,9 @@ def answer_slowly(model: PreTrainedModel, base: Base, request: Request) -> Answe
         scores = next_scores(model, ids, request)
         ids.append(scores.index(max(scores)))
         text = base.tokenizer.decode(ids[new:])
-        stops = [text.index(string) for string in request.ends.strings if string in text]
+        # Only a string that ends after the least length counts.
+        first = {s: max(0, request.sampling.min_new_tokens + 1 - len(s)) for s in request.ends.strings}
+        stops = [text.index(string, start) for string, start in first.items() if string in text[start:]]
         if ids[-1] in request.ends.ids:
             return Answer(ids[new:], "eos" if ids[-1] in request.ends.eos_ids else "stop", text[:-1])
         if stops:

@@ -189,8 +189,8 @@ def test_the_result_is_the_bench_section_of_a_report(engine: Engine, temperature
         (BenchSettings(()), "contenders must be of euryale, ar, .*; got none"),
         (BenchSettings(repeats=0), "repeats must be at least 1; got 0"),
         (BenchSettings(max_new_tokens=0), "max_new_tokens must be at least 1; got 0"),
-        (BenchSettings(temperature=-1.0), "temperature must be .*; got -1.0"),
-        (BenchSettings(more={"min_p": 2.0}), "min_p must be from 0 .*; got 2.0"),
+        (BenchSettings(temperature=-1.0), "temperature must be from 0 to 1e\\+06; got -1"),
+        (BenchSettings(more={"min_p": 2.0}), "min_p must be from 0 to 1; got 2"),
         (
             BenchSettings(more={"presence_penalty": 1.0}),
             "no presence and frequency penal.* out: hf_generate",
@@ -279,10 +279,10 @@ def test_the_clock_runs_while_memory_for_keys_and_values_is_taken(
     """It began when the scheduler, and its cache, were made."""
     now, plain = 0.0, Engine._schedule
 
-    def slow(self: Engine, *asked: object) -> object:
+    def slow(self: Engine, *asked: object, **more: object) -> object:
         nonlocal now
         now += 1000.0
-        return plain(self, *asked)  # type: ignore[arg-type]
+        return plain(self, *asked, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(contenders.time, "perf_counter", lambda: now)
     monkeypatch.setattr(Engine, "_schedule", slow)

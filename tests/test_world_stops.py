@@ -187,11 +187,10 @@ def test_an_answer_ends_where_the_context_ends(rope: dict | None) -> None:  # tr
         Engine(base, drafter="lookup").generate([[0] * num], 1)
 
 
-def test_a_least_length_beyond_the_context_is_refused() -> None:  # own
+def test_only_the_context_ends_an_answer_before_its_least_length() -> None:  # own; as with max_new_tokens
     base = five_tokens(max_length=24)
-    assert len(Engine(base, drafter="lookup").generate([PROMPT], 1000, min_new_tokens=21)[0].ids) == 21
-    with pytest.raises(UserError, match="min_new_tokens must be at most 21, .* got 22"):
-        Engine(base, drafter="lookup").generate([PROMPT], 1000, min_new_tokens=22)
+    [found] = Engine(base, drafter="lookup").generate([PROMPT], 1000, min_new_tokens=22, stop="a")
+    assert (len(found.ids), found.finish_reason) == (21, "context")
 
 
 def test_the_script_stops_at_a_newline(material) -> None:  # type: ignore[no-untyped-def]

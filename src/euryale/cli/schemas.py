@@ -168,7 +168,7 @@ class CompareConfig(AnswerConfig):
 
     def check(self) -> None:
         super().check()
-        at_least_one(limit=self.limit, repeats=self.repeats)
+        check_least(1, limit=self.limit, repeats=self.repeats)
 
 
 @dataclass

@@ -121,11 +121,6 @@ class Request:
                 "Shorten the prompt."
             )
         sampling.check_tokens(base.vocab_size, max_new_tokens)
-        if sampling.min_new_tokens > room:
-            raise UserError(
-                f"min_new_tokens must be at most {room}, what a prompt of {len(ids)} tokens leaves of the context of "
-                f"{base.path}; got {sampling.min_new_tokens}."
-            )
         reason_at_max = "length" if max_new_tokens <= room else "context"
         return Request(ids, base.tokenizer, sampling, seed, stop, min(max_new_tokens, room), reason_at_max)
 

@@ -39,7 +39,8 @@ class Sampling:
     frequency_penalty: float = 0.0  # the same, once for each time that the answer holds it
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> what is added to its logit
     banned_tokens: Banned = ()  # ids, or sequences of ids, that are never written
-    # Nothing ends the answer before it has so many tokens: end and stop ids are banned, stop strings passed over.
+    # Nothing but the context ends the answer before it has so many tokens: end and stop ids are banned, stop strings
+    # passed over.
     min_new_tokens: int = 0
 
     def __post_init__(self) -> None:
