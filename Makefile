@@ -1,8 +1,9 @@
-# demo, test, soak and gpu make their own .venv, once, and again when the dependencies change. PYTHON chooses the interpreter.
+# demo, chat, test, soak and gpu make their own .venv, once, and again when the dependencies change. PYTHON chooses the interpreter.
 PYTHON ?= python3
 PY := .venv/bin/python
 STAMP := .venv/installed-for
 DEMO_ARGS ?=
+ASK_ARGS ?=
 
 # Nothing of the caller's Python setup may decide what is imported here.
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PIP_USER PIP_TARGET PIP_PREFIX VIRTUAL_ENV
@@ -21,7 +22,7 @@ demo: $(STAMP) smollm2
 	else echo "demo of the bundled tiny base, because $$missing"; $(MAKE) --no-print-directory demo-tiny; fi
 
 demo-chat: $(STAMP) $(HEADS)/tree.json
-	$(PY) infer/compare.py checkpoint=$(HEADS)
+	$(PY) infer/compare.py checkpoint=$(HEADS) $(ASK_ARGS)
 	$(PY) train/run.py recipe=smollm2_demo $(DEMO_ARGS)
 
 chat: $(STAMP) smollm2

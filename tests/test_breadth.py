@@ -91,6 +91,8 @@ def test_a_report_has_tau_and_speed_by_kind_and_names_what_gains_nothing(
     assert set(found["kinds"]) <= set(BREADTH) and "chat" in found["kinds"]
     assert all(row["num_questions"] == 1 and row["tau"] >= 1 for row in found["kinds"].values())
     assert found["overall"]["num_questions"] == len(found["kinds"])
+    speeds = [row["tau"] / row["speedup_vs_ar"] for row in (*found["kinds"].values(), found["overall"])]
+    assert speeds == pytest.approx([found["step_cost"]] * len(speeds))  # a kind's few answers time too little
     slow = [kind for kind, row in found["kinds"].items() if row["speedup_vs_ar"] <= 1]
     assert found["without_gain"] == slow
 

@@ -112,7 +112,8 @@ def _breadth(breadth: dict[str, Any]) -> list[str]:
         return []
     where = (
         f"Bundled prompts of eight kinds that were neither trained nor calibrated on ({breadth['prompts_a_kind']} of "
-        f"each, up to {breadth['max_new_tokens']} new tokens, temperature {breadth['temperature']:g}):"
+        f"each, up to {breadth['max_new_tokens']} new tokens, temperature {breadth['temperature']:g}). A kind's "
+        "speed is its tau over the cost of a step, measured on all of them:"
     )
     warning = format.breadth_warning(breadth)
     table = _markdown(["kind", "tau", "over AR"], breadth_rows(breadth))

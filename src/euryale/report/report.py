@@ -17,7 +17,8 @@ report.json; any section or value may be absent, shares are between 0 and 1:
                  tokens_per_s of a round}; speedup_vs_ar, speedup_vs_hf, temperature, num_nodes, max_new_tokens,
                  num_prompts, repeated_8grams
     breadth      prompts_a_kind, max_new_tokens, temperature; kinds: {kind: {num_questions, tau, speedup_vs_ar}} of the
-                 bundled prompts that were not calibrated on; overall: the same of all; without_gain: a list of kinds
+                 bundled prompts that were not calibrated on; overall: the same of all; step_cost: of a step in those of
+                 plain decoding, by which each tau is divided; without_gain: a list of kinds
     hardware     system.hardware.hardware()
     provenance   system.provenance.provenance(): argv, git_commit, versions, python, platform, time
 """
