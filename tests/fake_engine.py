@@ -24,6 +24,7 @@ from euryale.server.backend import (
 )
 
 VOCAB_SIZE = 40
+CRASH = "CANARY in the message of a crash"  # a constant, because a traceback shows the line that raises
 TOKENIZER = letter_tokenizer(VOCAB_SIZE, bos_id=VOCAB_SIZE - 1)
 INFO = BackendInfo("heads", 4, 256, VOCAB_SIZE, 3, has_logprobs=True, has_steps=True)
 
@@ -76,7 +77,7 @@ class FakeEngine:
         self.num_steps += 1
         if self.failing_steps:
             self.failing_steps -= 1
-            raise RuntimeError("CANARY in the message of a crash")
+            raise RuntimeError(CRASH)
         progress = [self._step_of(live) for live in self.live.values()]
         for item in progress:
             if item.ending is not None or item.failure is not None:

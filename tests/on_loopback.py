@@ -94,7 +94,7 @@ class Running:
         client.connect(("127.0.0.1", self.port))
         return client
 
-    def wait_until(self, condition: Any, seconds: float = 10.0) -> None:
+    def wait_until(self, condition: Any, seconds: float = 20.0) -> None:
         """Polls; a test fails by name where it never comes true."""
         end = time.monotonic() + seconds
         while not condition():

@@ -18,6 +18,7 @@ from euryale.errors import UserError
 from euryale.evaluation.config import CalibrateConfig, KernelShapes
 from euryale.heads.config import HeadsConfig
 from euryale.regenerate.config import RegenerateConfig
+from euryale.server.config import ServerConfig
 from euryale.system.files import check_writable
 from euryale.training.new_base import ScratchConfig
 from euryale.training.objective import ObjectiveConfig
@@ -126,6 +127,18 @@ class InferConfig(AnswerConfig):
         """Raises UserError for an empty string."""
         asked = self.stop if isinstance(self.stop, list) else [self.stop]
         return check_stop([str(text) for text in asked])  # on a command line 5 is a number
+
+
+@dataclass
+class ServeConfig(DecodeConfig, ServerConfig):
+    """infer/serve.py"""
+
+    def check(self) -> None:
+        super().check()
+        self.check_server()
+        for name in ("max_new_tokens", "top_p", "seed"):
+            if getattr(self, name) != getattr(DecodeConfig, name):
+                raise UserError(f"{name} must be left out; got {getattr(self, name)}. Every request brings its own.")
 
 
 @dataclass
@@ -250,6 +263,7 @@ SCHEMAS: dict[str, type] = {
     "regenerate": RegenerateScriptConfig,
     "measure": MeasureConfig,
     "infer": InferConfig,
+    "serve": ServeConfig,
     "bench": BenchConfig,
     "eval": EvalConfig,
     "calibrate": CalibrateScriptConfig,

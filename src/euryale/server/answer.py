@@ -63,10 +63,10 @@ class Answer(Response):
             if not self._has_begun:
                 raise
             await self._send_error(send, error)
-        except Exception as error:  # a bug: the client is told in the stream that has begun
-            if not self._has_begun:
-                raise
+        except Exception as error:  # a bug: the client is told, in the stream where that has begun
             log.error("%s failed: %s", self._request_id, trace_of(error))
+            if not self._has_begun:
+                raise failed(self._request_id) from None
             await self._send_error(send, failed(self._request_id))
         except asyncio.CancelledError:  # by uvicorn, when the time for draining is over
             outcome = "shutting_down"
@@ -84,10 +84,10 @@ class Answer(Response):
         try:
             async with asyncio.timeout(deadline) as limit:
                 watchers = [
-                    asyncio.create_task(_cut_when(waiting, limit, cut, why))
-                    for waiting, why in (
-                        (_until_gone(receive), "disconnected"),
-                        (self._service.stopping.wait(), "stopping"),
+                    asyncio.create_task(_cut_when(wait, limit, cut, why))
+                    for wait, why in (
+                        (lambda: _until_gone(receive), "disconnected"),
+                        (self._service.stopping.wait, "stopping"),
                     )
                 ]
                 try:
@@ -171,9 +171,9 @@ async def _until_gone(receive: Receive) -> None:
         pass
 
 
-async def _cut_when(waiting: Awaitable[object], limit: asyncio.Timeout, cut: list[str], why: str) -> None:
+async def _cut_when(wait: Callable[[], Awaitable[object]], limit: asyncio.Timeout, cut: list[str], why: str) -> None:
     """Ends the time of a request early."""
-    await waiting
+    await wait()
     if not limit.expired():
         cut.append(why)
         limit.reschedule(asyncio.get_running_loop().time())

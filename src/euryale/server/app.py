@@ -1,6 +1,7 @@
 """The ASGI application: routes, and around them the layers that refuse, bound and contain."""
 
 import logging
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -56,6 +57,7 @@ def build_app(service: Service, config: ServerConfig, page_folder: Path = FOLDER
     api.add_exception_handler(ApiError, _tell_api_error)
     api.add_exception_handler(RequestValidationError, _tell_validation_error)
     api.add_exception_handler(HTTPException, _tell_http_error)
+    api.add_exception_handler(Exception, _tell_failure)
     api.router.routes.extend(page_routes(page_folder))
     api.openapi = lambda: _describe(api, service)  # type: ignore[method-assign]
     security = Security(api, config)
@@ -84,12 +86,13 @@ class Contain:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        scope["euryale.request_id"] = request_id = f"req-{uuid.uuid4().hex}"
         try:
             await self._app(scope, receive, watched)
         except Exception as error:  # the edge of the process
-            log.error("%s %s failed: %s", scope.get("method", "WS"), scope["path"][:80], trace_of(error))
+            log.error("%s failed: %s", request_id, trace_of(error))
             if not has_begun:
-                await refuse(failed("this time"), scope, send)
+                await refuse(failed(request_id), scope, send)
 
 
 async def _tell_api_error(_: Request, error: Exception) -> Response:
@@ -111,6 +114,11 @@ async def _tell_http_error(request: Request, error: Exception) -> Response:
     }
     told = ApiError(error.status_code, messages.get(error.status_code, str(error.detail)), headers=error.headers)
     return await _tell_api_error(request, told)
+
+
+async def _tell_failure(request: Request, _: Exception) -> Response:
+    """A bug. Starlette raises it again, and Contain logs it."""
+    return await _tell_api_error(request, failed(request.scope["euryale.request_id"]))
 
 
 def _describe(api: FastAPI, service: Service) -> dict[str, Any]:

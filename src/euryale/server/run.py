@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import socket
 from types import FrameType
 
 import uvicorn
@@ -33,9 +34,16 @@ class DrainingServer(uvicorn.Server):
         self._drain_task: asyncio.Task[None] | None = None
         service.on_death = self._die
 
-    async def serve(self, sockets: object = None) -> None:
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        await super().serve()
+        await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            log.info("serving %s at http://%s:%d", self._service.model.name, shown, port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._loop is None or self._service.is_draining:
@@ -98,8 +106,6 @@ def serve(service: Service, app: App, config: ServerConfig) -> dict[str, object]
     Raises UserError where the address is taken, and SystemExit(1) after the engine has given up.
     """
     server = make_server(service, app, config)
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    log.info("serving %s at http://%s:%d", service.model.name, host, config.port)
     try:
         server.run()
     except SystemExit as error:  # uvicorn's, when it cannot listen
