@@ -51,7 +51,8 @@ def state_routes(service: Service) -> APIRouter:
     async def ready() -> Response:
         return PlainTextResponse("" if service.is_ready else "not ready", _status(service.is_ready))
 
-    @router.api_route("/metrics", methods=["GET", "HEAD"], response_class=PlainTextResponse)
+    @router.head("/metrics", include_in_schema=False)  # aiperf looks whether it is there
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return PlainTextResponse(service.metrics.exposition(), media_type=CONTENT_TYPE)
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from euryale.data.rows import Message
 from euryale.data.tokens import prompt_ids
 from euryale.errors import UserError
-from euryale.server.errors import ApiError, bad_request
+from euryale.server.errors import bad_request
 
 T = TypeVar("T")
 
@@ -41,11 +41,7 @@ class Tokens:
         ids = await self._run(
             lambda tokenizer: list(tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
         )
-        if not ids and self._bos_id is not None:
-            ids = [self._bos_id]
-        if not ids:
-            raise bad_request("prompt must hold at least one token; got an empty text.", "prompt")
-        return ids
+        return self._at_least_one(ids, "prompt")
 
     async def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation, through the chat template where the model has one.
@@ -53,7 +49,7 @@ class Tokens:
         Raises ApiError 400 for a conversation that the template refuses.
         """
         try:
-            return await self._run(lambda tokenizer: prompt_ids(None, tuple(messages), tokenizer))
+            ids = await self._run(lambda tokenizer: prompt_ids(None, tuple(messages), tokenizer))
         except UserError as error:
             reason = error.__cause__
             why = f" ({reason})" if isinstance(reason, TemplateError) else ""
@@ -61,6 +57,12 @@ class Tokens:
             raise bad_request(
                 f"messages must fit the model's chat template; it refuses the roles {roles}{why}.", "messages"
             ) from error
+        return self._at_least_one(ids, "messages")
+
+    def _at_least_one(self, ids: list[int], param: str) -> list[int]:
+        if ids or self._bos_id is not None:
+            return ids or [self._bos_id]
+        raise bad_request(f"{param} must hold at least one token; got an empty text.", param)
 
     async def decode(self, ids: Sequence[int]) -> str:
         return await self._run(lambda tokenizer: _decode(tokenizer, ids))
@@ -69,10 +71,7 @@ class Tokens:
         """Raises ApiError 400 for an id that the model does not have."""
         wrong = next((token for token in ids if not 0 <= token < self._vocab_size), None)
         if wrong is not None:
-            raise self.unknown_token(wrong, param)
-
-    def unknown_token(self, token: int, param: str) -> ApiError:
-        return bad_request(f"{param} must hold token ids from 0 to {self._vocab_size - 1}; got {token}.", param)
+            raise bad_request(f"{param} must hold token ids from 0 to {self._vocab_size - 1}; got {wrong}.", param)
 
     def text_of(self, token: int) -> str:
         """One token alone, special ones included; bytes that are not UTF-8 on their own are U+FFFD."""
