@@ -8,8 +8,6 @@ import pytest
 from fake_engine import Failure, FakeEngine
 from on_loopback import MODEL, Running, running
 
-from euryale.server.backend import BackendInfo
-
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
 
@@ -202,6 +200,6 @@ def test_an_answer_that_cannot_go_on_is_an_error(is_users: bool, status: int) ->
 
 
 def test_logprobs_are_refused_where_the_engine_has_none() -> None:
-    with running(FakeEngine(BackendInfo("none", 2, 64, 40, 0, False, False))) as server:
+    with running(FakeEngine(INFO._replace(has_logprobs=False))) as server:
         assert server.complete(logprobs=1).error["param"] == "logprobs"
         assert server.chat(logprobs=True).status == 400

@@ -7,12 +7,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
-from fake_engine import FakeEngine
+from fake_engine import INFO, FakeEngine
 from on_loopback import Running, running
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from euryale.server.backend import BackendInfo
 from euryale.server.collector import MAX_STEPS
 from euryale.server.config import ServerConfig
 from euryale.server.limits import Timeouts
@@ -73,7 +72,7 @@ def test_a_client_that_says_hello_is_told_what_is_served(server: Running) -> Non
         say(client, type="hello", v=1, key=None)
         assert hear(client) == {
             "type": "ready", "v": 1, "model": "tiny", "drafter": "heads", "max_model_len": 256, "chat": False,
-            "version": "0",
+            "lossless": True, "version": "0",
         }  # fmt: skip
 
 
@@ -120,7 +119,7 @@ def test_a_comparison_is_two_runs_with_the_same_seed(server: Running) -> None:
 
 
 def test_a_server_without_a_drafter_compares_nothing() -> None:
-    engine = FakeEngine(BackendInfo("none", 2, 64, 40, 0, False, True))
+    engine = FakeEngine(INFO._replace(drafter="none", max_depth=0))
     with running(engine) as server, ready(server) as client:
         say(client, type="generate", id="g1", prompt="abc", compare=True)
         error = hear(client)
@@ -192,7 +191,7 @@ def test_metrics_come_by_themselves(server: Running) -> None:
 
 def test_a_watcher_that_lags_loses_whole_steps_and_is_told_how_many() -> None:
     """The event loop is held up while the engine goes on, so the steps pile up in the collector."""
-    engine = FakeEngine(BackendInfo("heads", 4, 2048, 40, 3, True, True))
+    engine = FakeEngine(INFO._replace(row_tokens=2048))
     with running(engine) as server, ready(server) as client:
         engine.step_seconds = 0.001
         say(client, type="generate", id="g1", prompt="abc", sampling={"max_tokens": 600})

@@ -19,6 +19,7 @@ class BackendInfo(NamedTuple):
     row_tokens: int  # prompt and answer together
     vocab_size: int
     max_depth: int  # drafted tokens that a step can gain at most
+    is_lossless: bool  # the accept rule writes what plain decoding would
     has_logprobs: bool
     has_steps: bool  # steps of a watched job can be seen
 
@@ -117,7 +118,10 @@ class Backend(Protocol):
     """Used by the engine thread alone."""
 
     info: BackendInfo
-    num_live: int
+
+    @property
+    def num_live(self) -> int:
+        """Jobs that were started and have not ended."""
 
     def start(self, job: Job) -> None:
         """Takes a job; there must be a free row. Raises UserError for what cannot be."""

@@ -131,6 +131,7 @@ class Socket:
             "drafter": service.info.drafter,
             "max_model_len": service.info.row_tokens,
             "chat": service.tokens.has_chat_template,
+            "lossless": service.info.is_lossless,
             "version": service.model.version,
         }
 

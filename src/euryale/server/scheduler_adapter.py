@@ -7,6 +7,7 @@ import gc
 from dataclasses import dataclass, fields
 from typing import Any
 
+from euryale.decoding.accept import LOSSY
 from euryale.decoding.engine import Engine
 from euryale.decoding.request import Generation
 from euryale.decoding.sampling import Sampling
@@ -56,6 +57,7 @@ class SchedulerAdapter:
             self._scheduler.row_tokens,
             engine.base.vocab_size,
             engine.max_depth(temperature),
+            is_lossless=engine.accept.name not in LOSSY,
             has_logprobs=False,
             has_steps=False,
         )

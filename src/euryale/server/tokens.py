@@ -60,8 +60,10 @@ class Tokens:
         return self._at_least_one(ids, "messages")
 
     def _at_least_one(self, ids: list[int], param: str) -> list[int]:
-        if ids or self._bos_id is not None:
-            return ids or [self._bos_id]
+        if ids:
+            return ids
+        if self._bos_id is not None:
+            return [self._bos_id]
         raise bad_request(f"{param} must hold at least one token; got an empty text.", param)
 
     async def decode(self, ids: Sequence[int]) -> str:
