@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fake_engine import Failure, FakeEngine
+from fake_engine import INFO, Failure, FakeEngine
 from on_loopback import MODEL, Running, running
 
 COMPLETIONS = "/v1/completions"
