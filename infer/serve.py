@@ -10,8 +10,8 @@ from euryale.cli.script import script, use_threads
 def main(config: ServeConfig) -> dict[str, object]:
     config.check()
     serve = open_server(config)
-    use_threads(config.threads, config.deterministic, config.seed)
-    return serve(open_engine(config))
+    use_threads(config.threads, config.deterministic)
+    return serve(open_engine(config.decode()))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ def open_server(config: ServeConfig) -> Callable[[Engine], dict[str, object]]:
         ) from error
 
     def serve_engine(engine: Engine) -> dict[str, object]:
-        name = config.model or Path(engine.base.path).name
+        path = engine.base.path
+        name = config.model or (Path(path).resolve().name if Path(path).is_dir() else path)  # a hub id is a name
         backend = SchedulerAdapter(engine, name, config.max_rows, config.max_model_len, config.temperature)
         tokens = Tokens(engine.base.tokenizer, engine.base.vocab_size, engine.base.bos_id)
         timeouts = replace(Timeouts(), deadline=config.deadline, drain=config.drain)

@@ -12,8 +12,11 @@ from euryale.base.config import BaseConfig, base_of_checkpoint
 from euryale.base.lora import LoraConfig
 from euryale.base.shape import ShapeConfig
 from euryale.data.sources import DataConfig, data_of_checkpoint
-from euryale.decoding.config import AnswerConfig, at_least_one
+from euryale.decoding.accept import AcceptConfig
+from euryale.decoding.config import AnswerConfig, DecodeConfig, at_least_one
 from euryale.decoding.detokenizer import check_stop
+from euryale.decoding.drafters.build import DrafterConfig
+from euryale.decoding.tree.choose import TreeConfig
 from euryale.errors import UserError
 from euryale.evaluation.config import CalibrateConfig, KernelShapes
 from euryale.heads.config import HeadsConfig
@@ -130,15 +133,35 @@ class InferConfig(AnswerConfig):
 
 
 @dataclass
-class ServeConfig(DecodeConfig, ServerConfig):
-    """infer/serve.py"""
+class ServeConfig(ServerConfig):
+    """infer/serve.py: an engine, and where and to whom it answers. Requests bring their own sampling."""
+
+    checkpoint: str | None = "last"
+    base: BaseConfig = field(default_factory=BaseConfig)
+    drafter: DrafterConfig = field(default_factory=DrafterConfig)
+    tree: TreeConfig = field(default_factory=TreeConfig)
+    accept: AcceptConfig = field(default_factory=AcceptConfig)
+    temperature: float = 0.0  # that trees are chosen for
+    threads: int = 0
+    deterministic: bool = False
 
     def check(self) -> None:
-        super().check()
+        """Raises UserError for what cannot be, before a base is loaded."""
         self.check_server()
-        for name in ("max_new_tokens", "top_p", "seed"):
-            if getattr(self, name) != getattr(DecodeConfig, name):
-                raise UserError(f"{name} must be left out; got {getattr(self, name)}. Every request brings its own.")
+        self.decode().check()
+
+    def decode(self) -> DecodeConfig:
+        """The part that makes the engine."""
+        return DecodeConfig(
+            self.checkpoint,
+            self.base,
+            self.drafter,
+            self.tree,
+            self.accept,
+            temperature=self.temperature,
+            threads=self.threads,
+            deterministic=self.deterministic,
+        )
 
 
 @dataclass
