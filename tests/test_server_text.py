@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 import torch
+from live_client import hear_run, ready, say
 from on_loopback import MODEL, Running, running
 from random_models import HEAD_DESIGNS, letter_tokenizer, random_base, random_heads, random_tree
 
@@ -179,3 +180,14 @@ def test_settings_that_forbid_every_token_are_the_users_mistake(engine: Engine) 
     backend.start(Job([1, 2], 4, Sampling(logit_bias=bias), 0))
     failure = backend.step()[0].failure
     assert failure is not None and failure.is_users
+
+
+def test_both_runs_of_a_comparison_on_the_socket_are_the_engines_text(server: Running, engine: Engine) -> None:
+    expected = engine.generate("bad", 12, seed=4, temperature=0.8)[0]
+    sampling = {"max_tokens": 12, "seed": 4, "temperature": 0.8}
+    with ready(server) as client:
+        say(client, type="generate", id="g1", prompt="bad", sampling=sampling, compare=True)
+        ends = [hear_run(client)[2] for _ in range(2)]
+    assert [end["run"] for end in ends] == ["ar", "heads"]
+    assert [end["text"] for end in ends] == [expected.text] * 2 and ends[0]["ids"] == ends[1]["ids"] == expected.ids
+    assert ends[0]["steps"] > ends[1]["steps"] or ends[1]["steps"] == len(expected.accepted)
