@@ -9,9 +9,9 @@ from typing import Any
 
 from euryale.decoding.accept import LOSSY
 from euryale.decoding.engine import Engine
-from euryale.decoding.request import Generation
+from euryale.decoding.request import Generation, Request
 from euryale.decoding.sampling import Sampling
-from euryale.decoding.scheduler import Handle, Scheduler
+from euryale.decoding.scheduler import Scheduler
 from euryale.server.backend import BackendInfo, Ending, Failure, FinishReason, Job, Progress
 
 _REASONS: dict[str, FinishReason] = {
@@ -31,7 +31,7 @@ class _Live:
 
     job: Job
     scheduler: Scheduler
-    handle: Handle
+    request: Request
     num_told: int = 0
 
 
@@ -69,7 +69,7 @@ class SchedulerAdapter:
     def start(self, job: Job) -> None:
         """Takes a job. Raises UserError for what the scheduler refuses."""
         scheduler = self._scheduler_of(job)
-        handle = scheduler.submit(
+        request = scheduler.submit(
             job.prompt,
             job.max_tokens,
             job.seed,
@@ -78,7 +78,7 @@ class SchedulerAdapter:
             job.ignore_eos,
             **_keywords(job.sampling),
         )
-        self._live[job] = _Live(job, scheduler, handle)
+        self._live[job] = _Live(job, scheduler, request)
 
     def step(self) -> list[Progress]:
         """One step of both schedulers."""
@@ -94,7 +94,7 @@ class SchedulerAdapter:
     def cancel(self, job: Job) -> None:
         live = self._live.pop(job, None)
         if live is not None:
-            live.scheduler.cancel(live.handle)
+            live.scheduler.cancel(live.request)
 
     def reset(self) -> None:
         """New schedulers; the memory of the old ones is given back first."""
@@ -109,7 +109,7 @@ class SchedulerAdapter:
 
     def num_nodes(self) -> int:
         """Nodes of a row's tree in the last step of any live row."""
-        return max((live.handle.row.nodes[-1] for live in self._live.values() if live.handle.row.nodes), default=1)
+        return max((live.request.nodes[-1] for live in self._live.values() if live.request.nodes), default=1)
 
     def _scheduler_of(self, job: Job) -> Scheduler:
         if not job.with_drafter and self.info.drafter != "none":
@@ -120,13 +120,13 @@ class SchedulerAdapter:
         return self._scheduler
 
     def _news(self, live: _Live) -> Progress:
-        handle, generation = live.handle, live.handle.generation
-        ids = handle.row.ids[live.num_told :]
+        request, generation = live.request, live.request.generation
+        ids = request.ids[live.num_told :]
         live.num_told += len(ids)
-        if handle.error is not None:
-            message = handle.error.replace(self._engine.base.path, self._model)
+        if request.error is not None:
+            message = request.error.replace(self._engine.base.path, self._model)
             return Progress(live.job, failure=Failure(message, message.startswith(_NO_TOKEN_LEFT)))
-        text = handle.new_text() if live.job.wants_text else ""
+        text = request.new_text() if live.job.wants_text else ""
         return Progress(live.job, ids, text, ending=None if generation is None else _ending(generation))
 
 
