@@ -10,17 +10,15 @@ from dataclasses import dataclass, field
 
 from random_models import letter_tokenizer
 
+from euryale.decoding.record import Bonus, StepNode, TokenLogprob
 from euryale.errors import UserError
 from euryale.server.backend import (
     BackendInfo,
-    Bonus,
     Ending,
     Failure,
     Job,
     Progress,
-    StepNode,
     StepView,
-    TokenLogprob,
 )
 
 VOCAB_SIZE = 40

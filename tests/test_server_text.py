@@ -191,3 +191,37 @@ def test_both_runs_of_a_comparison_on_the_socket_are_the_engines_text(server: Ru
     assert [end["run"] for end in ends] == ["ar", "heads"]
     assert [end["text"] for end in ends] == [expected.text] * 2 and ends[0]["ids"] == ends[1]["ids"] == expected.ids
     assert ends[0]["steps"] > ends[1]["steps"] or ends[1]["steps"] == len(expected.accepted)
+
+
+def test_logprobs_over_http_are_the_engines(server: Running, engine: Engine) -> None:
+    """lm-eval's request: id lists, echo, one token. Prompt and answer in one list, the first without a number."""
+    prompts = [[3, 1, 4, 1, 5, 9, 2, 6], [7]]
+    fields: dict[str, Any] = {"prompt": prompts, "max_tokens": 1, "logprobs": 2, "echo": True, "temperature": 0}
+    choices = server.complete(**fields).json()["choices"]
+    answers = engine.generate(prompts, 1, logprobs=2)
+    for prompt, answer, choice in zip(prompts, answers, choices, strict=True):
+        found = choice["logprobs"]["token_logprobs"]
+        assert len(found) == len(prompt) + 1 and found[0] is None
+        assert found[-1] == pytest.approx(answer.logprobs[0].logprob, abs=1e-5)
+        with torch.inference_mode():
+            log_p = engine.base.model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+        expected = log_p[:-1].gather(1, torch.tensor(prompt[1:])[:, None])[:, 0].tolist()
+        assert found[1:-1] == pytest.approx(expected, abs=1e-4)
+    chat = server.chat(logprobs=True, top_logprobs=3, max_tokens=9, seed=2).json()["choices"][0]
+    content = chat["logprobs"]["content"]
+    assert 0 < len(content) <= 9 and all(len(item["top_logprobs"]) == 3 for item in content)
+
+
+def test_the_steps_on_the_socket_make_up_the_answer(server: Running, engine: Engine) -> None:
+    expected = engine.generate("bad", 12, seed=4, temperature=0.8)[0]
+    with ready(server) as client:
+        say(client, type="generate", id="g1", prompt="bad", sampling={"max_tokens": 12, "seed": 4, "temperature": 0.8})
+        _, steps, end = hear_run(client)
+    ids = []
+    for step in steps:
+        ids += [node["token"] for node in step["nodes"] if node["state"] == "accepted"]
+        ids += [step["bonus"]["token"]] if step["bonus"] else []
+        assert len(step["nodes"]) == engine.num_nodes()
+    assert ids == expected.ids == end["ids"] and len(steps) == len(expected.accepted)
+    assert "".join(step["missed"] + step["text"] for step in steps) + end["missed"] == expected.text
+    assert steps[0]["parts_ms"]["prefill"] > 0

@@ -21,6 +21,7 @@ from euryale.decoding.kv_cache import KVCache, TreeMask
 from euryale.decoding.logits_processors import LogitsProcessors
 from euryale.decoding.prefill import prefill
 from euryale.decoding.random_streams import Streams
+from euryale.decoding.record import Record, RowDraft
 from euryale.decoding.request import Request
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.sampling_batch import SamplingBatch
@@ -60,6 +61,7 @@ class Decoder:
         self._num_slots = num_slots
         self._masks: dict[int, TreeMask] = {}  # by number of nodes: a drafter has few
         self._samplings: list[Sampling] = []
+        self._records: list[Record | None] = []
         self._settings: SamplingBatch | None = None  # of these; None: rows have come or gone since
         self._streams = Streams(
             num_rows, self.rule.coupled, self.rule.name == "rejection", base.vocab_size, drafter.num_nodes, device
@@ -83,9 +85,9 @@ class Decoder:
         for place in range(row, after):
             self.drafter.add(place)
         try:
-            hidden_BD = prefill(
-                self.base, self._forward, self.drafter, self.cache.part(row, len(requests)), prompts, row
-            )
+            part = self.cache.part(row, len(requests))
+            records = [request.record for request in requests]
+            hidden_BD = prefill(self.base, self._forward, self.drafter, part, prompts, row, records)
         except BaseException:
             for place in reversed(range(max(row, num_before), after)):
                 self.drafter.swap_remove(place)
@@ -95,6 +97,7 @@ class Decoder:
             self._streams.add(place, request.seed)
             self._processors.add(place, request.sampling, request.prompt, request.stop.ids)
         self._samplings[row:after] = [request.sampling for request in requests]
+        self._records[row:after] = records
         self._settings = None
         self.texts[row:after] = [list(prompt) for prompt in prompts]
         self._targets[row:after] = [[] for _ in prompts]
@@ -108,7 +111,7 @@ class Decoder:
         """Removes an ended row; the last row takes its slot."""
         for keeper in (self.cache, self.drafter, self._streams, self._processors):
             keeper.swap_remove(row)
-        lists: list[list[Any]] = [self.texts, self._targets, self._samplings]
+        lists: list[list[Any]] = [self.texts, self._targets, self._samplings, self._records]
         for of_rows in lists:
             of_rows[row] = of_rows[-1]
             of_rows.pop()
@@ -131,10 +134,10 @@ class Decoder:
         marks.append(time.perf_counter())
 
         hidden_BND = self._read_draft(draft)
-        logits_BNV = self._forward.logits(hidden_BND[..., : self.base.hidden_size])
+        raw_BNV = self._forward.logits(hidden_BND[..., : self.base.hidden_size])
         marks.append(time.perf_counter())
 
-        logits_BNV = self._processors.apply(logits_BNV, draft.tokens_BN, draft.shape, self.texts)
+        logits_BNV = self._processors.apply(raw_BNV, draft.tokens_BN, draft.shape, self.texts)
         output = verify(self.rule, draft, logits_BNV, settings, noise)
         # The one wait of a step: what the host must know travels in one piece.
         flags, is_finite, tokens, targets = torch.stack(
@@ -150,6 +153,7 @@ class Decoder:
             for row, (path, finite) in enumerate(zip(paths, is_finite, strict=True))
             if not all(finite[node] for node in path)
         }
+        self._record(raw_BNV, draft, tokens, paths, gained)
         marks.append(time.perf_counter())
 
         self._targets = targets
@@ -188,6 +192,23 @@ class Decoder:
         self.cache.begin(N)
         mask = self._masks[N].of(self.cache, draft.shape.ancestors_RNN)
         return self._forward.hidden(draft.tokens_BN, positions_BN, self.cache, mask, self.drafter.layers)
+
+    def _record(
+        self,
+        logits_BNV: Tensor,
+        draft: Draft,
+        tokens: Sequence[Sequence[int]],
+        paths: Sequence[Sequence[int]],
+        gained: Sequence[Sequence[int]],
+    ) -> None:
+        """Tells the records of the rows that have one about this step; logits_BNV: as the base gave them."""
+        for row, record in enumerate(self._records):
+            if record is None or row in self.broken:
+                continue
+            N = len(tokens[row])
+            parents = draft.shape.parents_RN[row % len(draft.shape.parents_RN)].tolist()
+            is_real = [True] * N if draft.is_real_BN is None else draft.is_real_BN[row].tolist()
+            record.take_step(logits_BNV[row], RowDraft(tokens[row], parents, is_real), paths[row], gained[row])
 
     def _commit(
         self, hidden_BND: Tensor, targets_BN: Tensor, paths: list[list[int]], gained: Sequence[Sequence[int]]

@@ -17,6 +17,7 @@ from euryale.decoding.config import check_least
 from euryale.decoding.drafter_pool import DrafterPool
 from euryale.decoding.drafters.build import DrafterConfig
 from euryale.decoding.noise import seeds_of
+from euryale.decoding.record import Record
 from euryale.decoding.request import Generation, Prompt, Request, StopConditions, encode
 from euryale.decoding.sampling import MoreSampling, Sampling
 from euryale.decoding.scheduler import Scheduler, StepSeen
@@ -165,12 +166,14 @@ class Engine:
         stop: str | Sequence[str] | None = None,
         stop_ids: Sequence[int] = (),
         ignore_eos: bool = False,
+        logprobs: int | None = None,
         **more: Unpack[MoreSampling],
     ) -> list[Generation]:
         """Answers all prompts together; texts or lists of token ids. `seed` is one for all rows, or one each.
 
         An answer ends before a `stop` string, at an id of `stop_ids`, or at the base's own end-of-text ids unless
-        ignore_eos. The other keywords are those of Sampling: top_k, min_p, repetition_penalty, presence_penalty,
+        ignore_eos. logprobs: so many ranked tokens at each position, at most 20, in Generation.logprobs (record.py).
+        The other keywords are those of Sampling: top_k, min_p, repetition_penalty, presence_penalty,
         frequency_penalty, logit_bias, banned_tokens, min_new_tokens.
 
         Raises UserError: an empty prompt without a begin-of-text token to stand for it, a prompt that fills the
@@ -187,6 +190,9 @@ class Engine:
         ]
         if not requests:
             return []
+        if logprobs is not None:
+            for request in requests:
+                request.record = Record(logprobs)
         longest = max(request.num_tokens for request in requests)
         scheduler = self._schedule(sampling, min(len(requests), self.max_rows), longest)
         for request in requests:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from euryale.base.base import Base
 from euryale.decoding.detokenizer import Detokenizer, check_stop, special_ids
 from euryale.decoding.noise import check_seeds
+from euryale.decoding.record import Record, TokenLogprob
 from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError
 
@@ -28,6 +29,7 @@ class Generation:
     seconds: float  # wall clock from its submission to its end, prompt included
     is_lossless: bool = True  # False: the accept rule (`typical`) may write what the base alone would not
     nodes: list[int] = field(default_factory=list)  # nodes that each step verified, the root included; 1: no drafts
+    logprobs: list[TokenLogprob] = field(default_factory=list)  # of each id, where they were asked for
 
     @property
     def undrafted_share(self) -> float:
@@ -86,6 +88,7 @@ class Request:
     max_ids: int = 128  # the answer ends at this length at the latest
     reason_at_max: str = "length"  # or "context": the base can hold no more
     is_lossless: bool = True
+    record: Record | None = None
     ids: list[int] = field(default_factory=list)  # of the answer so far
     accepted: list[int] = field(default_factory=list)  # tokens gained by each step
     nodes: list[int] = field(default_factory=list)  # nodes that each step verified
@@ -143,6 +146,8 @@ class Request:
                 break
         self.accepted.append(len(self.ids) - start)
         self.nodes.append(num_nodes)
+        if self.record is not None:
+            self.record.cut(len(self.ids), self.accepted[-1])
 
     def new_text(self) -> str:
         """The text written since the last call; a piece is never taken back and never half a character."""
@@ -162,6 +167,8 @@ class Request:
         self.generation = Generation(
             detokenizer.text, self.ids, num_steps, self.accepted, reason, seconds, self.is_lossless, self.nodes
         )
+        if self.record is not None:
+            self.generation.logprobs = self.record.logprobs
 
     @property
     def text_ids(self) -> list[int]:

@@ -17,6 +17,7 @@ from euryale.base.base import Base
 from euryale.decoding.accept import LOSSY, AcceptConfig
 from euryale.decoding.decoder import Decoder
 from euryale.decoding.drafters.interface import Drafter
+from euryale.decoding.record import Record
 from euryale.decoding.request import Prompt, Request, StopConditions
 from euryale.decoding.sampling import AnySampling, Sampling
 from euryale.errors import UserError
@@ -78,17 +79,21 @@ class Scheduler:
         stop: str | Sequence[str] | None = None,
         stop_ids: Sequence[int] = (),
         ignore_eos: bool = False,
+        record: Record | None = None,
         **other: Unpack[AnySampling],
     ) -> Request:
         """Queues a prompt; the keywords are those of Engine.generate.
 
-        `other` settings of sampling than the scheduler's hold for this answer alone; those not named stay.
+        record: what is recorded beside the text. `other` settings of sampling than the scheduler's hold for this answer
+        alone; those not named stay.
 
         Raises UserError: what generate refuses, a prompt and answer longer than a row, more requests than may wait.
         """
         sampling = replace(self.sampling, **other) if other else self.sampling
         conditions = StopConditions.of(self.base, stop, stop_ids, ignore_eos)
-        return self.add(Request.of(self.base, prompt, max_new_tokens, conditions, sampling, seed))
+        request = Request.of(self.base, prompt, max_new_tokens, conditions, sampling, seed)
+        request.record = record
+        return self.add(request)
 
     def add(self, request: Request) -> Request:
         """Queues a request that was checked before (Request.of), and returns it."""

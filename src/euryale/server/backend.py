@@ -6,6 +6,7 @@ All of it is plain data, so that the engine may move into a process of its own.
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
+from euryale.decoding.record import Bonus, StepNode, TokenLogprob
 from euryale.decoding.sampling import Sampling
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -42,35 +43,8 @@ class Job:
     wants_prompt_logprobs: bool = False
 
 
-class TokenLogprob(NamedTuple):
-    """One position: the base's own distribution, before logits processors and temperature."""
-
-    token: int
-    logprob: float
-    top: list[tuple[int, float]]  # (token, logprob), likeliest first; as many as were asked for
-
-
-class StepNode(NamedTuple):
-    """One drafted token of a watched step; node 0 is the root, parents stand before children."""
-
-    token: int
-    parent: int  # index among the nodes; -1 of the root
-    depth: int
-    rank: int
-    p: float  # the base's probability at the parent; 1 of the root
-    is_accepted: bool
-
-
-class Bonus(NamedTuple):
-    """The base's own token after the last accepted node."""
-
-    token: int
-    parent: int
-    p: float
-
-
 class StepView(NamedTuple):
-    """One step of a watched job."""
+    """One step of a watched job, as record.StepView has it, and where its time went."""
 
     nodes: list[StepNode]
     bonus: Bonus | None  # None where the answer ended before it

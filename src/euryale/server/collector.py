@@ -8,7 +8,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from euryale.server.backend import Ending, Progress, StepView, TokenLogprob
+from euryale.decoding.record import TokenLogprob
+from euryale.server.backend import Ending, Progress, StepView
 from euryale.server.errors import ApiError
 
 MAX_STEPS = 64  # watched steps that wait for the reader; beyond them the oldest are dropped

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from euryale.decoding.record import TokenLogprob
 from euryale.server.answers import Completion, CompletionChoice, Usage
-from euryale.server.backend import BackendInfo, TokenLogprob
+from euryale.server.backend import BackendInfo
 from euryale.server.collector import News
 from euryale.server.figures import euryale_of, metrics_of, usage_of
 from euryale.server.generation import Generation

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from euryale.server.backend import Ending, Progress, TokenLogprob
+from euryale.decoding.record import TokenLogprob
+from euryale.server.backend import Ending, Progress
 from euryale.server.collector import Collector, News, Timing
 from euryale.server.engine_thread import EngineThread
 from euryale.server.planning import Plan

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+from euryale.decoding.record import TokenLogprob
 from euryale.server.answers import ChatLogprobs, ChatToken, CompletionLogprobs, RankedToken
-from euryale.server.backend import TokenLogprob
 
 LEAST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's servers write this number
 TextOf = Callable[[int], str]

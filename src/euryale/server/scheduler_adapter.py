@@ -9,10 +9,11 @@ from typing import Any
 
 from euryale.decoding.accept import LOSSY
 from euryale.decoding.engine import Engine
+from euryale.decoding.record import Record
 from euryale.decoding.request import Generation, Request
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.scheduler import Scheduler
-from euryale.server.backend import BackendInfo, Ending, Failure, FinishReason, Job, Progress
+from euryale.server.backend import BackendInfo, Ending, Failure, FinishReason, Job, Progress, StepView
 
 _REASONS: dict[str, FinishReason] = {
     "eos": "stop",
@@ -58,8 +59,8 @@ class SchedulerAdapter:
             engine.base.vocab_size,
             engine.max_depth(temperature),
             is_lossless=engine.accept.name not in LOSSY,
-            has_logprobs=False,
-            has_steps=False,
+            has_logprobs=True,
+            has_steps=True,
         )
 
     @property
@@ -76,16 +77,25 @@ class SchedulerAdapter:
             list(job.stop),
             job.stop_ids,
             job.ignore_eos,
+            _record_of(job),
             **_keywords(job.sampling),
         )
         self._live[job] = _Live(job, scheduler, request)
 
     def step(self) -> list[Progress]:
         """One step of both schedulers."""
+        before = {engine: dict(engine.seconds) for engine in (self._engine, self._plain_engine)}
         for scheduler in (self._scheduler, self._plain):
             if scheduler is not None and not scheduler.is_idle:
                 scheduler.step()
-        progress = [self._news(live) for live in self._live.values()]
+        parts_ms = {
+            engine: {part: round((engine.seconds[part] - seconds) * 1000, 3) for part, seconds in parts.items()}
+            for engine, parts in before.items()
+        }
+        progress = [
+            self._news(live, parts_ms[self._plain_engine if live.scheduler is self._plain else self._engine])
+            for live in self._live.values()
+        ]
         for item in progress:
             if item.ending is not None or item.failure is not None:
                 del self._live[item.job]
@@ -119,15 +129,29 @@ class SchedulerAdapter:
         assert self._scheduler is not None, "reset() makes a scheduler"
         return self._scheduler
 
-    def _news(self, live: _Live) -> Progress:
-        request, generation = live.request, live.request.generation
-        ids = request.ids[live.num_told :]
-        live.num_told += len(ids)
+    def _news(self, live: _Live, parts_ms: dict[str, float]) -> Progress:
+        request, generation, record = live.request, live.request.generation, live.request.record
         if request.error is not None:
             message = request.error.replace(self._engine.base.path, self._model)
             return Progress(live.job, failure=Failure(message, message.startswith(_NO_TOKEN_LEFT)))
-        text = request.new_text() if live.job.wants_text else ""
-        return Progress(live.job, ids, text, ending=None if generation is None else _ending(generation))
+        ids = request.ids[live.num_told :]
+        is_first = live.num_told == 0 and bool(ids)
+        progress = Progress(live.job, ids, request.new_text() if live.job.wants_text else "")
+        progress.ending = None if generation is None else _ending(generation)
+        if record is not None:
+            progress.logprobs = record.logprobs[live.num_told :]
+            progress.prompt_logprobs = record.prompt_logprobs if record.wants_prompt and is_first else None
+            if record.step is not None:
+                progress.view = StepView(*record.step, parts_ms)
+                record.step = None  # told once
+        live.num_told += len(ids)
+        return progress
+
+
+def _record_of(job: Job) -> Record | None:
+    if job.num_logprobs is None and not job.wants_prompt_logprobs and not job.is_watched:
+        return None
+    return Record(job.num_logprobs, job.wants_prompt_logprobs, job.is_watched)
 
 
 def _ending(generation: Generation) -> Ending:
