@@ -19,9 +19,9 @@ from euryale.decoding.broken import why_broken
 from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput
 from euryale.decoding.kv_cache import KVCache, TreeMask
 from euryale.decoding.logits_processors import LogitsProcessors
-from euryale.decoding.prefill import prefill
+from euryale.decoding.prefill import LongPrompt, prefill
 from euryale.decoding.random_streams import Streams
-from euryale.decoding.record import Record, RowDraft
+from euryale.decoding.record import Record, record_step
 from euryale.decoding.request import Request
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.sampling_batch import SamplingBatch
@@ -59,6 +59,7 @@ class Decoder:
         self._forward = base.forward()
         self._forward.reserve(num_slots)
         self._num_slots = num_slots
+        self._long: LongPrompt | None = None  # the prompt that is read in pieces
         self._masks: dict[int, TreeMask] = {}  # by number of nodes: a drafter has few
         self._samplings: list[Sampling] = []
         self._records: list[Record | None] = []
@@ -81,30 +82,57 @@ class Decoder:
         """
         start = time.perf_counter()
         after, num_before = row + len(requests), len(self.texts)
-        prompts = [request.prompt for request in requests]
         for place in range(row, after):
             self.drafter.add(place)
         try:
             part = self.cache.part(row, len(requests))
-            records = [request.record for request in requests]
-            hidden_BD = prefill(self.base, self._forward, self.drafter, part, prompts, row, records)
+            hidden_BD = prefill(self.base, self._forward, self.drafter, part, requests, row)
         except BaseException:
             for place in reversed(range(max(row, num_before), after)):
                 self.drafter.swap_remove(place)
             raise
+        self._make_live(row, requests, hidden_BD)
+        self.seconds["prefill"] += time.perf_counter() - start
+
+    @torch.inference_mode()
+    def read_piece(self, request: Request) -> bool:
+        """Reads the next chunk of a long prompt into the cache's last row, which must not live.
+
+        True: it was read to its end and is the last live row now. A request other than the last call's is begun anew.
+        """
+        start = time.perf_counter()
+        spare, row = self.cache.num_rows - 1, len(self.texts)
+        assert row <= spare, "the last row is alive"
+        if self._long is None or self._long.request is not request:
+            part = self.cache.part(spare, 1)
+            self._long = LongPrompt(self.base, self._forward, self.drafter, part, request)
+        long, self._long = self._long, None  # after a failure it is begun anew
+        long.reader.read_chunk()
+        if long.reader.is_done:
+            self.cache.copy_row(spare, row, len(request.prompt) - 1)
+            self.drafter.add(row)
+            long.tell(row)
+            self._make_live(row, [request], long.reader.hidden_BD)
+        else:
+            self._long = long
+        self.seconds["prefill"] += time.perf_counter() - start
+        return long.reader.is_done
+
+    def _make_live(self, row: int, requests: Sequence[Request], hidden_BD: Tensor) -> None:
+        """Rows whose prompts are in the cache, and known to the drafter."""
+        after, prompts = row + len(requests), [request.prompt for request in requests]
         for place, request in enumerate(requests, start=row):
             self.cache.add(place, len(request.prompt) - 1)
             self._streams.add(place, request.seed)
             self._processors.add(place, request.sampling, request.prompt, request.stop.ids)
         self._samplings[row:after] = [request.sampling for request in requests]
-        self._records[row:after] = records
+        self._records[row:after] = [request.record for request in requests]
         self._settings = None
         self.texts[row:after] = [list(prompt) for prompt in prompts]
         self._targets[row:after] = [[] for _ in prompts]
         root_B = torch.tensor([prompt[-1] for prompt in prompts], device=self.base.device)
         self._root_B = torch.cat([self._root_B[:row], root_B, self._root_B[after:]])
         self._hidden_BD = torch.cat([self._hidden_BD[:row], hidden_BD, self._hidden_BD[after:]])
-        self.seconds["prefill"] += time.perf_counter() - start
 
     @torch.inference_mode()
     def swap_remove(self, row: int) -> None:
@@ -153,7 +181,7 @@ class Decoder:
             for row, (path, finite) in enumerate(zip(paths, is_finite, strict=True))
             if not all(finite[node] for node in path)
         }
-        self._record(raw_BNV, draft, tokens, paths, gained)
+        record_step(self._records, self.broken, raw_BNV, draft, paths, gained)
         marks.append(time.perf_counter())
 
         self._targets = targets
@@ -192,23 +220,6 @@ class Decoder:
         self.cache.begin(N)
         mask = self._masks[N].of(self.cache, draft.shape.ancestors_RNN)
         return self._forward.hidden(draft.tokens_BN, positions_BN, self.cache, mask, self.drafter.layers)
-
-    def _record(
-        self,
-        logits_BNV: Tensor,
-        draft: Draft,
-        tokens: Sequence[Sequence[int]],
-        paths: Sequence[Sequence[int]],
-        gained: Sequence[Sequence[int]],
-    ) -> None:
-        """Tells the records of the rows that have one about this step; logits_BNV: as the base gave them."""
-        for row, record in enumerate(self._records):
-            if record is None or row in self.broken:
-                continue
-            N = len(tokens[row])
-            parents = draft.shape.parents_RN[row % len(draft.shape.parents_RN)].tolist()
-            is_real = [True] * N if draft.is_real_BN is None else draft.is_real_BN[row].tolist()
-            record.take_step(logits_BNV[row], RowDraft(tokens[row], parents, is_real), paths[row], gained[row])
 
     def _commit(
         self, hidden_BND: Tensor, targets_BN: Tensor, paths: list[list[int]], gained: Sequence[Sequence[int]]

@@ -229,13 +229,15 @@ class Engine:
         temperature: float = 0.0,
         top_p: float = 1.0,
         max_waiting: int | None = None,
+        chunked_prefill: bool = False,
         **more: Unpack[MoreSampling],
     ) -> Scheduler:
         """Answers that come and go: at most num_rows at once, prompt and answer at most row_tokens long.
 
         `submit` prompts at any time and take a `step` at a time. The settings of sampling are those of prompts that
         bring none of their own; the tree is the one of this temperature. max_waiting: prompts that may wait for a
-        row; None: any number.
+        row; None: any number. chunked_prefill: prompts of more than 128 tokens are read a chunk a step, one after
+        another, so that the others go on meanwhile; more prompts at once are read sooner without it.
 
         Raises UserError: numbers out of range.
         """
@@ -244,18 +246,31 @@ class Engine:
         check_least(0, max_waiting=max_waiting)
         sampling = Sampling(temperature, top_p, **more)
         sampling.check_tokens(self.base.vocab_size, sampling.min_new_tokens)
-        return self._schedule(sampling, num_rows, min(row_tokens, self.base.max_length), max_waiting)
+        return self._schedule(sampling, num_rows, min(row_tokens, self.base.max_length), max_waiting, chunked_prefill)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Prompt -> token ids, begin-of-text added as the tokenizer does. Raises UserError for what is not a prompt."""
         return encode(self.base, prompt)
 
     def _schedule(
-        self, sampling: Sampling, num_rows: int, row_tokens: int, max_waiting: int | None = None
+        self,
+        sampling: Sampling,
+        num_rows: int,
+        row_tokens: int,
+        max_waiting: int | None = None,
+        chunked_prefill: bool = False,
     ) -> Scheduler:
         drafter = self._pool.drafter(sampling.temperature, self._most_nodes(num_rows))
         scheduler = Scheduler(
-            self.base, drafter, sampling, num_rows, row_tokens, self.seconds, self.accept, max_waiting
+            self.base,
+            drafter,
+            sampling,
+            num_rows,
+            row_tokens,
+            self.seconds,
+            self.accept,
+            max_waiting,
+            chunked_prefill,
         )
         scheduler.on_step = self.on_step
         return scheduler

@@ -6,13 +6,14 @@ A request that brings no Record costs nothing, and its text is the same with one
 Letters: M positions, N nodes, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from euryale.decoding.drafters.interface import Draft
 from euryale.errors import UserError
 
 MOST_LOGPROBS = 20  # ranked tokens at a position
@@ -55,9 +56,16 @@ class StepView(NamedTuple):
 class RowDraft(NamedTuple):
     """One row of a Draft, on the host."""
 
-    tokens: Sequence[int]
-    parents: Sequence[int]
-    is_real: Sequence[bool]  # whether a node carries a candidate
+    tokens: list[int]
+    parents: list[int]
+    is_real: list[bool]  # whether a node carries a candidate
+
+    @staticmethod
+    def of(draft: Draft, row: int) -> "RowDraft":
+        tokens = draft.tokens_BN[row].tolist()
+        parents_RN, is_real_BN = draft.shape.parents_RN, draft.is_real_BN
+        is_real = [True] * len(tokens) if is_real_BN is None else is_real_BN[row].tolist()
+        return RowDraft(tokens, parents_RN[row % len(parents_RN)].tolist(), is_real)
 
 
 @dataclass
@@ -99,6 +107,20 @@ class Record:
             nodes = [node._replace(is_accepted=node.is_accepted and node.depth <= num_kept) for node in self.step.nodes]
             num_gained = sum(node.is_accepted for node in self.step.nodes)
             self.step = StepView(nodes, self.step.bonus if num_kept == num_gained else None)
+
+
+def record_step(
+    records: Sequence[Record | None],
+    broken: Container[int],
+    logits_BNV: Tensor,
+    draft: Draft,
+    paths: Sequence[Sequence[int]],
+    gained: Sequence[Sequence[int]],
+) -> None:
+    """Tells the rows' records about a step. logits_BNV: the base's own. broken: rows that no token can follow."""
+    for row, record in enumerate(records):
+        if record is not None and row not in broken:
+            record.take_step(logits_BNV[row], RowDraft.of(draft, row), paths[row], gained[row])
 
 
 def ranked(logits_MV: Tensor, tokens: Sequence[int], num_top: int) -> list[TokenLogprob]:

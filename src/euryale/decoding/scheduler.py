@@ -17,6 +17,7 @@ from euryale.base.base import Base
 from euryale.decoding.accept import LOSSY, AcceptConfig
 from euryale.decoding.decoder import Decoder
 from euryale.decoding.drafters.interface import Drafter
+from euryale.decoding.prefill import CHUNK
 from euryale.decoding.record import Record
 from euryale.decoding.request import Prompt, Request, StopConditions
 from euryale.decoding.sampling import AnySampling, Sampling
@@ -43,9 +44,11 @@ class Scheduler:
         seconds: dict[str, float],
         rule: AcceptConfig,
         max_waiting: int | None = None,
+        chunked_prefill: bool = False,
     ) -> None:
         """sampling: of requests that name no settings. row_tokens: the longest prompt and answer together.
-        max_waiting: requests that may wait; None: any number.
+        max_waiting: requests that may wait; None: any number. chunked_prefill: a step reads at most one chunk of one
+        long prompt, so that the others go on; else every prompt is read whole before the next step.
 
         The memory of num_rows x row_tokens is taken here, once.
         """
@@ -54,10 +57,12 @@ class Scheduler:
         self.num_rows = num_rows
         self.row_tokens = row_tokens
         self.max_waiting = max_waiting
+        self.chunked_prefill = chunked_prefill
         self.on_step: Callable[[StepSeen], None] | None = None
         self._is_lossy_sampled = rule.name in LOSSY and drafter.max_depth > 0
         self._waiting: deque[Request] = deque()
         self._live: list[Request] = []  # by row
+        self._reading: Request | None = None  # it waits while its long prompt is read
         # The last step of the longest row still writes all its nodes.
         self._decoder = Decoder(base, drafter, num_rows, row_tokens + drafter.num_nodes, seconds, rule)
 
@@ -150,13 +155,18 @@ class Scheduler:
     def _fill(self) -> None:
         """Gives places to waiting requests, the places of ended answers first; closes the places that stay empty."""
         places = [row for row, request in enumerate(self._live) if request.generation is not None]
-        taken = [*places, *range(len(self._live), self.num_rows)][: len(self._waiting)]
+        free = [*places, *range(len(self._live), self.num_rows)]
+        long = self._next_long(len(free))
+        if long is not None:
+            free.pop()  # the long prompt's
+        new_requests = deque(islice((r for r in self._waiting if not self._is_long(r)), len(free)))
+        taken = free[: len(new_requests)]
         for run in _runs(taken):
             # Longest first: a prompt that was read to its end stays out of the next chunk.
-            new = sorted(islice(self._waiting, len(run)), key=lambda request: -len(request.prompt))
+            new = sorted((new_requests.popleft() for _ in run), key=lambda request: -len(request.prompt))
             self._decoder.add(run[0], new)
             for request in new:  # only now: where reading fails, they still wait
-                self._waiting.popleft()
+                self._waiting.remove(request)
                 request.admit()
             self._live[run[0] : run[-1] + 1] = new
         for row in reversed(places[len(taken) :]):  # the highest first: the row that moves down is alive
@@ -164,6 +174,22 @@ class Scheduler:
             last = self._live.pop()
             if row < len(self._live):
                 self._live[row] = last
+        if long is not None and self._decoder.read_piece(long):
+            self._waiting.remove(long)
+            long.admit()
+            self._live.append(long)
+
+    def _is_long(self, request: Request) -> bool:
+        """Whether its prompt is read in pieces."""
+        return self.chunked_prefill and len(request.prompt) > CHUNK + 1
+
+    def _next_long(self, num_free: int) -> Request | None:
+        """The long prompt whose turn it is: the one that is being read, else one of those that a place is free for."""
+        if not num_free:
+            return None
+        if self._reading not in self._waiting:
+            self._reading = next(filter(self._is_long, islice(self._waiting, num_free)), None)
+        return self._reading
 
 
 def _runs(rows: Sequence[int]) -> list[list[int]]:

@@ -49,7 +49,7 @@ class SchedulerAdapter:
         self._model = model
         self._temperature = temperature
         self._num_rows = num_rows
-        self._scheduler: Scheduler | None = engine.scheduler(num_rows, row_tokens, temperature)
+        self._scheduler: Scheduler | None = engine.scheduler(num_rows, row_tokens, temperature, chunked_prefill=True)
         self._plain: Scheduler | None = None
         self._live: dict[Job, _Live] = {}
         self.info = BackendInfo(
@@ -111,7 +111,9 @@ class SchedulerAdapter:
         self._live.clear()
         self._scheduler = self._plain = None
         gc.collect()  # a failed step leaves its tensors in a traceback's frames
-        self._scheduler = self._engine.scheduler(self._num_rows, self.info.row_tokens, self._temperature)
+        self._scheduler = self._engine.scheduler(
+            self._num_rows, self.info.row_tokens, self._temperature, chunked_prefill=True
+        )
 
     def seconds(self) -> dict[str, float]:
         plain = self._plain_engine.seconds
