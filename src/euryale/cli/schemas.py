@@ -11,6 +11,7 @@ from typing import Any
 from euryale.base.config import BaseConfig, base_of_checkpoint
 from euryale.base.lora import LoraConfig
 from euryale.base.shape import ShapeConfig
+from euryale.cli.load_levels import LoadConfig
 from euryale.data.sources import DataConfig, data_of_checkpoint
 from euryale.decoding.accept import AcceptConfig
 from euryale.decoding.config import AnswerConfig, DecodeConfig, at_least_one
@@ -137,7 +138,7 @@ class ServeConfig(ServerConfig):
     """infer/serve.py: an engine, and where and to whom it answers. Requests bring their own sampling."""
 
     checkpoint: str | None = "last"
-    base: BaseConfig = field(default_factory=BaseConfig)
+    base: BaseConfig = field(default_factory=base_of_checkpoint)
     drafter: DrafterConfig = field(default_factory=DrafterConfig)
     tree: TreeConfig = field(default_factory=TreeConfig)
     accept: AcceptConfig = field(default_factory=AcceptConfig)
@@ -287,6 +288,7 @@ SCHEMAS: dict[str, type] = {
     "measure": MeasureConfig,
     "infer": InferConfig,
     "serve": ServeConfig,
+    "load": LoadConfig,
     "bench": BenchConfig,
     "eval": EvalConfig,
     "calibrate": CalibrateScriptConfig,

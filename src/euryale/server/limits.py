@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 
+from euryale.decoding.record import MOST_LOGPROBS
+
 BODY_BYTES = 1 << 20
 HEAD_BYTES = 64 << 10
 MAX_SEQUENCES = 16  # prompts times n
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_STOP_IDS = 256
-MAX_LOGPROBS = 20
+MAX_LOGPROBS = MOST_LOGPROBS
 MAX_BIASES = 300
 MAX_MESSAGES = 2048
 MAX_SEED = 2**63 - 1

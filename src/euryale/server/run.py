@@ -43,7 +43,8 @@ class DrainingServer(uvicorn.Server):
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            log.info("serving %s at http://%s:%d", self._service.model.name, shown, port)
+            url = f"http://{shown}:{port}"
+            log.info("serving %s at %s: the live page; OpenAI's API at %s/v1", self._service.model.name, url, url)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._loop is None or self._service.is_draining:
