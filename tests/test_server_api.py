@@ -23,7 +23,12 @@ def test_a_completion_is_what_the_engine_wrote(server: Running) -> None:
     answer = server.complete(prompt="abc", max_tokens=5).json()
     assert answer["object"] == "text_completion" and answer["model"] == MODEL and answer["id"].startswith("cmpl-")
     assert answer["choices"] == [{"index": 0, "text": "abcab", "logprobs": None, "finish_reason": "length"}]
-    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+    assert answer["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 5,
+        "total_tokens": 8,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
 
 
 def test_a_chat_answer_has_a_message(server: Running) -> None:

@@ -225,3 +225,20 @@ def test_the_steps_on_the_socket_make_up_the_answer(server: Running, engine: Eng
     assert ids == expected.ids == end["ids"] and len(steps) == len(expected.accepted)
     assert "".join(step["missed"] + step["text"] for step in steps) + end["missed"] == expected.text
     assert steps[0]["parts_ms"]["prefill"] > 0
+
+
+def test_a_second_turn_says_how_much_was_cached_and_is_the_same_text() -> None:
+    base = random_base(vocab_size=VOCAB_SIZE, hidden_size=64, max_length=500, seed=3)
+    if not base.is_exact:
+        pytest.skip("this machine does not prove equal bits for this dtype")
+    engine = Engine(base, drafter="lookup")
+    backend = SchedulerAdapter(engine, MODEL, 2, 500, 0.0, prefix_tokens=1000)
+    prompt = [(7 * place) % VOCAB_SIZE for place in range(200)]
+    with running(backend, tokenizer=letter_tokenizer(VOCAB_SIZE), vocab_size=VOCAB_SIZE) as server:
+        found = []
+        for _ in range(2):
+            answer = server.complete(prompt=prompt, max_tokens=20, temperature=0, return_token_ids=True).json()
+            found.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+            assert answer["choices"][0]["token_ids"] == engine.generate([prompt], 20)[0].ids
+            prompt = [*prompt, *answer["choices"][0]["token_ids"], 1, 2, 3]
+    assert found == [0, 192]

@@ -32,7 +32,8 @@ def open_server(config: ServeConfig) -> Callable[[Engine], dict[str, object]]:
     def serve_engine(engine: Engine) -> dict[str, object]:
         path = engine.base.path
         name = config.model or (Path(path).resolve().name if Path(path).is_dir() else path)  # a hub id is a name
-        backend = SchedulerAdapter(engine, name, config.max_rows, config.max_model_len, config.temperature)
+        sizes = (config.max_rows, config.max_model_len)
+        backend = SchedulerAdapter(engine, name, *sizes, config.temperature, config.prefix_tokens)
         tokens = Tokens(engine.base.tokenizer, engine.base.vocab_size, engine.base.bos_id)
         timeouts = replace(Timeouts(), deadline=config.deadline, drain=config.drain)
         model = ModelName(name, int(time.time()), euryale.__version__)

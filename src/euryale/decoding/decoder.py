@@ -16,10 +16,11 @@ from torch import Tensor
 from euryale.base.base import Base
 from euryale.decoding.accept import AcceptConfig, verify
 from euryale.decoding.broken import why_broken
-from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput
+from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput, states_along
 from euryale.decoding.kv_cache import KVCache, TreeMask
 from euryale.decoding.logits_processors import LogitsProcessors
 from euryale.decoding.prefill import LongPrompt, prefill
+from euryale.decoding.prefix_cache import PrefixCache
 from euryale.decoding.random_streams import Streams
 from euryale.decoding.record import Record, record_step
 from euryale.decoding.request import Request
@@ -59,6 +60,7 @@ class Decoder:
         self._forward = base.forward()
         self._forward.reserve(num_slots)
         self._num_slots = num_slots
+        self.prefixes: PrefixCache | None = None
         self._long: LongPrompt | None = None  # the prompt that is read in pieces
         self._masks: dict[int, TreeMask] = {}  # by number of nodes: a drafter has few
         self._samplings: list[Sampling] = []
@@ -105,7 +107,7 @@ class Decoder:
         assert row <= spare, "the last row is alive"
         if self._long is None or self._long.request is not request:
             part = self.cache.part(spare, 1)
-            self._long = LongPrompt(self.base, self._forward, self.drafter, part, request)
+            self._long = LongPrompt(self.base, self._forward, self.drafter, part, request, self.prefixes)
         long, self._long = self._long, None  # after a failure it is begun anew
         long.reader.read_chunk()
         if long.reader.is_done:
@@ -133,6 +135,12 @@ class Decoder:
         root_B = torch.tensor([prompt[-1] for prompt in prompts], device=self.base.device)
         self._root_B = torch.cat([self._root_B[:row], root_B, self._root_B[after:]])
         self._hidden_BD = torch.cat([self._hidden_BD[:row], hidden_BD, self._hidden_BD[after:]])
+
+    @torch.inference_mode()
+    def remember(self, row: int) -> None:
+        """Keeps the keys and values of an ended row for prompts that begin as its text does."""
+        if self.prefixes is not None and row not in self.broken:
+            self.prefixes.keep(self.texts[row][: self.cache.lengths[row]], self.cache.kv[:, :, row])
 
     @torch.inference_mode()
     def swap_remove(self, row: int) -> None:
@@ -228,7 +236,7 @@ class Decoder:
         for row in self.broken:
             hidden_BND[row] = 0.0  # drafters keep what they read
         if self.drafter.reads_text:
-            self.drafter.read(0, _along(hidden_BND, paths), gained, self.cache.lengths)
+            self.drafter.read(0, states_along(hidden_BND, paths), gained, self.cache.lengths)
         self.cache.commit(paths)
         for text, tokens in zip(self.texts, gained, strict=True):
             text += tokens
@@ -242,12 +250,3 @@ class Decoder:
             self._hidden_BD, self._root_B = hidden_BND[rows_B, nodes_B], targets_BN[rows_B, nodes_B]
         for row in self.broken:
             self.cache.wipe(row)
-
-
-def _along(hidden_BND: Tensor, paths: Sequence[Sequence[int]]) -> Tensor:
-    """The states of the nodes of each row's path, as many as the longest has."""
-    longest = max(map(len, paths))
-    if all(path[-1] == len(path) - 1 for path in paths):  # the first nodes, as of a chain
-        return hidden_BND[:, :longest]
-    index_BN = torch.tensor([[*path, *[0] * (longest - len(path))] for path in paths], device=hidden_BND.device)
-    return hidden_BND[torch.arange(len(paths), device=hidden_BND.device)[:, None], index_BN]

@@ -13,6 +13,7 @@ from euryale.base.base import Base
 from euryale.base.forward import Forward
 from euryale.decoding.drafters.interface import Drafter
 from euryale.decoding.kv_cache import KVCache, TreeMask
+from euryale.decoding.prefix_cache import PrefixCache
 from euryale.decoding.record import Record
 from euryale.decoding.request import Request
 
@@ -38,8 +39,12 @@ class PromptReader:
         part: KVCache,
         requests: Sequence[Request],
         tell: Tell,
+        begin: int = 0,
     ) -> None:
-        """tell: is told what the drafter reads. Records that want their prompt's logprobs get them."""
+        """tell: is told what the drafter reads. Records that want their prompt's logprobs get them.
+
+        begin: tokens of every prompt whose keys and values are in `part` already.
+        """
         self._base, self._forward, self._part = base, forward, part
         self._layers, self._tell = drafter.layers, tell if drafter.reads_text else None
         self._prompts = prompts = [request.prompt for request in requests]
@@ -47,7 +52,8 @@ class PromptReader:
         self._lengths = lengths = [len(prompt) - 1 for prompt in prompts]
         ids = [[*prompt[:-1], *[0] * (max(lengths) - length)] for prompt, length in zip(prompts, lengths, strict=True)]
         self._ids_BT = torch.tensor(ids, dtype=torch.long, device=base.device)
-        self._begin = 0
+        self._begin = begin
+        part.lengths = [begin] * len(requests)
         # The states at each prompt's last token but one, and those of the drafter's layers; zeros where it has one.
         width = base.hidden_size * (1 + len(drafter.layers))
         self.hidden_BD = torch.zeros(len(prompts), width, dtype=base.dtype, device=base.device)
@@ -111,11 +117,22 @@ def prefill(
 class LongPrompt:
     """A prompt that is read between steps into a row that does not live yet, and so has no place at the drafter."""
 
-    def __init__(self, base: Base, forward: Forward, drafter: Drafter, part: KVCache, request: Request) -> None:
+    def __init__(
+        self,
+        base: Base,
+        forward: Forward,
+        drafter: Drafter,
+        part: KVCache,
+        request: Request,
+        prefixes: PrefixCache | None,
+    ) -> None:
+        """prefixes: where the beginning of its text may be known."""
         self._told: list[tuple[Tensor, Sequence[Sequence[int]], list[int]]] = []
         self._drafter = drafter
         self.request = request
-        self.reader = PromptReader(base, forward, drafter, part, [request], self._keep)
+        is_scored = request.record is not None and request.record.wants_prompt  # logprobs come from reading it
+        request.num_cached = prefixes.fill(request.prompt, part.kv[:, :, 0]) if prefixes and not is_scored else 0
+        self.reader = PromptReader(base, forward, drafter, part, [request], self._keep, request.num_cached)
 
     def tell(self, row: int) -> None:
         """Tells the drafter what was read, as of `row`."""

@@ -89,6 +89,7 @@ class Request:
     reason_at_max: str = "length"  # or "context": the base can hold no more
     is_lossless: bool = True
     record: Record | None = None
+    num_cached: int = 0  # prompt tokens that were known from earlier texts (prefix_cache.py)
     ids: list[int] = field(default_factory=list)  # of the answer so far
     accepted: list[int] = field(default_factory=list)  # tokens gained by each step
     nodes: list[int] = field(default_factory=list)  # nodes that each step verified

@@ -18,6 +18,7 @@ from euryale.decoding.accept import LOSSY, AcceptConfig
 from euryale.decoding.decoder import Decoder
 from euryale.decoding.drafters.interface import Drafter
 from euryale.decoding.prefill import CHUNK
+from euryale.decoding.prefix_cache import PrefixCache
 from euryale.decoding.record import Record
 from euryale.decoding.request import Prompt, Request, StopConditions
 from euryale.decoding.sampling import AnySampling, Sampling
@@ -137,8 +138,19 @@ class Scheduler:
                 request.take(tokens, self._decoder.num_nodes)
             if request.finish_reason is not None:
                 request.end()
+                self._decoder.remember(row)
                 ended.append(request)
         return ended
+
+    def remember_prefixes(self, num_tokens: int) -> bool:
+        """Keeps keys and values of so many tokens of ended texts for long prompts that begin as one of them did.
+
+        False: not here. The base's forward must be exact, or a text would depend on what was decoded before it; the
+        drafter must not follow the base's states of a text; and prompts must be read in chunks.
+        """
+        is_fit = self.chunked_prefill and self.base.is_exact and not self._decoder.drafter.reads_text
+        self._decoder.prefixes = PrefixCache(num_tokens) if is_fit and num_tokens else None
+        return self._decoder.prefixes is not None
 
     def run(self) -> None:
         """Steps until nothing is left to do."""

@@ -60,6 +60,7 @@ class Ending(NamedTuple):
     accepted: list[int]  # tokens gained by each step
     nodes: list[int]  # nodes verified by each step, the root included
     is_lossless: bool
+    num_cached: int = 0  # prompt tokens that were known from earlier texts
 
     @property
     def shown_reason(self) -> Literal["stop", "length"]:

@@ -93,4 +93,4 @@ class CompletionWriter:
         event.euryale = euryale_of(self._generation, self._info)
 
     def _usage(self) -> Usage:
-        return usage_of(self._generation.plan, sum(len(written.ids) for written in self._generation.sequences))
+        return usage_of(self._generation)

@@ -21,6 +21,7 @@ class ServerConfig:
     max_rows: int = 8
     max_model_len: int = 2048
     max_waiting: int = 64
+    prefix_tokens: int = 8192
     deadline: float = 600.0
     drain: float = 30.0
     api_key_file: str | None = None
@@ -35,6 +36,7 @@ class ServerConfig:
             ("max_rows", self.max_rows, 1, 1024),
             ("max_model_len", self.max_model_len, 2, 2**31),
             ("max_waiting", self.max_waiting, 0, 100_000),
+            ("prefix_tokens", self.prefix_tokens, 0, 2**31),
             ("deadline", self.deadline, 1, 86_400),
             ("drain", self.drain, 0, 3_600),
         ):

@@ -2,16 +2,21 @@
 
 from collections.abc import Sequence
 
-from euryale.server.answers import EuryaleInfo, RequestMetrics, SpeculativeDecoding, Usage
+from euryale.server.answers import EuryaleInfo, PromptDetails, RequestMetrics, SpeculativeDecoding, Usage
 from euryale.server.backend import BackendInfo, Ending
 from euryale.server.generation import Generation
-from euryale.server.planning import Plan
 
 
-def usage_of(plan: Plan, num_written: int) -> Usage:
-    """Each prompt counts once, however many choices it has."""
-    num_prompt = sum(len(prompt) for prompt in plan.prompts)
-    return Usage(prompt_tokens=num_prompt, completion_tokens=num_written, total_tokens=num_prompt + num_written)
+def usage_of(generation: Generation) -> Usage:
+    """Each prompt counts once, however many choices it has. What was cached is known when all choices have ended."""
+    plan, sequences = generation.plan, generation.sequences
+    num_prompt, num_written = sum(map(len, plan.prompts)), sum(len(written.ids) for written in sequences)
+    usage = Usage(prompt_tokens=num_prompt, completion_tokens=num_written, total_tokens=num_prompt + num_written)
+    firsts = [written.ending for written in sequences[:: plan.num_choices]]
+    if generation.is_finished:
+        num_cached = sum(ending.num_cached for ending in firsts if ending is not None)
+        usage.prompt_tokens_details = PromptDetails(cached_tokens=num_cached)
+    return usage
 
 
 def metrics_of(generation: Generation, info: BackendInfo) -> RequestMetrics:

@@ -39,8 +39,12 @@ class _Live:
 class SchedulerAdapter:
     """A Backend (backend.py) made of an engine's schedulers."""
 
-    def __init__(self, engine: Engine, model: str, num_rows: int, row_tokens: int, temperature: float) -> None:
+    def __init__(
+        self, engine: Engine, model: str, num_rows: int, row_tokens: int, temperature: float, prefix_tokens: int = 0
+    ) -> None:
         """temperature: that trees are chosen for. model: the name that errors call the base by.
+
+        prefix_tokens: of earlier texts that are kept for prompts that begin as they did, where that is exact.
 
         Raises UserError: numbers out of range.
         """
@@ -49,8 +53,10 @@ class SchedulerAdapter:
         self._model = model
         self._temperature = temperature
         self._num_rows = num_rows
+        self._prefix_tokens = prefix_tokens
         self._scheduler: Scheduler | None = engine.scheduler(num_rows, row_tokens, temperature, chunked_prefill=True)
         self._plain: Scheduler | None = None
+        self.keeps_prefixes = self._scheduler.remember_prefixes(prefix_tokens)
         self._live: dict[Job, _Live] = {}
         self.info = BackendInfo(
             engine.drafter.name,
@@ -114,6 +120,7 @@ class SchedulerAdapter:
         self._scheduler = self._engine.scheduler(
             self._num_rows, self.info.row_tokens, self._temperature, chunked_prefill=True
         )
+        self._scheduler.remember_prefixes(self._prefix_tokens)
 
     def seconds(self) -> dict[str, float]:
         plain = self._plain_engine.seconds
@@ -139,7 +146,7 @@ class SchedulerAdapter:
         ids = request.ids[live.num_told :]
         is_first = live.num_told == 0 and bool(ids)
         progress = Progress(live.job, ids, request.new_text() if live.job.wants_text else "")
-        progress.ending = None if generation is None else _ending(generation)
+        progress.ending = None if generation is None else _ending(generation, request.num_cached)
         if record is not None:
             progress.logprobs = record.logprobs[live.num_told :]
             progress.prompt_logprobs = record.prompt_logprobs if record.wants_prompt and is_first else None
@@ -156,7 +163,7 @@ def _record_of(job: Job) -> Record | None:
     return Record(job.num_logprobs, job.wants_prompt_logprobs, job.is_watched)
 
 
-def _ending(generation: Generation) -> Ending:
+def _ending(generation: Generation, num_cached: int) -> Ending:
     return Ending(
         _REASONS[generation.finish_reason],
         generation.text,
@@ -164,6 +171,7 @@ def _ending(generation: Generation) -> Ending:
         generation.accepted,
         generation.nodes,
         generation.is_lossless,
+        num_cached,
     )
 
 
