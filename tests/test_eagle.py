@@ -115,7 +115,7 @@ def test_long_prompts_are_read_in_pieces(max_rows: int, monkeypatch: pytest.Monk
     heads = random_heads(EAGLE, base)
     prompts = [list(range(length % V)) * 3 + [length % 7] for length in (9, 1, 4, 12, 7)]
     whole = Engine(base, heads, "heads", chain(3), max_rows=max_rows).generate(prompts, 12)
-    monkeypatch.setattr("euryale.decoding.prefill._CHUNK", 5)
+    monkeypatch.setattr("euryale.decoding.prefill.CHUNK", 5)
     parts = Engine(base, heads, "heads", chain(3), max_rows=max_rows).generate(prompts, 12)
     assert [(a.ids, a.accepted) for a in parts] == [(a.ids, a.accepted) for a in whole]
 

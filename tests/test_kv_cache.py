@@ -148,7 +148,7 @@ def test_the_cache_after_some_steps_equals_a_fresh_prefill(family: str) -> None:
 
 
 def test_a_long_ragged_prompt_is_prefilled_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("euryale.decoding.prefill._CHUNK", 8)
+    monkeypatch.setattr("euryale.decoding.prefill.CHUNK", 8)
     base = random_base("llama", 29, seed=4)
     rng = random.Random(0)
     for lengths in ([1], [2], [9], [17, 30, 1, 8, 9, 10], [25, 25], [1, 1]):

@@ -11,13 +11,18 @@ from typing import Any
 from euryale.base.config import BaseConfig, base_of_checkpoint
 from euryale.base.lora import LoraConfig
 from euryale.base.shape import ShapeConfig
+from euryale.cli.load_levels import LoadConfig
 from euryale.data.sources import DataConfig, data_of_checkpoint
-from euryale.decoding.config import AnswerConfig, check_least
+from euryale.decoding.accept import AcceptConfig
+from euryale.decoding.config import AnswerConfig, DecodeConfig, check_least
+from euryale.decoding.drafters.build import DrafterConfig
 from euryale.decoding.stop_strings import check_stop
+from euryale.decoding.tree.choose import TreeConfig
 from euryale.errors import UserError
 from euryale.evaluation.config import CalibrateConfig, KernelShapes
 from euryale.heads.config import HeadsConfig
 from euryale.regenerate.config import RegenerateConfig
+from euryale.server.config import ServerConfig
 from euryale.system.files import check_writable
 from euryale.training.new_base import ScratchConfig
 from euryale.training.objective import ObjectiveConfig
@@ -132,6 +137,38 @@ class InferConfig(AnswerConfig):
                     f"""stop must be text; got {text!r}. Put text into two kinds of quotes: 'stop="..."'."""
                 )
         return check_stop([str(text) for text in asked])
+
+
+@dataclass
+class ServeConfig(ServerConfig):
+    """infer/serve.py: an engine, and where and to whom it answers. Requests bring their own sampling."""
+
+    checkpoint: str | None = "last"
+    base: BaseConfig = field(default_factory=base_of_checkpoint)
+    drafter: DrafterConfig = field(default_factory=DrafterConfig)
+    tree: TreeConfig = field(default_factory=TreeConfig)
+    accept: AcceptConfig = field(default_factory=AcceptConfig)
+    temperature: float = 0.0  # that trees are chosen for
+    threads: int = 0
+    deterministic: bool = False
+
+    def check(self) -> None:
+        """Raises UserError for what cannot be, before a base is loaded."""
+        self.check_server()
+        self.decode().check()
+
+    def decode(self) -> DecodeConfig:
+        """The part that makes the engine."""
+        return DecodeConfig(
+            self.checkpoint,
+            self.base,
+            self.drafter,
+            self.tree,
+            self.accept,
+            temperature=self.temperature,
+            threads=self.threads,
+            deterministic=self.deterministic,
+        )
 
 
 @dataclass
@@ -272,6 +309,8 @@ SCHEMAS: dict[str, type] = {
     "regenerate": RegenerateScriptConfig,
     "measure": MeasureConfig,
     "infer": InferConfig,
+    "serve": ServeConfig,
+    "load": LoadConfig,
     "bench": BenchConfig,
     "compare": CompareConfig,
     "eval": EvalConfig,

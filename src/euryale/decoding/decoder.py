@@ -16,11 +16,13 @@ from torch import Tensor
 from euryale.base.base import Base
 from euryale.decoding.accept import AcceptConfig, verify
 from euryale.decoding.broken import why_broken
-from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput
+from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput, states_along
 from euryale.decoding.kv_cache import KVCache, TreeMask
 from euryale.decoding.logits_processors import LogitsProcessors
-from euryale.decoding.prefill import prefill
+from euryale.decoding.prefill import LongPrompt, prefill
+from euryale.decoding.prefix_cache import PrefixCache
 from euryale.decoding.random_streams import Streams
+from euryale.decoding.record import Record, record_step
 from euryale.decoding.request import Request
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.sampling_batch import SamplingBatch
@@ -58,9 +60,12 @@ class Decoder:
         self._forward.reserve(num_slots)
         self.cache = KVCache(base.model.config, num_rows, num_slots, self._forward.cache_dtype, device)
         self._num_slots = num_slots
+        self.prefixes: PrefixCache | None = None
+        self._long: LongPrompt | None = None  # the prompt that is read in pieces
         self._masks: dict[int, TreeMask] = {}  # by number of nodes: a drafter has few
         self._samplings: list[Sampling] = []
         self._has_drafts: list[bool] = []  # of each live row
+        self._records: list[Record | None] = []
         self._settings: SamplingBatch | None = None  # of these; None: rows have come or gone since
         self._streams = Streams(
             num_rows, self.rule.coupled, self.rule.name == "rejection", base.vocab_size, drafter.num_nodes, device
@@ -80,37 +85,71 @@ class Decoder:
         """
         start = time.perf_counter()
         after, num_before = row + len(requests), len(self.texts)
-        prompts = [request.prompt for request in requests]
         for place in range(row, after):
             self.drafter.add(place)
         try:
-            hidden_BD = prefill(
-                self.base, self._forward, self.drafter, self.cache.part(row, len(requests)), prompts, row
-            )
+            part = self.cache.part(row, len(requests))
+            hidden_BD = prefill(self.base, self._forward, self.drafter, part, requests, row)
         except BaseException:
             for place in reversed(range(max(row, num_before), after)):
                 self.drafter.swap_remove(place)
             raise
+        self._make_live(row, requests, hidden_BD)
+        self.seconds["prefill"] += time.perf_counter() - start
+
+    @torch.inference_mode()
+    def read_piece(self, request: Request) -> bool:
+        """Reads the next chunk of a long prompt into the cache's last row, which must not live.
+
+        True: it was read to its end and is the last live row now. A request other than the last call's is begun anew.
+        """
+        start = time.perf_counter()
+        spare, row = self.cache.num_rows - 1, len(self.texts)
+        assert row <= spare, "the last row is alive"
+        if self._long is None or self._long.request is not request:
+            part = self.cache.part(spare, 1)
+            self._long = LongPrompt(self.base, self._forward, self.drafter, part, request, self.prefixes)
+        long, self._long = self._long, None  # after a failure it is begun anew
+        long.reader.read_chunk()
+        if long.reader.is_done:
+            self.cache.copy_row(spare, row, len(request.prompt) - 1)
+            self.drafter.add(row)
+            long.tell(row)
+            self._make_live(row, [request], long.reader.hidden_BD)
+        else:
+            self._long = long
+        self.seconds["prefill"] += time.perf_counter() - start
+        return long.reader.is_done
+
+    def _make_live(self, row: int, requests: Sequence[Request], hidden_BD: Tensor) -> None:
+        """Rows whose prompts are in the cache, and known to the drafter."""
+        after, prompts = row + len(requests), [request.prompt for request in requests]
         for place, request in enumerate(requests, start=row):
             self.cache.add(place, len(request.prompt) - 1)
             self._streams.add(place, request.seed)
             self._processors.add(place, request.sampling, request.prompt, request.stop.ids)
         self._samplings[row:after] = [request.sampling for request in requests]
         self._has_drafts[row:after] = [request.has_drafts for request in requests]
+        self._records[row:after] = [request.record for request in requests]
         self._settings = None
         self.texts[row:after] = [list(prompt) for prompt in prompts]
         self._targets[row:after] = [[] for _ in prompts]
         root_B = torch.tensor([prompt[-1] for prompt in prompts], device=self.base.device)
         self._root_B = torch.cat([self._root_B[:row], root_B, self._root_B[after:]])
         self._hidden_BD = torch.cat([self._hidden_BD[:row], hidden_BD, self._hidden_BD[after:]])
-        self.seconds["prefill"] += time.perf_counter() - start
+
+    @torch.inference_mode()
+    def remember(self, row: int) -> None:
+        """Keeps the keys and values of an ended row for prompts that begin as its text does."""
+        if self.prefixes is not None and row not in self.broken:
+            self.prefixes.keep(self.texts[row][: self.cache.lengths[row]], self.cache.kv[:, :, row])
 
     @torch.inference_mode()
     def swap_remove(self, row: int) -> None:
         """Removes an ended row; the last row takes its slot."""
         for keeper in (self.cache, self.drafter, self._streams, self._processors):
             keeper.swap_remove(row)
-        lists: list[list[Any]] = [self.texts, self._targets, self._samplings, self._has_drafts]
+        lists: list[list[Any]] = [self.texts, self._targets, self._samplings, self._has_drafts, self._records]
         for of_rows in lists:
             of_rows[row] = of_rows[-1]
             of_rows.pop()
@@ -133,10 +172,10 @@ class Decoder:
         marks.append(time.perf_counter())
 
         hidden_BND = self._read_draft(draft)
-        logits_BNV = self._forward.logits(hidden_BND[..., : self.base.hidden_size])
+        raw_BNV = self._forward.logits(hidden_BND[..., : self.base.hidden_size])
         marks.append(time.perf_counter())
 
-        logits_BNV = self._processors.apply(logits_BNV, draft.tokens_BN, draft.shape, self.texts)
+        logits_BNV = self._processors.apply(raw_BNV, draft.tokens_BN, draft.shape, self.texts)
         output = verify(self.rule, draft, logits_BNV, settings, noise)
         # The one wait of a step: what the host must know travels in one piece.
         flags, is_finite, tokens, targets = torch.stack(
@@ -152,6 +191,7 @@ class Decoder:
             for row, (path, finite) in enumerate(zip(paths, is_finite, strict=True))
             if not all(finite[node] for node in path)
         }
+        record_step(self._records, self.broken, raw_BNV, draft, paths, gained)
         marks.append(time.perf_counter())
 
         self._targets = targets
@@ -205,7 +245,7 @@ class Decoder:
         for row in self.broken:
             hidden_BND[row] = 0.0  # drafters keep what they read
         if self.drafter.reads_text:
-            self.drafter.read(0, _along(hidden_BND, paths), gained, self.cache.lengths)
+            self.drafter.read(0, states_along(hidden_BND, paths), gained, self.cache.lengths)
         self.cache.commit(paths)
         for text, tokens in zip(self.texts, gained, strict=True):
             text += tokens
@@ -219,12 +259,3 @@ class Decoder:
             self._hidden_BD, self._root_B = hidden_BND[rows_B, nodes_B], targets_BN[rows_B, nodes_B]
         for row in self.broken:
             self.cache.wipe(row)
-
-
-def _along(hidden_BND: Tensor, paths: Sequence[Sequence[int]]) -> Tensor:
-    """The states of the nodes of each row's path, as many as the longest has."""
-    longest = max(map(len, paths))
-    if all(path[-1] == len(path) - 1 for path in paths):  # the first nodes, as of a chain
-        return hidden_BND[:, :longest]
-    index_BN = torch.tensor([[*path, *[0] * (longest - len(path))] for path in paths], device=hidden_BND.device)
-    return hidden_BND[torch.arange(len(paths), device=hidden_BND.device)[:, None], index_BN]

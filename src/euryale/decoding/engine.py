@@ -19,6 +19,7 @@ from euryale.decoding.drafters.build import DrafterConfig
 from euryale.decoding.drafters.none import NoDrafter
 from euryale.decoding.numbers import seeds_of, whole_number
 from euryale.decoding.prompt import Prompt, Prompts, encode, encode_all
+from euryale.decoding.record import Record
 from euryale.decoding.request import Generation, Request, StopConditions, has_drafts
 from euryale.decoding.sampling import MoreSampling, Sampling
 from euryale.decoding.scheduler import Scheduler, StepSeen
@@ -169,14 +170,16 @@ class Engine:
         stop_ids: int | Sequence[int] | None = (),
         ignore_eos: bool = False,
         drafter: str | None = None,
+        logprobs: int | None = None,
         **more: Unpack[MoreSampling],
     ) -> list[Generation]:
         """Answers all prompts together: texts, token ids, conversations or a tokenizer's output (prompt.py says more).
 
         `seed` is one for all rows, or one each; None draws one, which Generation.seed tells. An answer ends before a
         `stop` string, at an id of `stop_ids`, or at the base's own end-of-text ids unless ignore_eos. drafter: "none"
-        decodes these answers one token a step. The other keywords are those of Sampling: top_k, min_p,
-        repetition_penalty, presence_penalty, frequency_penalty, logit_bias, banned_tokens, min_new_tokens.
+        decodes these answers one token a step. logprobs: so many ranked tokens at each position, at most 20, in
+        Generation.logprobs (record.py). The other keywords are those of Sampling: top_k, min_p, repetition_penalty,
+        presence_penalty, frequency_penalty, logit_bias, banned_tokens, min_new_tokens.
 
         Raises UserError: what is not a prompt, an empty prompt without a begin-of-text token to stand for it, a prompt
         that fills the context, numbers out of range, a base whose logits are not finite.
@@ -191,6 +194,9 @@ class Engine:
         ]
         if not requests:
             return []
+        if logprobs is not None:
+            for request in requests:
+                request.record = Record(logprobs)
         longest = max(request.num_tokens for request in requests)
         scheduler = self._schedule(sampling, min(len(requests), self.max_rows), longest, drafter=drafter)
         for request in requests:
@@ -228,13 +234,15 @@ class Engine:
         temperature: float = 0.0,
         top_p: float = 1.0,
         max_waiting: int | None = None,
+        chunked_prefill: bool = False,
         **more: Unpack[MoreSampling],
     ) -> Scheduler:
         """Answers that come and go: at most num_rows at once, prompt and answer at most row_tokens long.
 
         `submit` prompts at any time and take a `step` at a time. The settings of sampling are those of prompts that
         bring none of their own; the tree is the one of this temperature. max_waiting: prompts that may wait for a
-        row; None: any number.
+        row; None: any number. chunked_prefill: prompts of more than 128 tokens are read a chunk a step, one after
+        another, so that the others go on meanwhile; more prompts at once are read sooner without it.
 
         Raises UserError: numbers out of range.
         """
@@ -243,7 +251,7 @@ class Engine:
         check_least(0, max_waiting=max_waiting)
         sampling = Sampling(temperature, top_p, **more)
         sampling.check_tokens(self.base.vocab_size, sampling.min_new_tokens)
-        return self._schedule(sampling, num_rows, min(row_tokens, self.base.max_length), max_waiting)
+        return self._schedule(sampling, num_rows, min(row_tokens, self.base.max_length), max_waiting, chunked_prefill)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Prompt -> token ids, begun as the tokenizer begins a text and not ended. Raises UserError for what is not a
@@ -256,6 +264,7 @@ class Engine:
         num_rows: int,
         row_tokens: int,
         max_waiting: int | None = None,
+        chunked_prefill: bool = False,
         drafter: str | None = None,
     ) -> Scheduler:
         is_drafted = has_drafts(drafter)
@@ -269,6 +278,7 @@ class Engine:
             self.seconds,
             self.accept,
             max_waiting,
+            chunked_prefill,
         )
         scheduler.on_step = self.on_step
         return scheduler

@@ -85,7 +85,7 @@ class KVCache(Cache):
         shape = (config.num_hidden_layers, 2, num_rows, num_heads, (num_slots // _STEP + 1) * _STEP, head_dim)
         # Zeros once: a never-written slot is masked, but NaN x 0 would still be NaN.
         self.kv = torch.zeros(shape, dtype=dtype, device=device)
-        self.num_slots = num_slots
+        self.num_rows, self.num_slots = num_rows, num_slots
         self.lengths: list[int] = []  # committed tokens of the live rows, which come first
         self.bound = 0
         self.rows_B1: Tensor | None = None
@@ -114,8 +114,13 @@ class KVCache(Cache):
         last = len(self.lengths) - 1
         length = self.lengths.pop()
         if row != last:
-            self.kv[:, :, row, :, :length] = self.kv[:, :, last, :, :length]
+            self.copy_row(last, row, length)
             self.lengths[row] = length
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Copies the first `length` slots of a row; nothing happens where both are the same."""
+        if source != target:
+            self.kv[:, :, target, :, :length] = self.kv[:, :, source, :, :length]
 
     def wipe(self, row: int) -> None:
         """Zeroes keys and values that may be NaN: no mask hides those, because 0 x NaN is NaN."""
@@ -169,8 +174,10 @@ class KVCache(Cache):
             return
         if len(self.lengths) == 1:
             # One run of slots at the end: an index_select and a slice, cheaper than two index tensors.
-            moved = self.kv.index_select(4, torch.tensor(sources, device=self.kv.device))
-            self.kv[:, :, :, :, targets[0] : targets[0] + len(targets)] = moved
+            # Of this row alone: another may hold a prompt that is being read.
+            row_kv = self.kv[:, :, :1]
+            moved = row_kv.index_select(4, torch.tensor(sources, device=self.kv.device))
+            row_kv[:, :, :, :, targets[0] : targets[0] + len(targets)] = moved
             return
         row_M, source_M, target_M = torch.tensor([rows, sources, targets], device=self.kv.device)
         self.kv[:, :, row_M, :, target_M] = self.kv[:, :, row_M, :, source_M]

@@ -11,6 +11,7 @@ from euryale.base.base import Base
 from euryale.decoding.detokenizer import Detokenizer
 from euryale.decoding.numbers import flag, one_seed, shown, token_ids, whole_number
 from euryale.decoding.prompt import Prompt, encode
+from euryale.decoding.record import Record, TokenLogprob
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.stop_strings import check_stop, special_ids
 from euryale.errors import UserError
@@ -30,6 +31,7 @@ class Generation:
     is_exact: bool = False  # of the numbers too: the ids of plain decoding, bit by bit, as proven on this machine
     nodes: list[int] = field(default_factory=list)  # nodes that each step verified, the root included; 1: no drafts
     seed: int = 0  # that it was sampled with
+    logprobs: list[TokenLogprob] = field(default_factory=list)  # of each id, where they were asked for
 
     @property
     def undrafted_share(self) -> float:
@@ -93,6 +95,8 @@ class Request:
     has_drafts: bool = True  # False: plain decoding, whatever the rows alongside do
     is_lossless: bool = True
     is_exact: bool = False
+    record: Record | None = None
+    num_cached: int = 0  # prompt tokens that were known from earlier texts (prefix_cache.py)
     ids: list[int] = field(default_factory=list)  # of the answer so far
     accepted: list[int] = field(default_factory=list)  # tokens gained by each step
     nodes: list[int] = field(default_factory=list)  # nodes that each step verified
@@ -150,6 +154,8 @@ class Request:
                 break
         self.accepted.append(len(self.ids) - start)
         self.nodes.append(num_nodes)
+        if self.record is not None:
+            self.record.cut(len(self.ids), self.accepted[-1])
 
     def new_text(self) -> str:
         """The text written since the last call; a piece is never taken back and never half a character."""
@@ -178,6 +184,8 @@ class Request:
             self.nodes,
             self.seed,
         )
+        if self.record is not None:
+            self.generation.logprobs = self.record.logprobs
 
     @property
     def text_ids(self) -> list[int]:

@@ -17,7 +17,10 @@ from euryale.base.base import Base
 from euryale.decoding.accept import LOSSY, AcceptConfig
 from euryale.decoding.decoder import Decoder
 from euryale.decoding.drafters.interface import Drafter
+from euryale.decoding.prefill import CHUNK
+from euryale.decoding.prefix_cache import PrefixCache
 from euryale.decoding.prompt import Prompt
+from euryale.decoding.record import Record
 from euryale.decoding.request import Request, StopConditions, has_drafts
 from euryale.decoding.sampling import AnySampling, Sampling
 from euryale.errors import UserError
@@ -43,9 +46,11 @@ class Scheduler:
         seconds: dict[str, float],
         rule: AcceptConfig,
         max_waiting: int | None = None,
+        chunked_prefill: bool = False,
     ) -> None:
         """sampling: of requests that name no settings. row_tokens: the longest prompt and answer together.
-        max_waiting: requests that may wait; None: any number.
+        max_waiting: requests that may wait; None: any number. chunked_prefill: a step reads at most one chunk of one
+        long prompt, so that the others go on; else every prompt is read whole before the next step.
 
         The memory of num_rows x row_tokens is taken here, once.
         """
@@ -54,11 +59,13 @@ class Scheduler:
         self.num_rows = num_rows
         self.row_tokens = row_tokens
         self.max_waiting = max_waiting
+        self.chunked_prefill = chunked_prefill
         self.on_step: Callable[[StepSeen], None] | None = None
         self._is_exact, self._rule = base.is_exact, rule
         self._is_lossy_sampled = rule.name in LOSSY and drafter.max_depth > 0
         self._waiting: deque[Request] = deque()
         self._live: list[Request] = []  # by row
+        self._reading: Request | None = None  # it waits while its long prompt is read
         # The last step of the longest row still writes all its nodes.
         self._decoder = Decoder(base, drafter, num_rows, row_tokens + drafter.num_nodes, seconds, rule)
 
@@ -81,13 +88,14 @@ class Scheduler:
         stop_ids: int | Sequence[int] | None = (),
         ignore_eos: bool = False,
         drafter: str | None = None,
+        record: Record | None = None,
         **other: Unpack[AnySampling],
     ) -> Request:
         """Queues a prompt; the keywords are those of Engine.generate.
 
-        drafter: "none" decodes this answer one token a step; None drafts as the scheduler does.
-
-        `other` settings of sampling than the scheduler's hold for this answer alone; those not named stay.
+        drafter: "none" decodes this answer one token a step; None drafts as the scheduler does. record: what is
+        recorded of its steps. `other` settings of sampling than the scheduler's hold for this answer alone; those not
+        named stay.
 
         Raises UserError: what generate refuses, a prompt and answer longer than a row, more requests than may wait.
         """
@@ -95,6 +103,7 @@ class Scheduler:
         conditions = StopConditions.of(self.base, stop, stop_ids, ignore_eos)
         request = Request.of(self.base, prompt, max_new_tokens, conditions, sampling, seed)
         request.has_drafts = has_drafts(drafter)
+        request.record = record
         return self.add(request)
 
     def add(self, request: Request) -> Request:
@@ -136,8 +145,19 @@ class Scheduler:
                 request.take(tokens, self._decoder.num_nodes if request.has_drafts else 1)
             if request.finish_reason is not None:
                 request.end()
+                self._decoder.remember(row)
                 ended.append(request)
         return ended
+
+    def remember_prefixes(self, num_tokens: int) -> bool:
+        """Keeps keys and values of so many tokens of ended texts for long prompts that begin as one of them did.
+
+        False: not here. The base's forward must be exact, or a text would depend on what was decoded before it; the
+        drafter must not follow the base's states of a text; and prompts must be read in chunks.
+        """
+        is_fit = self.chunked_prefill and self.base.is_exact and not self._decoder.drafter.reads_text
+        self._decoder.prefixes = PrefixCache(num_tokens) if is_fit and num_tokens else None
+        return self._decoder.prefixes is not None
 
     def run(self) -> None:
         """Steps until nothing is left to do."""
@@ -154,13 +174,18 @@ class Scheduler:
     def _fill(self) -> None:
         """Gives places to waiting requests, the places of ended answers first; closes the places that stay empty."""
         places = [row for row, request in enumerate(self._live) if request.generation is not None]
-        taken = [*places, *range(len(self._live), self.num_rows)][: len(self._waiting)]
+        free = [*places, *range(len(self._live), self.num_rows)]
+        long = self._next_long(len(free))
+        if long is not None:
+            free.pop()  # the long prompt's
+        new_requests = deque(islice((r for r in self._waiting if not self._is_long(r)), len(free)))
+        taken = free[: len(new_requests)]
         for run in _runs(taken):
             # Longest first: a prompt that was read to its end stays out of the next chunk.
-            new = sorted(islice(self._waiting, len(run)), key=lambda request: -len(request.prompt))
+            new = sorted((new_requests.popleft() for _ in run), key=lambda request: -len(request.prompt))
             self._decoder.add(run[0], new)
             for request in new:  # only now: where reading fails, they still wait
-                self._waiting.popleft()
+                self._waiting.remove(request)
                 request.admit()
             self._live[run[0] : run[-1] + 1] = new
         for row in reversed(places[len(taken) :]):  # the highest first: the row that moves down is alive
@@ -168,6 +193,22 @@ class Scheduler:
             last = self._live.pop()
             if row < len(self._live):
                 self._live[row] = last
+        if long is not None and self._decoder.read_piece(long):
+            self._waiting.remove(long)
+            long.admit()
+            self._live.append(long)
+
+    def _is_long(self, request: Request) -> bool:
+        """Whether its prompt is read in pieces."""
+        return self.chunked_prefill and len(request.prompt) > CHUNK + 1
+
+    def _next_long(self, num_free: int) -> Request | None:
+        """The long prompt whose turn it is: the one that is being read, else one of those that a place is free for."""
+        if not num_free:
+            return None
+        if self._reading not in self._waiting:
+            self._reading = next(filter(self._is_long, islice(self._waiting, num_free)), None)
+        return self._reading
 
 
 def _runs(rows: Sequence[int]) -> list[list[int]]:

@@ -11,6 +11,7 @@ V vocabulary.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from euryale.decoding.tree.tree import Shape
@@ -73,3 +74,12 @@ class Drafter(Protocol):
         return None
 
     def propose(self, draft_input: DraftInput) -> Draft: ...
+
+
+def states_along(hidden_BND: Tensor, paths: Sequence[Sequence[int]]) -> Tensor:
+    """The states of the nodes of each row's path, as many as the longest has."""
+    longest = max(map(len, paths))
+    if all(path[-1] == len(path) - 1 for path in paths):  # the first nodes, as of a chain
+        return hidden_BND[:, :longest]
+    index_BN = torch.tensor([[*path, *[0] * (longest - len(path))] for path in paths], device=hidden_BND.device)
+    return hidden_BND[torch.arange(len(paths), device=hidden_BND.device)[:, None], index_BN]

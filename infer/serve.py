@@ -1,0 +1,18 @@
+"""Serves a checkpoint over OpenAI's HTTP API, with a live page: python infer/serve.py checkpoint=DIR port=8000"""
+
+from euryale.cli.open_engine import open_engine
+from euryale.cli.open_server import open_server
+from euryale.cli.schemas import ServeConfig
+from euryale.cli.script import script, use_threads
+
+
+@script("serve")
+def main(config: ServeConfig) -> dict[str, object]:
+    config.check()
+    serve = open_server(config)
+    use_threads(config.threads, config.deterministic)
+    return serve(open_engine(config.decode()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""From the settings of infer/serve.py to a server around an engine."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import euryale
+from euryale.cli.schemas import ServeConfig
+from euryale.decoding.engine import Engine
+from euryale.errors import UserError
+from euryale.server.limits import Timeouts
+
+
+def open_server(config: ServeConfig) -> Callable[[Engine], dict[str, object]]:
+    """What serves an engine until it is stopped, and returns what was served.
+
+    Raises UserError where a package of the extra `serve` is missing, before a base is loaded.
+    """
+    try:
+        from euryale.server.app import build_app  # here: the extra `serve` is optional
+        from euryale.server.run import serve
+        from euryale.server.scheduler_adapter import SchedulerAdapter
+        from euryale.server.service import ModelName, Service
+        from euryale.server.tokens import Tokens
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"the package {error.name} is missing. Install the server's packages: "
+            "pip install -c constraints.txt -e '.[serve]'"
+        ) from error
+
+    def serve_engine(engine: Engine) -> dict[str, object]:
+        path = engine.base.path
+        name = config.model or (Path(path).resolve().name if Path(path).is_dir() else path)  # a hub id is a name
+        sizes = (config.max_rows, config.max_model_len)
+        backend = SchedulerAdapter(engine, name, *sizes, config.temperature, config.prefix_tokens)
+        tokens = Tokens(engine.base.tokenizer, engine.base.vocab_size, engine.base.bos_id)
+        timeouts = replace(Timeouts(), deadline=config.deadline, drain=config.drain)
+        model = ModelName(name, int(time.time()), euryale.__version__)
+        service = Service(backend, tokens, model, config.max_waiting, timeouts, config.warm_up)
+        return serve(service, build_app(service, config), config)
+
+    return serve_engine
