@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from euryale.base.precision import pick_device
-from euryale.cli.schemas import BenchKernelsConfig
+from euryale.cli.kernel_schemas import BenchKernelsConfig
 from euryale.cli.script import script, use_threads
 from euryale.evaluation.bench_kernels import bench_dtype, bench_kernels, copy_bandwidth
 from euryale.report.kernel_tables import kernel_bench_table, kernel_plot

@@ -1,7 +1,7 @@
 """Prints which backend each kernel runs through here, and why: python infer/list_kernels.py [device=cuda]"""
 
 from euryale.base.precision import pick_device
-from euryale.cli.schemas import ListKernelsConfig
+from euryale.cli.kernel_schemas import ListKernelsConfig
 from euryale.cli.script import script
 from euryale.kernels.registry import ALIASES, standing
 from euryale.report.kernel_tables import standing_table

@@ -2,8 +2,8 @@
 
 from euryale.cli.open_engine import open_engine
 from euryale.cli.open_server import open_server
-from euryale.cli.schemas import ServeConfig
 from euryale.cli.script import script, use_threads
+from euryale.cli.serve_schema import ServeConfig
 
 
 @script("serve")

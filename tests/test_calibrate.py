@@ -159,7 +159,7 @@ def test_no_prompts_are_refused(base: Base) -> None:
         ({"max_rank": 0}, "calibrate.max_rank must be at least 1; got 0"),
         ({"context_tokens": 0}, "calibrate.context_tokens must be at least 1; got 0"),
         ({"temperatures": []}, "calibrate.temperatures must not be empty"),
-        ({"temperatures": [float("nan")]}, "temperature=nan"),
+        ({"temperatures": [float("nan")]}, "temperature must be a number; got nan"),
     ],
 )
 def test_impossible_settings_are_refused(changes: dict, message: str) -> None:

@@ -84,7 +84,7 @@ def test_seed_position_and_token_each_change_the_noise() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 2**70])
 def test_a_seed_out_of_range_is_refused(seed: int) -> None:
-    with pytest.raises(UserError, match="out of range"):
+    with pytest.raises(UserError, match="seed must be a whole number from 0 to"):
         KeyedNoise(2, 5, CPU).add(0, seed)
 
 

@@ -214,7 +214,7 @@ def test_wishes_that_cannot_be_are_refused_when_they_are_submitted() -> None:
         ({"temperature": -1.0}, "temperature must be from 0"),
         ({"top_k": -2}, "top_k must be at least 0; got -2"),
         ({"logit_bias": {9: 1.0}}, "logit_bias must name tokens of this base, 0 to 4; got 9"),
-        ({"min_new_tokens": 50}, "min_new_tokens=50 is more than max_new_tokens=10"),
+        ({"min_new_tokens": 50}, "min_new_tokens must be at most max_new_tokens=10; got 50"),
     ):
         with pytest.raises(UserError, match=message):
             scheduler.submit([0], 10, **wishes)  # type: ignore[arg-type]

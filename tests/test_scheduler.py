@@ -218,7 +218,7 @@ def test_what_cannot_be_is_refused_when_it_is_submitted() -> None:
         ({"prompt": [], "max_new_tokens": 5}, "the prompt is empty"),
         ({"prompt": [7], "max_new_tokens": 5}, "token ids of .*; got 7 to 7"),
         ({"prompt": [0], "max_new_tokens": 0}, "max_new_tokens must be at least 1; got 0"),
-        ({"prompt": [0], "max_new_tokens": 2}, "min_new_tokens=3 is more than max_new_tokens=2"),
+        ({"prompt": [0], "max_new_tokens": 2}, "min_new_tokens must be at most max_new_tokens=2; got 3"),
         ({"prompt": [0], "max_new_tokens": 5, "seed": -1}, "seed must be .*; got -1"),
         ({"prompt": [0], "max_new_tokens": 5, "stop": ""}, "stop="),
     ):
@@ -240,7 +240,7 @@ def test_what_cannot_be_is_refused_when_it_is_submitted() -> None:
         ({"row_tokens": 1}, "row_tokens must be at least 2; got 1"),
         ({"max_waiting": -1}, "max_waiting must be at least 0; got -1"),
         ({"temperature": -1.0}, "temperature must be from 0"),
-        ({"logit_bias": {9: 1.0}}, "logit_bias names token 9"),
+        ({"logit_bias": {9: 1.0}}, "logit_bias must name tokens .*; got 9"),
     ],
 )
 def test_a_scheduler_that_cannot_be_is_refused(settings: dict, message: str) -> None:

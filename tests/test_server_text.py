@@ -177,9 +177,8 @@ def test_errors_call_the_base_by_its_served_name() -> None:
 def test_settings_that_forbid_every_token_are_the_users_mistake(engine: Engine) -> None:
     backend = SchedulerAdapter(engine, MODEL, num_rows=1, row_tokens=64, temperature=0.0)
     bias = {token: float("-inf") for token in range(VOCAB_SIZE)}
-    backend.start(Job([1, 2], 4, Sampling(logit_bias=bias), 0))
-    failure = backend.step()[0].failure
-    assert failure is not None and failure.is_users
+    with pytest.raises(UserError, match="they forbid all"):
+        backend.start(Job([1, 2], 4, Sampling(logit_bias=bias), 0))
 
 
 def test_both_runs_of_a_comparison_on_the_socket_are_the_engines_text(server: Running, engine: Engine) -> None:

@@ -159,7 +159,7 @@ WRONG: dict[str, tuple[object, str]] = {
     "a mask that hides all (own)": ({"input_ids": [7], "attention_mask": [0]}, "got a row of zeros"),
     "a mask of weights (own)": ({"input_ids": [7], "attention_mask": [0.5]}, "must be 0 or 1"),
     "negative ids (own)": ([-1, 2], "got -1 to 2"),
-    "ids beyond the matrix (own)": (np.array([10**6]), "and random-llama knows 0 to"),
+    "ids beyond the matrix (own)": (np.array([10**6]), "must hold token ids of random-llama, 0 to"),
     "a turn without a role (own)": ([{"content": "a"}], "must have one of the roles"),
     "a turn without a content (own)": ([{"role": "user"}], "must have a text in content"),
     "half a character (own)": ("a\ud83d", "must be valid Unicode"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import euryale
-from euryale.cli.schemas import ServeConfig
+from euryale.cli.serve_schema import ServeConfig
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
 from euryale.server.limits import Timeouts

@@ -11,18 +11,16 @@ from typing import Any
 from euryale.base.config import BaseConfig, base_of_checkpoint
 from euryale.base.lora import LoraConfig
 from euryale.base.shape import ShapeConfig
+from euryale.cli.kernel_schemas import BenchKernelsConfig, ListKernelsConfig
 from euryale.cli.load_levels import LoadConfig
+from euryale.cli.serve_schema import ServeConfig
 from euryale.data.sources import DataConfig, data_of_checkpoint
-from euryale.decoding.accept import AcceptConfig
-from euryale.decoding.config import AnswerConfig, DecodeConfig, check_least
-from euryale.decoding.drafters.build import DrafterConfig
+from euryale.decoding.config import AnswerConfig, check_least
 from euryale.decoding.stop_strings import check_stop
-from euryale.decoding.tree.choose import TreeConfig
 from euryale.errors import UserError
-from euryale.evaluation.config import CalibrateConfig, KernelShapes
+from euryale.evaluation.config import CalibrateConfig
 from euryale.heads.config import HeadsConfig
 from euryale.regenerate.config import RegenerateConfig
-from euryale.server.config import ServerConfig
 from euryale.system.files import check_writable
 from euryale.training.new_base import ScratchConfig
 from euryale.training.objective import ObjectiveConfig
@@ -140,38 +138,6 @@ class InferConfig(AnswerConfig):
 
 
 @dataclass
-class ServeConfig(ServerConfig):
-    """infer/serve.py: an engine, and where and to whom it answers. Requests bring their own sampling."""
-
-    checkpoint: str | None = "last"
-    base: BaseConfig = field(default_factory=base_of_checkpoint)
-    drafter: DrafterConfig = field(default_factory=DrafterConfig)
-    tree: TreeConfig = field(default_factory=TreeConfig)
-    accept: AcceptConfig = field(default_factory=AcceptConfig)
-    temperature: float = 0.0  # that trees are chosen for
-    threads: int = 0
-    deterministic: bool = False
-
-    def check(self) -> None:
-        """Raises UserError for what cannot be, before a base is loaded."""
-        self.check_server()
-        self.decode().check()
-
-    def decode(self) -> DecodeConfig:
-        """The part that makes the engine."""
-        return DecodeConfig(
-            self.checkpoint,
-            self.base,
-            self.drafter,
-            self.tree,
-            self.accept,
-            temperature=self.temperature,
-            threads=self.threads,
-            deterministic=self.deterministic,
-        )
-
-
-@dataclass
 class BenchConfig(AnswerConfig):
     """infer/bench.py"""
 
@@ -271,37 +237,6 @@ class PlotSweepConfig:
     results: str | None = None
     by: str | None = None
     output: str | None = None
-
-
-@dataclass
-class ListKernelsConfig:
-    """infer/list_kernels.py"""
-
-    device: str = "auto"
-
-
-@dataclass
-class BenchKernelsConfig:
-    """infer/bench_kernels.py"""
-
-    kernels: list[str] = field(default_factory=list)
-    device: str = "auto"
-    dtype: str = "bfloat16"
-    nodes: list[int] = field(default_factory=lambda: [1, 16, 64])
-    shapes: KernelShapes = field(default_factory=KernelShapes)
-    repeats: int = 20
-    threads: int = 0
-    output: str | None = None
-
-    def check(self) -> None:
-        """Raises UserError for sizes out of range."""
-        check_least(1, repeats=self.repeats, **{f"shapes.{name}": size for name, size in vars(self.shapes).items()})
-        if not self.nodes or not all(1 <= num <= 64 for num in self.nodes):
-            raise UserError(f"nodes must be numbers from 1 to 64; got {self.nodes}.")
-        if self.shapes.heads % self.shapes.kv_heads:
-            raise UserError(
-                f"shapes.heads must be a multiple of shapes.kv_heads={self.shapes.kv_heads}; got {self.shapes.heads}."
-            )
 
 
 SCHEMAS: dict[str, type] = {
