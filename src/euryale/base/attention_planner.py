@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from euryale.base.attention_plan import STEP, AttentionPlan, Blocks, Heads, Piece, Tail, by_node, width_of
-from euryale.base.tree_order import TreeOrder, tree_order
+from euryale.base.tree_order import tree_order
 
 _LARGEST = 1 << 19  # scores of a piece, where a pass can be cut
 _CHAIN_NODES = 64  # of a piece of a prompt
@@ -24,7 +24,6 @@ class Planner:
     def __init__(self, heads: Heads, blocks: Blocks, dtype: torch.dtype) -> None:
         """dtype: of the queries."""
         self._heads, self._blocks, self._dtype = heads, blocks, dtype
-        self._kept: tuple[Tensor, dict[tuple[int, int, int], TreeOrder]] = (torch.empty(0), {})  # of the last tree
 
     def plan(self, nodes_RNN: Tensor | None, lengths: Sequence[int], num_nodes: int, num_rows: int) -> AttentionPlan:
         """The plan of one pass.
@@ -109,17 +108,17 @@ class Planner:
         edge = -(-length // keys) * keys  # the first end of a block that is not before the nodes
         piece = self._piece(rows, slice(0, N), width, _hidden_from(length + N, width), length + 1, out_BNGRE)
         X, M, _ = piece.scores_XMW.shape
-        order = self._order(seen_NN, length - start, width - start, edge - start)
+        order = tree_order(seen_NN, length - start, width - start, edge - start)
         shape = (X, N, R, width - start)
         later_XMC = torch.zeros(X, 0 if order.later_places is None else M, shape[3])
         piece.tail = Tail(
             start,
-            piece.scores_XMW[:, : N * R, start:].unflatten(1, (N, R)),
+            piece.scores_XMW[:, : N * R, start:].view(shape),
             order.columns.expand(shape),
             order.places.expand(shape),
             None if order.later_places is None else order.later_places.expand(shape),
             later_XMC,
-            later_XMC if order.later_places is None else later_XMC[:, : N * R].unflatten(1, (N, R)),
+            later_XMC if order.later_places is None else later_XMC[:, : N * R].view(shape),
         )
         return piece
 
@@ -168,20 +167,10 @@ class Planner:
         padding = -len(mask_MW) % self._blocks.unit
         return torch.cat([mask_MW, mask_MW.new_zeros(padding, mask_MW.shape[1])])[None] if padding else mask_MW[None]
 
-    def _order(self, seen_NN: Tensor, offset: int, C: int, edge: int) -> TreeOrder:
-        """tree_order, kept for the next pass of the same tree."""
-        key = (offset, C, min(edge, C))
-        tree_NN, orders = self._kept
-        if not torch.equal(seen_NN, tree_NN):
-            orders = {}
-            self._kept = (seen_NN.clone(), orders)  # at once: another thread may decode too
-        if key not in orders:
-            orders[key] = tree_order(seen_NN, *key)
-        return orders[key]
-
 
 def _is_chain(seen_NN: Tensor) -> bool:
-    return torch.equal(seen_NN, torch.ones_like(seen_NN).tril())
+    """Parents come before children, so no tree has as many ancestors."""
+    return 2 * int(seen_NN.numpy().sum()) == len(seen_NN) * (len(seen_NN) + 1)
 
 
 def _hidden_from(num_keys: int, width: int) -> Tensor:

@@ -137,10 +137,10 @@ class FastLlama:
         if self._planner is None:
             attention: Any = self._layers[0].attention
             return partial(_plain_attention, attention, attention.scaling, mask), None
-        if mask is not None and not _sees_all_committed(mask, lengths):
+        nodes_RNN = None if mask is None else _nodes_seen(mask, lengths, num_nodes)
+        if mask is not None and nodes_RNN is None:
             plan = self._planner.masked(mask, len(lengths), num_rows)
         else:
-            nodes_RNN = None if mask is None else _nodes_seen(mask, lengths, num_nodes)
             plan = self._planner.plan(nodes_RNN, lengths, num_nodes, num_rows)
         return partial(exact_attention, plan), plan.width
 
@@ -159,20 +159,18 @@ def _lengths(cache: Any, num_rows: int) -> list[int]:
     return list(cache.lengths) if hasattr(cache, "stores") else [cache.get_seq_length()] * num_rows
 
 
-def _sees_all_committed(mask: Tensor, lengths: Sequence[int]) -> bool:
-    """Whether no node is kept from a committed slot, as the later levels of a draft are."""
-    if len(mask) == 1:
-        return not mask[..., : min(lengths)].any()
-    is_committed_BS = torch.arange(mask.shape[3]) < torch.tensor(lengths)[:, None]
-    return not (mask[:, 0] != 0).logical_and_(is_committed_BS[:, None]).any()
+def _nodes_seen(mask: Tensor, lengths: Sequence[int], num_nodes: int) -> Tensor | None:
+    """True where a node sees a node [1 or B, N, N]: the columns of an additive mask after each row's own length.
 
-
-def _nodes_seen(mask: Tensor, lengths: Sequence[int], num_nodes: int) -> Tensor:
-    """True where a node sees a node [1 or B, N, N]: the columns of an additive mask after each row's own length."""
-    if len(mask) == 1:
-        return mask[:, 0, :, lengths[0] : lengths[0] + num_nodes] == 0
-    columns_BN = torch.tensor(lengths)[:, None] + torch.arange(num_nodes)
-    return mask[:, 0].gather(2, columns_BN[:, None].expand(-1, num_nodes, -1)) == 0
+    None: a node is kept from a committed slot, as the later levels of a draft are.
+    """
+    seen_RNS = mask[:, 0] == 0
+    rows = list(zip(seen_RNS, lengths, strict=False))  # one mask is of rows of one length
+    if not all(seen_NS[:, :length].numpy().all() for seen_NS, length in rows):
+        return None
+    if len(rows) == 1:
+        return seen_RNS[..., lengths[0] : lengths[0] + num_nodes]
+    return torch.stack([seen_NS[:, length : length + num_nodes] for seen_NS, length in rows])
 
 
 def _plain_attention(

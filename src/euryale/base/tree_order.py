@@ -3,6 +3,7 @@
 Letters: N nodes, C columns of the tail.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,12 @@ def tree_order(seen_NN: Tensor, offset: int, C: int, edge: int) -> TreeOrder:
     offset: committed slots before the nodes, from the tail's start. C: columns of the tail, of which the last is
     hidden from every query, so that the last place has a weight of 0. edge: the place at which a block ends.
     """
-    N = len(seen_NN)
+    return _kept_order(seen_NN.numpy().tobytes(), len(seen_NN), offset, C, min(edge, C))
+
+
+@lru_cache(maxsize=128)  # a fixed tree comes back with the same offset every 16 tokens
+def _kept_order(seen: bytes, N: int, offset: int, C: int, edge: int) -> TreeOrder:
+    seen_NN = torch.frombuffer(bytearray(seen), dtype=torch.bool).view(N, N)
     depths_N1 = seen_NN.sum(-1, keepdim=True) - 1
     ancestors_first_NN = seen_NN.logical_not().to(torch.uint8).sort(dim=-1, stable=True).indices
     ranks_NN = seen_NN.cumsum(-1) - 1
