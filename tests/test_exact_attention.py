@@ -82,7 +82,7 @@ def test_a_node_of_a_tree_has_the_bits_of_plain_decoding(family: str, case: int,
     generator = torch.Generator().manual_seed(case)
     base = random_base(family, V, seed=case, dtype=dtype, max_position_embeddings=512)
     forward, config = exact_forward(base), base.model.config
-    cache = KVCache(config, B, max(lengths) + N, forward.cache_dtype, torch.device("cpu"))
+    cache = KVCache(config, B, max(lengths) + N, dtype, torch.device("cpu"))
     for row, length in enumerate(lengths):
         read_prompt(forward, base, cache, row, torch.randint(V, (length,), generator=generator), chunk)
     cache.lengths = list(lengths)
@@ -93,7 +93,7 @@ def test_a_node_of_a_tree_has_the_bits_of_plain_decoding(family: str, case: int,
     logits_BNV = forward.logits(tree_BND)
     for row in range(B):
         node = rng.randrange(chain, N)
-        alone = KVCache(config, 1, max(lengths) + N, forward.cache_dtype, torch.device("cpu"))
+        alone = KVCache(config, 1, max(lengths) + N, dtype, torch.device("cpu"))
         alone.kv.copy_(before[:, :, row : row + 1])
         alone.lengths = [lengths[row]]
         for step in seen_1NN[0, node].nonzero()[:, 0].tolist():
@@ -113,7 +113,7 @@ def test_a_prompt_leaves_the_same_keys_and_values_however_it_is_cut(dtype: torch
     ids = torch.randint(V, (150,), generator=torch.Generator().manual_seed(1))
     found = []
     for chunk in (1, 3, 64, 150):
-        cache = KVCache(base.model.config, 1, 160, forward.cache_dtype, torch.device("cpu"))
+        cache = KVCache(base.model.config, 1, 160, dtype, torch.device("cpu"))
         read_prompt(forward, base, cache, 0, ids, chunk)
         found.append(cache.kv[..., :150, :])
     assert all(torch.equal(kv, found[0]) for kv in found)

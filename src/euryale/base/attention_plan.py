@@ -59,8 +59,16 @@ class Piece:
     sums_XME: Tensor
     sums_BNGRE: Tensor
     out_BNGRE: Tensor  # of the plan's `out`
+    states_XWE: Tensor | None  # keys, then values, in float32; None: they are
     tail: Tail | None = None  # None: places are columns
     slots_W: Tensor | None = None  # where the keys are, if not in the first slots
+
+    def in_float32(self, states_BGWE: Tensor) -> Tensor:
+        """[X, W, E]; the next call overwrites it. A copy that is read at once is quicker than wide keys in memory."""
+        if self.states_XWE is None:
+            return states_BGWE.flatten(0, 1)
+        self.states_XWE.view(states_BGWE.shape).copy_(states_BGWE)
+        return self.states_XWE
 
 
 class AttentionPlan(NamedTuple):

@@ -22,7 +22,7 @@ class Planner:
     """Plans of passes over one model's layers."""
 
     def __init__(self, heads: Heads, blocks: Blocks, dtype: torch.dtype) -> None:
-        """dtype: of the queries."""
+        """dtype: of queries, keys and values."""
         self._heads, self._blocks, self._dtype = heads, blocks, dtype
 
     def plan(self, nodes_RNN: Tensor | None, lengths: Sequence[int], num_nodes: int, num_rows: int) -> AttentionPlan:
@@ -82,8 +82,8 @@ class Planner:
 
     def _single(self, lengths: Sequence[int], out_BNGRE: Tensor) -> Iterator[Piece]:
         """One query a row: it sees every slot of its row."""
-        G, R, _, _ = self._heads
-        size = max(1, _LARGEST // (G * max(R, self._blocks.unit) * width_of(max(lengths) + 1)))
+        G, R, E, _ = self._heads
+        size = max(1, _LARGEST // (G * max(R, self._blocks.unit, E // 4) * width_of(max(lengths) + 1)))
         for row in range(0, len(lengths), size):
             of_rows = lengths[row : row + size]
             rows, width = slice(row, row + len(of_rows)), width_of(max(of_rows) + 1)
@@ -151,6 +151,7 @@ class Planner:
             sums_XME,
             by_node(sums_XME, N, G, R),
             out_BNGRE,
+            None if self._dtype == torch.float32 else torch.empty(B * G, width, E),
         )
 
     def _cut(self, num_keys: int, width: int) -> tuple[int, list[tuple[int, int]]]:

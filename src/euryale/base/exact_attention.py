@@ -22,35 +22,33 @@ from euryale.base.attention_plan import AttentionPlan, Piece, Tail
 def exact_attention(plan: AttentionPlan, query_BNHE: Tensor, keys_BGSE: Tensor, values_BGSE: Tensor) -> Tensor:
     """Scaled dot-product attention: [rows of the pass, H E] in the dtype of the queries, overwritten by the next call.
 
-    Keys and values are float32 and have plan.width slots.
+    Keys and values have plan.width slots.
     """
     B, N, _, E = query_BNHE.shape
     query_BNGRE = query_BNHE.view(B, N, *plan.heads, E)
     if plan.is_whole:
-        piece = plan.pieces[0]
-        piece.query_BNGRE.copy_(query_BNGRE)
-        _add_up(piece, keys_BGSE.view(-1, plan.width, E), values_BGSE.view(-1, plan.width, E), plan.scaling)
-        piece.out_BNGRE.copy_(piece.sums_BNGRE)
+        _fill(plan.pieces[0], query_BNGRE, keys_BGSE, values_BGSE, plan.scaling)
         return plan.out
     for piece in plan.pieces:
-        piece.query_BNGRE.copy_(query_BNGRE[piece.rows, piece.nodes])
         keys, values = keys_BGSE[piece.rows], values_BGSE[piece.rows]
         if piece.slots_W is not None:
             keys, values = keys.index_select(2, piece.slots_W), values.index_select(2, piece.slots_W)
-        keys, values = keys[:, :, : piece.width].flatten(0, 1), values[:, :, : piece.width].flatten(0, 1)
-        _add_up(piece, keys, values, plan.scaling)
-        piece.out_BNGRE.copy_(piece.sums_BNGRE)
+        keys, values = keys[:, :, : piece.width], values[:, :, : piece.width]
+        _fill(piece, query_BNGRE[piece.rows, piece.nodes], keys, values, plan.scaling)
     return plan.out
 
 
-def _add_up(piece: Piece, keys_XWE: Tensor, values_XWE: Tensor, scaling: float) -> None:
-    """Fills piece.sums [B G, M, E] from piece.query; X = B G."""
+def _fill(piece: Piece, query_BNGRE: Tensor, keys_BGWE: Tensor, values_BGWE: Tensor, scaling: float) -> None:
+    """Fills the piece's part of the plan's `out`."""
     weights_XMW, sums_XME, tail = piece.scores_XMW, piece.sums_XME, piece.tail
+    piece.query_BNGRE.copy_(query_BNGRE)
+    keys_XWE = piece.in_float32(keys_BGWE)
     torch.baddbmm(piece.mask, piece.query_XME, keys_XWE.transpose(1, 2), alpha=scaling, out=weights_XMW)
     if tail is not None:
         tail.scores_XNRC.copy_(tail.scores_XNRC.gather(3, tail.columns_XNRC))
     torch.softmax(weights_XMW, -1, out=weights_XMW)
     later = _move_back(tail) if tail is not None else None
+    values_XWE = piece.in_float32(values_BGWE)
     if not piece.more_blocks:
         torch.bmm(weights_XMW, values_XWE, out=sums_XME)
     else:
@@ -61,6 +59,7 @@ def _add_up(piece: Piece, keys_XWE: Tensor, values_XWE: Tensor, scaling: float) 
     if tail is not None and later is not None:
         tail.later_XNRC.copy_(later)
         sums_XME.baddbmm_(tail.later_XMC, values_XWE[:, tail.start :])
+    piece.out_BNGRE.copy_(piece.sums_BNGRE)
 
 
 def _move_back(tail: Tail) -> Tensor | None:

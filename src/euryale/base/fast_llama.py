@@ -68,11 +68,6 @@ class FastLlama:
         """Whether the model's weights are still those that were copied."""
         return self._weights == _state(self._model)
 
-    @property
-    def cache_dtype(self) -> torch.dtype:
-        """The dtype of the keys and values that a pass stores and reads."""
-        return torch.float32 if self._is_exact_attention else self._dtype
-
     def reserve(self, num_positions: int) -> None:
         """Prepares for positions below num_positions."""
         if len(self._rope_table) < num_positions:
@@ -195,7 +190,7 @@ def _update(cache: Cache, layer: int, width: int | None, new_BN2GE: Tensor) -> t
     if width is None:
         return keys, values
     missing = (0, 0, 0, width - keys.shape[2])
-    return pad(keys.float(), missing), pad(values.float(), missing)
+    return pad(keys, missing), pad(values, missing)
 
 
 def fast_forward(model: PreTrainedModel, sample: list[int]) -> FastLlama | None:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
@@ -17,8 +16,6 @@ Store = Callable[[Tensor], tuple[Tensor, Tensor]]
 class Forward(Protocol):
     """How decoding reads tokens: ids [B, N] to hidden states [B, N, D] to logits [B, N, V]."""
 
-    @property
-    def cache_dtype(self) -> torch.dtype: ...
     def reserve(self, num_positions: int) -> None: ...
     def hidden(
         self, ids_BN: Tensor, positions_BN: Tensor, cache: Cache, mask: Tensor | None, layers: Sequence[int] = ()
@@ -31,11 +28,6 @@ class PlainForward:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-
-    @property
-    def cache_dtype(self) -> torch.dtype:
-        """The dtype of the keys and values that a pass stores and reads."""
-        return self._model.get_output_embeddings().weight.dtype
 
     def reserve(self, num_positions: int) -> None:
         """Nothing to prepare."""

@@ -58,7 +58,7 @@ class Decoder:
         self.num_nodes = 1  # of the last step
         self._forward = base.forward()
         self._forward.reserve(num_slots)
-        self.cache = KVCache(base.model.config, num_rows, num_slots, self._forward.cache_dtype, device)
+        self.cache = KVCache(base.model.config, num_rows, num_slots, base.dtype, device)
         self._num_slots = num_slots
         self.prefixes: PrefixCache | None = None
         self._long: LongPrompt | None = None  # the prompt that is read in pieces

@@ -13,6 +13,7 @@ Letters: L layers, B batch, H key/value heads, S slots, D head width, N nodes or
 """
 
 import copy
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -151,7 +152,7 @@ class KVCache(Cache):
             writes: list[Callable[[Tensor], Any]] = [target.copy_ for target in targets]
         else:
             index = (slice(None), self.rows_B1, slice(None), self.slots_BN)
-            writes = [partial(_write, kv, index) for kv in self.kv.unbind(0)]
+            writes = [partial(operator.setitem, kv, index) for kv in self.kv.unbind(0)]
         return [
             partial(_store, write, keys_BHSD, values_BHSD)
             for write, keys_BHSD, values_BHSD in zip(writes, seen[::2], seen[1::2], strict=True)
@@ -181,10 +182,6 @@ class KVCache(Cache):
             return
         row_M, source_M, target_M = torch.tensor([rows, sources, targets], device=self.kv.device)
         self.kv[:, :, row_M, :, target_M] = self.kv[:, :, row_M, :, source_M]
-
-
-def _write(kv: Tensor, index: tuple[Any, ...], new_BN2HD: Tensor) -> None:
-    kv[index] = new_BN2HD.to(kv.dtype)
 
 
 def _store(
