@@ -247,9 +247,13 @@ def test_the_warm_up_sees_the_longest_prompt_and_a_full_batch_before_ready() -> 
         assert server.ask("GET", "/metrics").body.decode().count('prompt_tokens_total{model_name="tiny"} 0.0') == 1
 
 
-def test_nothing_of_a_users_text_is_in_the_log(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture) -> None:
+def test_nothing_of_a_users_text_is_in_the_log(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A canary in prompts, wrong fields and answers; crashes, refusals and disconnects included."""
     caplog.set_level(logging.DEBUG)
+    # A handler that another test left with a closed stream would print its own error, traceback and all.
+    monkeypatch.setattr(logging, "raiseExceptions", False)
     canary = "xyzzyx"
     engine = FakeEngine(step_seconds=0.001)
     headers = {"Content-Type": "application/json"}
