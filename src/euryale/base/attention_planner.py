@@ -14,7 +14,7 @@ from torch import Tensor
 from euryale.base.attention_plan import STEP, AttentionPlan, Blocks, Heads, Piece, Tail, by_node, width_of
 from euryale.base.tree_order import tree_order
 
-_LARGEST = 1 << 19  # scores of a piece, where a pass can be cut
+_SCORES, _STATES = 1 << 19, 1 << 18  # of a piece, where a pass can be cut: what a core's cache holds (2 MB, 1 MB)
 _CHAIN_NODES = 64  # of a piece of a prompt
 
 
@@ -65,8 +65,7 @@ class Planner:
             yield from self._single(lengths, out_BNGRE)
             return
         is_even = min(lengths) == max(lengths) and (nodes_RNN is None or len(nodes_RNN) == 1)
-        most = max(1, _LARGEST // (self._heads.num_kv * self._heads.repeats * N * width_of(lengths[0] + N)))
-        size = min(B, most) if is_even else 1
+        size = self._rows_a_piece(N, width_of(lengths[0] + N)) if is_even else 1
         for row in range(0, B, size):
             rows = slice(row, min(B, row + size))
             seen_NN = None if nodes_RNN is None else nodes_RNN[0 if len(nodes_RNN) == 1 else row]
@@ -80,10 +79,13 @@ class Planner:
                 for node in range(N):
                     yield self._lone(rows, node, lengths[row], seen_NN, out_BNGRE[rows, node : node + 1])
 
+    def _rows_a_piece(self, num_nodes: int, width: int) -> int:
+        G, R, E, _ = self._heads
+        return max(1, min(_SCORES // (G * R * num_nodes * width), _STATES // (G * E * width)))
+
     def _single(self, lengths: Sequence[int], out_BNGRE: Tensor) -> Iterator[Piece]:
         """One query a row: it sees every slot of its row."""
-        G, R, E, _ = self._heads
-        size = max(1, _LARGEST // (G * max(R, self._blocks.unit, E // 4) * width_of(max(lengths) + 1)))
+        G, size = self._heads.num_kv, self._rows_a_piece(1, width_of(max(lengths) + 1))
         for row in range(0, len(lengths), size):
             of_rows = lengths[row : row + size]
             rows, width = slice(row, row + len(of_rows)), width_of(max(of_rows) + 1)

@@ -2,7 +2,7 @@
 
 transformers lets a caller register an attention function by name. Ours takes any mask that the engine or the
 trainer made (4-D, True or 0 where a query may look) as it is, and folds the query heads of one key/value head
-into its rows, so that grouped-query models never repeat the arena.
+into its rows, so that grouped-query models never repeat the cache.
 
 Letters: B batch, H query heads, G query heads per key/value head, N queries, S keys, D head width.
 """

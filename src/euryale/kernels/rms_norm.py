@@ -1,7 +1,7 @@
 """Root-mean-square norm in few operations, and together with the matrix after it.
 
 On a CPU torch's own is some ten operations, as many as the rest of a small layer. In float32 three do, because
-x / sqrt(mean(x^2) + eps) = sqrt(D) x / hypot(|x|, sqrt(D eps)), and what every entry is multiplied with afterwards can
+x / sqrt(mean(x^2) + eps) = sqrt(D) x / sqrt(|x|^2 + D eps), and what every entry is multiplied with afterwards can
 be multiplied into the columns of the next matrix instead. What heads read has such a norm without entries (normalise).
 
 Letters: D width.
