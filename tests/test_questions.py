@@ -13,7 +13,7 @@ from euryale.data.rows import Message
 from euryale.errors import UserError
 from euryale.regenerate import questions
 from euryale.regenerate.question_frame import KINDS, end_of_turn, is_usable, kind_of, question_frame
-from euryale.regenerate.questions import QuestionSettings, write_questions
+from euryale.regenerate.questions import QuestionSettings, has_followup, write_questions
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}"
@@ -91,6 +91,13 @@ def test_half_of_the_questions_are_free_and_the_other_kinds_take_turns() -> None
     kinds = [kind_of(number) for number in range(28)]
     assert kinds.count("free") == 14
     assert {kinds.count(kind) for kind in KINDS if kind != "free"} == {2}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.6, 0.75, 1.0])
+def test_the_share_of_questions_with_a_second_one_is_the_share_that_was_asked_for(share: float) -> None:
+    followed = [has_followup(number, share) for number in range(400)]
+    assert sum(followed) == 400 * share
+    assert sum(followed[::2]) == sum(followed[1::2]), "free questions and the other kinds alike"
 
 
 def test_questions_depend_on_their_number_and_the_seed_alone(

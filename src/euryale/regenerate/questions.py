@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +96,19 @@ def _ask(engine: Engine, numbers: Sequence[int], settings: QuestionSettings) -> 
     for attempt in range(_TRIES):
         todo = [number for number in numbers if number not in found]
         found |= _next_turns(engine, {number: [] for number in todo}, settings, attempt)
-    every = round(1 / settings.followup_share) if settings.followup_share else 0
-    followed = {number: turns for number, turns in found.items() if every and number // 2 % every == 0}
+    followed = {number: turns for number, turns in found.items() if has_followup(number, settings.followup_share)}
     found |= _next_turns(engine, _with_short_answers(engine, followed), settings, _TRIES)
     return [
         {"messages": [turn._asdict() for turn in found[number]], "kind": kind_of(number)}
         for number in numbers
         if number in found
     ]
+
+
+def has_followup(number: int, share: float) -> bool:
+    """Whether a second question is written after this one: `share` of the questions of every kind, evenly spread."""
+    place = number // 2  # free questions and the other kinds alternate
+    return ceil((place + 1) * share) > ceil(place * share)
 
 
 def _next_turns(
