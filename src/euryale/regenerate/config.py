@@ -15,7 +15,7 @@ class RegenerateConfig:
     new_tokens: int = 128
     greedy_share: float = 0.3
     temperature: float = 0.8
-    batch_size: int = 128
+    batch_size: int = 512
     shard_rows: int = 256
     max_turns: int = 4
     url: str | None = None

@@ -26,7 +26,7 @@ from euryale.system.files import check_writable, write_atomically
 from euryale.system.progress import Progress
 
 FILE = "questions.jsonl"
-_PART = 128  # questions written at a time: what a kill may cost, and how often progress is shown
+_PART = 512  # questions a part, far more than are written at once: a row that ends is replaced. A kill costs one part
 _TRIES = 3  # samples of a question until one can be asked
 _MIN_P = 0.03  # tokens rarer than this share of the likeliest are noise in a small model's questions
 _ANSWER_TOKENS = 64  # of the short answer between two questions
@@ -52,7 +52,7 @@ class QuestionSettings:
             raise UserError(f"data.followup_share must be from 0 to 1; got {self.followup_share}.")
 
 
-def write_questions(base: Base, settings: QuestionSettings, root: Path, num_rows: int = 64) -> Path:
+def write_questions(base: Base, settings: QuestionSettings, root: Path, num_rows: int = 128) -> Path:
     """The file of questions below `root`: written, or found there; an interrupted one goes on after its last part.
 
     One row a line, {"messages": [...], "kind": ...}, at most `settings.count` of them: what cannot be asked and exact
@@ -61,7 +61,8 @@ def write_questions(base: Base, settings: QuestionSettings, root: Path, num_rows
     """
     settings.check()
     question_frame(base.tokenizer)  # raises for a template that has no place for a question
-    identity = {"base": base.identity(), "chat_template": template_name(base), "kinds": KINDS, **asdict(settings)}
+    identity = {"base": base.identity(), "chat_template": template_name(base), "kinds": KINDS, "part": _PART}
+    identity |= asdict(settings)
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     folder = root / f"questions-{Path(base.path).name}-{name}"
     file = folder / FILE
