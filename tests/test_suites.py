@@ -1,6 +1,7 @@
 """Published suites are known by their files, asked turn by turn, and added up as their authors do."""
 
 import gzip
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from scripts import run_script
 
 from euryale.base.base import Base
+from euryale.data.context_suite import context_questions
 from euryale.data.suites import BREADTH, SUITES, Question, read_suite
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
@@ -94,6 +96,22 @@ def test_what_is_missing_or_foreign_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a record"):
         (tmp_path / "list.json").write_text('["a question"]')
         read_suite("gsm8k", str(tmp_path / "list.json"))
+
+
+def test_the_context_suite_asks_the_same_after_ever_longer_texts(tmp_path: Path) -> None:
+    questions = read_suite("context", None)
+    tasks = list(dict.fromkeys(q.task for q in questions))
+    assert tasks == [f"{kind} {size}k" for kind in ("prose", "code") for size in (1, 4, 12, 24)]
+    for kind in ("prose", "code"):
+        for number in range(8):
+            texts = [q.turns[0] for q in questions if q.key == f"{kind} {number}"]
+            assert len(texts) == 4
+            assert all(longer.endswith(shorter) for shorter, longer in itertools.pairwise(texts))
+            assert [len(text) // 1000 for text in texts] == [1, 4, 12, 24]
+    assert len({q.turns[0] for q in questions}) == len(questions) == 64
+    with pytest.raises(UserError, match="suite=context is bundled and takes no prompts=; got some.jsonl"):
+        read_suite("context", "some.jsonl")
+    assert context_questions(tmp_path) == []
 
 
 def test_the_second_turn_is_asked_behind_the_answer_to_the_first(tiny_base: Base) -> None:

@@ -1,6 +1,7 @@
 """Suites of prompts that results are compared on, each read from its authors' file and checked to be that file.
 
     breadth      64 prompts of eight kinds, bundled (data/breadth.jsonl): how heads do away from their training text
+    context      64 questions after prose and code of 1,000 to 24,000 characters, bundled (context_suite.py)
     spec_bench   480 questions of six tasks (Xia et al. 2024); its 80 of MT-Bench have two turns
     mt_bench     80 two-turn questions of eight categories (Zheng et al. 2023)
     humaneval    164 Python functions to complete (Chen et al. 2021)
@@ -13,12 +14,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from euryale.data import context_suite
 from euryale.data.prompt_files import read_prompts
 from euryale.data.records import read_records
 from euryale.errors import UserError
 from euryale.system.paths import PROJECT
 
 BREADTH = ("chat", "prose", "code", "maths", "extraction", "translation", "summaries", "questions")
+CONTEXT = "context"
 _MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 
 
@@ -70,8 +73,10 @@ def read_suite(name: str, file: str | None) -> list[Question]:
 
     Raises UserError: an unknown suite, no file, a file that is not the suite's.
     """
+    if name == CONTEXT:
+        return _context(file)
     if name not in SUITES:
-        raise UserError(f"suite must be one of {', '.join(SUITES)}; got {name}.")
+        raise UserError(f"suite must be one of {', '.join([*SUITES, CONTEXT])}; got {name}.")
     suite = SUITES[name]
     if file is None and suite.bundled is not None:
         file = str(suite.bundled)
@@ -85,6 +90,17 @@ def read_suite(name: str, file: str | None) -> list[Question]:
     if missing:
         raise _foreign(name, file, f"it has no question of {', '.join(missing)}")
     return [question for task in tasks for question in found[task]]
+
+
+def _context(file: str | None) -> list[Question]:
+    if file is not None:
+        raise UserError(f"suite={CONTEXT} is bundled and takes no prompts=; got {file}. Leave one of the two out.")
+    questions = [Question(task, key, None, (text,)) for task, key, text in context_suite.context_questions()]
+    if not questions:
+        raise UserError(
+            f"suite={CONTEXT} is made of the project's own pages, which are not here. Run it in a checkout."
+        )
+    return questions
 
 
 def _questions(name: str, suite: Suite, file: str) -> list[Question]:
