@@ -3,12 +3,12 @@
 import asyncio
 import random
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-import httpx
 import pytest
 import torch
 from live_client import hear_run, ready, say
+from mixed_requests import ask_all, random_request
 from on_loopback import MODEL, Running, running
 from random_models import HEAD_DESIGNS, letter_tokenizer, random_base, random_heads, random_tree
 
@@ -20,15 +20,6 @@ from euryale.server.scheduler_adapter import SchedulerAdapter
 
 VOCAB_SIZE = 30
 NUM_REQUESTS = 60
-
-
-class Asked(NamedTuple):
-    """A request, and what the engine answers to it alone."""
-
-    fields: dict[str, Any]
-    texts: list[str]
-    reasons: list[str]
-    num_tokens: int
 
 
 @pytest.fixture(scope="module")
@@ -46,71 +37,13 @@ def server(engine: Engine) -> Iterator[Running]:
         yield started
 
 
-def random_request(rng: random.Random, engine: Engine) -> Asked:
-    """Mixed settings of everything that decides a text."""
-    prompts = [[rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(1, 40))] for _ in range(rng.choice([1, 1, 1, 2]))]
-    n, seed, max_tokens = rng.choice([1, 1, 2]), rng.randrange(2**53), rng.randint(1, 40)
-    sampling: dict[str, Any] = {"temperature": rng.choice([0, 0, 0.7, 1.3])}
-    for name, values in (
-        ("top_p", [0.8]), ("top_k", [5, -1]), ("min_p", [0.05]), ("repetition_penalty", [1.3]),
-        ("presence_penalty", [0.5, -0.5]), ("frequency_penalty", [0.4]), ("logit_bias", [{7: -100.0, 9: 3.0}]),
-    ):  # fmt: skip
-        if rng.random() < 0.3:
-            sampling[name] = rng.choice(values)
-    ends: dict[str, Any] = {}
-    if rng.random() < 0.4:
-        ends["stop"] = ["".join(chr(97 + rng.randrange(26)) for _ in range(rng.randint(1, 2))) for _ in range(2)]
-    if rng.random() < 0.2:
-        ends["stop_ids"] = [rng.randrange(VOCAB_SIZE)]
-    if rng.random() < 0.3:
-        ends["ignore_eos"] = True
-    if rng.random() < 0.2:
-        sampling["min_new_tokens"] = rng.randint(0, max_tokens)
-    rows = [prompt for prompt in prompts for _ in range(n)]
-    seeds = [seed + i for i in range(len(rows))]
-    known = sampling | {"top_k": max(sampling.get("top_k", 0), 0)}
-    answers = engine.generate(rows, max_tokens, seed=seeds, **known, **ends)
-    fields = {"model": MODEL, "prompt": prompts, "n": n, "seed": seed, "max_tokens": max_tokens, **sampling, **ends}
-    for ours, theirs in (("min_new_tokens", "min_tokens"), ("stop_ids", "stop_token_ids")):
-        if ours in fields:
-            fields[theirs] = fields.pop(ours)
-    fields["logit_bias"] = {str(token): bias for token, bias in sampling.get("logit_bias", {}).items()}
-    shown = {"eos": "stop", "stop": "stop", "length": "length", "context": "length"}
-    reasons = [shown[answer.finish_reason] for answer in answers]
-    return Asked(fields, [answer.text for answer in answers], reasons, sum(len(answer.ids) for answer in answers))
-
-
-async def ask_all(url: str, asked: list[Asked]) -> list[Any]:
-    """All at once, every other one streamed: {text, reason} of each choice, and the number of tokens."""
-    async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as client:
-        return await asyncio.gather(*(ask(client, item.fields, i % 2 == 0) for i, item in enumerate(asked)))
-
-
-async def ask(client: httpx.AsyncClient, fields: dict[str, Any], is_stream: bool) -> Any:
-    if not is_stream:
-        answer = (await client.post("/v1/completions", json=fields)).json()
-        choices = answer["choices"]
-        return [c["text"] for c in choices], [c["finish_reason"] for c in choices], answer["usage"]["completion_tokens"]
-    num = len(fields["prompt"]) * fields["n"]
-    texts, reasons, usage = [""] * num, [""] * num, None
-    body = fields | {"stream": True, "stream_options": {"include_usage": True}}
-    async with client.stream("POST", "/v1/completions", json=body) as response:
-        async for line in response.aiter_lines():
-            if line.startswith("data: {"):
-                event = httpx.Response(200, content=line.removeprefix("data: ")).json()
-                usage = event["usage"] or usage
-                for choice in event["choices"]:
-                    texts[choice["index"]] += choice["text"]
-                    reasons[choice["index"]] += choice["finish_reason"] or ""
-    assert usage is not None
-    return texts, reasons, usage["completion_tokens"]
-
-
 def test_mixed_requests_at_once_are_what_the_engine_writes_alone(server: Running, engine: Engine) -> None:
     rng = random.Random(11)
     asked = [random_request(rng, engine) for _ in range(NUM_REQUESTS)]
     assert {reason for item in asked for reason in item.reasons} == {"stop", "length"}
-    for item, answer in zip(asked, asyncio.run(ask_all(server.url, asked)), strict=True):
+    answers = asyncio.run(ask_all(server.url, asked))
+    for i, answer in enumerate(answers):
+        item = asked[i // 2]  # each was asked twice, streamed and not
         assert answer == (item.texts, item.reasons, item.num_tokens), item.fields
 
 
