@@ -4,32 +4,29 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from shutil import which
 
 import pytest
+from page_driver import (
+    answer,
+    assert_accessible,
+    chromium,
+    generate,
+    nodes_sent,
+    nodes_shown,
+    opened,
+    show_step,
+    wait_for_end,
+)
 
-pytest.importorskip("playwright", reason="playwright is not installed: pip install -e '.[dev]'")
-pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed: pip install -e '.[dev]'")
-pytest.importorskip("websockets", reason="websockets is not installed: pip install -e '.[dev]'")
-CHROMIUM = which("chromium") or which("google-chrome")
-if CHROMIUM is None:
-    pytest.skip("no chromium on this machine: apt-get install chromium fonts-dejavu-core", allow_module_level=True)
-
-# After the skips: this is what may be missing.
-from axe_playwright_python.sync_playwright import Axe  # noqa: E402
-from fake_page_server import HOSTILE, PAGE, STORY, TEXT, FakeServer  # noqa: E402
-from playwright.sync_api import Browser, Page, expect, sync_playwright  # noqa: E402
-
-expect.set_options(timeout=15_000)  # a busy machine replays slowly
-FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]  # as root in a container
+# After page_driver, which skips this file where they may be missing.
+from fake_page_server import HOSTILE, PAGE, STORY, TEXT, FakeServer  # isort: skip
+from playwright.sync_api import Browser, Page, expect  # isort: skip
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -52,36 +49,6 @@ def page(browser: Browser, server: FakeServer, problems: list[str]) -> Iterator[
     assert problems == []
 
 
-def opened(page: Page, url: str, problems: list[str]) -> Page:
-    page.set_default_timeout(10_000)
-    page.on("console", lambda it: problems.append(it.text) if it.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("dialog", lambda dialog: problems.append(f"dialog {dialog.message}"))
-    allowed = ("file:", "blob:") if url.startswith("file:") else (url, "blob:")
-    page.on("request", lambda it: None if it.url.startswith(allowed) else problems.append(f"asks for {it.url}"))
-    page.goto(url)
-    return page
-
-
-def generate(page: Page, prompt: str = "Why is the sky blue?", is_compared: bool = False) -> None:
-    page.get_by_label("Prompt", exact=True).fill(prompt)
-    page.get_by_label("Compare with plain decoding").set_checked(is_compared)
-    page.get_by_role("button", name="Generate").click()
-
-
-def wait_for_end(page: Page) -> None:
-    expect(page.locator("#status")).to_contain_text("The answer is complete.")
-
-
-def answer(page: Page) -> str:
-    return page.locator(".text .answer").text_content() or ""
-
-
-def show_step(page: Page, i: int) -> None:
-    page.get_by_label("Step", exact=True).fill(str(i))
-    expect(page.locator("svg.tree")).to_have_attribute("data-step", str(i))
-
-
 def test_a_prompt_becomes_text_with_a_run_for_every_step(page: Page, server: FakeServer) -> None:
     generate(page)
     wait_for_end(page)
@@ -97,11 +64,7 @@ def test_nodes_on_the_page_are_those_of_the_socket(page: Page, server: FakeServe
     wait_for_end(page)
     for step in server.steps[:4]:
         show_step(page, step["i"])
-        on_page = page.evaluate(
-            "[...document.querySelectorAll('svg.tree .node')].map(it => [it.dataset.node, it.classList[1]]).sort()"
-        )
-        sent = [[str(at), node["state"]] for at, node in enumerate(step["nodes"])] + [["bonus", "bonus"]]
-        assert on_page == sorted(sent)
+        assert nodes_shown(page) == nodes_sent(step)
         assert page.locator("svg.tree .edge").count() == len(step["nodes"])
         assert page.locator(".twin button").count() == len(step["nodes"]) + 1
         right = sum(node["state"] == "accepted" for node in step["nodes"])
@@ -306,8 +269,3 @@ def test_a_phone_shows_one_column_and_nothing_sticks_out(browser: Browser, serve
     assert_accessible(page)
     assert problems == []
     context.close()
-
-
-def assert_accessible(page: Page) -> None:
-    result = Axe().run(page)
-    assert result.violations_count == 0, result.generate_report()
