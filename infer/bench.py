@@ -33,7 +33,7 @@ def main(config: BenchConfig) -> dict[str, object]:
     ceiling = measure_ceiling(engine, config.temperature)
     print(ceiling.describe(), flush=True)
     if config.batch > 1:
-        engine = engine.with_row_budget(config.row_budget)
+        engine.row_budget = config.row_budget
     with log_steps(engine, config.steps):
         if config.batch > 1:
             measured = bench_batches(engine, prompts, settings, config.batch)

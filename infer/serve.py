@@ -11,7 +11,7 @@ def main(config: ServeConfig) -> dict[str, object]:
     config.check()
     serve = open_server(config)
     use_threads(config.threads, config.deterministic)
-    return serve(open_engine(config.decode()))
+    return serve(open_engine(config))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ SMALL = CalibrateConfig(
 
 
 def written(base: Base, prompt: Sequence[int], temperature: float, seed: int = 5, new_tokens: int = 14) -> Text:
-    [answer] = Engine(base, drafter="none").generate([list(prompt)], new_tokens, temperature, seed=seed)
+    [answer] = Engine(base, drafter="none").generate([list(prompt)], new_tokens, temperature=temperature, seed=seed)
     return Text([*prompt, *answer.ids], len(prompt), seed)
 
 

@@ -111,7 +111,7 @@ def pairs_of(engine: Engine, num: int, temperature: float, **how: float) -> Tens
     counts = torch.zeros(V, V)
     for start in range(0, num, 500):
         seeds = list(range(start, start + 500))
-        for generation in engine.generate([PROMPT] * 500, 2, temperature, seed=seeds, **how):
+        for generation in engine.generate([PROMPT] * 500, 2, temperature=temperature, seed=seeds, **how):
             counts[generation.ids[0], generation.ids[1]] += 1
     return counts
 
@@ -168,8 +168,8 @@ def test_a_seed_gives_the_same_text_again_and_greedy_is_exact() -> None:
     exact, rejection, typical = (replace_rule(engine_of(base), name) for name in ("exact", "rejection", "typical"))
     for engine in (rejection, typical):
         assert engine.generate([PROMPT], 30)[0].ids == exact.generate([PROMPT], 30)[0].ids
-        alone = [engine.generate([PROMPT], 30, 1.0, seed=seed)[0].ids for seed in range(4)]
-        assert [g.ids for g in engine.generate([PROMPT] * 4, 30, 1.0, seed=range(4))] == alone
+        alone = [engine.generate([PROMPT], 30, temperature=1.0, seed=seed)[0].ids for seed in range(4)]
+        assert [g.ids for g in engine.generate([PROMPT] * 4, 30, temperature=1.0, seed=range(4))] == alone
         assert len({tuple(ids) for ids in alone}) > 1
 
 
@@ -223,7 +223,7 @@ def test_typical_is_lossy_as_its_label_says_and_the_bias_is_the_rule_s_own() -> 
         base = random_base("llama", V, seed=seed, dtype=torch.float64)
         engine = Engine(base, random_heads(HEAD_DESIGNS[0], base, seed), "heads", chain(1), accept="typical")
         p_V = twin(base)(input_ids=torch.tensor([PROMPT]), use_cache=False).logits[0, -1].softmax(-1)
-        generations = engine.generate([PROMPT] * 600, 1, 1.0, seed=range(600))
+        generations = engine.generate([PROMPT] * 600, 1, temperature=1.0, seed=range(600))
         assert not any(generation.is_lossless for generation in generations)
         counts = torch.bincount(torch.tensor([g.ids[0] for g in generations]), minlength=V)
         statistic, threshold = chi_square(counts, p_V * 600)
@@ -258,8 +258,8 @@ def test_plain_ranking_writes_the_same_text_in_more_steps() -> None:
     steps = {}
     for coupled in (True, False):
         engine = Engine(base, heads, "heads", chain(3), accept=replace(AcceptConfig(), coupled=coupled))
-        answers = engine.generate([PROMPT] * 20, 30, 1.5, seed=range(20))
+        answers = engine.generate([PROMPT] * 20, 30, temperature=1.5, seed=range(20))
         steps[coupled] = sum(answer.num_steps for answer in answers)
-        plain = Engine(base, drafter="none").generate([PROMPT] * 20, 30, 1.5, seed=range(20))
+        plain = Engine(base, drafter="none").generate([PROMPT] * 20, 30, temperature=1.5, seed=range(20))
         assert [answer.ids for answer in answers] == [answer.ids for answer in plain]
     assert steps[True] < steps[False]

@@ -7,6 +7,7 @@ import pytest
 from random_models import FULL, HEAD_DESIGNS, engine_of, five_tokens, random_heads
 
 from euryale.decoding.engine import Engine
+from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree.calibration import Calibration
 from euryale.decoding.tree.tree import DynamicTree, chain
 from euryale.errors import UserError
@@ -22,8 +23,10 @@ PROMPTS = [[0, 3, 1, 2], [1, 2], [4], [2, 2, 0], [3]]
 @pytest.mark.parametrize("row_budget", [None, 12, 1])
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_all_ways_write_the_same_text_and_are_counted_alike(temperature: float, row_budget: int | None) -> None:
-    settings = BenchSettings(repeats=2, max_new_tokens=9, temperature=temperature)
-    result = bench_batches(engine_of(five_tokens()).with_row_budget(row_budget), PROMPTS, settings, 2)
+    settings = BenchSettings(repeats=2, max_new_tokens=9, sampling=Sampling(temperature))
+    engine = engine_of(five_tokens())
+    engine.row_budget = row_budget
+    result = bench_batches(engine, PROMPTS, settings, 2)
     assert result["identical"] == result["total"] == 8, "two groups of two prompts, twice; the fifth makes no group"
     assert {row["tokens"] for row in result["ways"].values()} == {36}
     assert all(low <= row["tokens_per_s"] <= high for row, (low, high) in _with_spread(result))
@@ -96,6 +99,8 @@ def test_a_budget_changes_no_text(drafter: str, row_budget: int) -> None:
     base = five_tokens()
     heads = random_heads(HEAD_DESIGNS[0], base) if drafter == "heads" else None
     tree = FULL if drafter == "heads" else "dynamic"
-    found = Engine(base, heads, drafter, tree, row_budget=row_budget).generate(PROMPTS, 12, 0.8, seed=range(5))
-    plain = Engine(base, drafter="none").generate(PROMPTS, 12, 0.8, seed=range(5))
+    found = Engine(base, heads, drafter, tree, row_budget=row_budget).generate(
+        PROMPTS, 12, temperature=0.8, seed=range(5)
+    )
+    plain = Engine(base, drafter="none").generate(PROMPTS, 12, temperature=0.8, seed=range(5))
     assert [g.ids for g in found] == [g.ids for g in plain]

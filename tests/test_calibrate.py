@@ -43,7 +43,7 @@ def test_a_replayed_text_takes_the_steps_that_decoding_takes(base: Base, tempera
     gained = []
     for text, ranks_MK in zip(texts, ranks, strict=True):
         engine = Engine(base, heads, tree=tree)
-        [answer] = engine.generate([text.ids[: text.num_prompt]], 40, temperature, seed=text.seed)
+        [answer] = engine.generate([text.ids[: text.num_prompt]], 40, temperature=temperature, seed=text.seed)
         position = 0
         for tokens in answer.accepted:  # as long as the text's ranks are known
             if position < len(ranks_MK):

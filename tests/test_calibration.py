@@ -38,14 +38,18 @@ def test_the_tree_is_the_one_given_or_calibrated_nearest_or_a_chain() -> None:
 def test_calibrated_trees_can_have_another_size() -> None:
     base = five_tokens()
     heads = random_heads(plain_heads("hydra", num_heads=3), base)
-    engine = Engine(base, heads, calibrations=[calibration(0.0, [[0], [0, 0], [1]], 2)])
-    assert [engine.with_num_nodes(n).tree().num_nodes for n in (1, 2, 4)] == [1, 2, 4]
+    found = [calibration(0.0, [[0], [0, 0], [1]], 2)]
+
+    def engine(num_nodes: int, calibrations: list[Calibration] = found) -> Engine:
+        return Engine(base, heads, tree=TreeConfig(num_nodes=num_nodes), calibrations=calibrations)
+
+    assert [engine(n).tree().num_nodes for n in (1, 2, 4)] == [1, 2, 4]
     with pytest.raises(UserError, match="num_nodes must be from 1 to 4, as trees were calibrated; got 5"):
-        engine.with_num_nodes(5)
+        engine(5)
     with pytest.raises(UserError, match="num_nodes must be from 1 to 256; got 0"):
-        engine.with_num_nodes(0)
+        engine(0)
     with pytest.raises(UserError, match="num_nodes needs a calibrated tree"):
-        Engine(base, heads).with_num_nodes(2)
+        engine(2, [])
 
 
 def test_a_tree_can_ask_fewer_heads() -> None:

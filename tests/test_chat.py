@@ -70,7 +70,7 @@ def test_an_answer_is_written_as_it_grows_and_summed_up(engine: Engine) -> None:
 
 def test_settings_reach_the_engine(engine: Engine) -> None:
     config = InferConfig(max_new_tokens=20, temperature=0.9, top_p=0.8, seed=7)
-    [expected] = engine.generate(["def "], 20, 0.9, 0.8, seed=7)
+    [expected] = engine.generate(["def "], 20, temperature=0.9, top_p=0.8, seed=7)
     assert stream_answer(engine, "def ", config, io.StringIO())["text"] == expected.text
     stop = expected.text[5]
     config = InferConfig(max_new_tokens=20, temperature=0.9, top_p=0.8, seed=7, stop=stop)

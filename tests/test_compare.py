@@ -9,6 +9,7 @@ from scripts import assert_refused, run_script
 
 from euryale.base.base import Base
 from euryale.decoding.engine import Engine
+from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError
 from euryale.evaluation import compare as compare_module
 from euryale.evaluation.bench import BenchSettings
@@ -80,7 +81,9 @@ def test_where_a_text_first_differs_is_said(engine: Engine, monkeypatch: pytest.
 
 def test_sampled_text_of_transformers_is_another_draw(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_ins(monkeypatch, dict.fromkeys(NAMES, [40]))
-    result = compare(engine, [Asked("a", [5])], BenchSettings(NAMES, repeats=1, max_new_tokens=1, temperature=0.8))
+    result = compare(
+        engine, [Asked("a", [5])], BenchSettings(NAMES, repeats=1, max_new_tokens=1, sampling=Sampling(0.8))
+    )
     assert "not compared" in question_block(result["questions"][0])
 
 

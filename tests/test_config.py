@@ -55,7 +55,7 @@ def composed(name: str, *overrides: str) -> DictConfig:
 
 
 def test_every_script_has_a_schema_and_a_conf_file() -> None:
-    assert {path.stem for path in CONF.glob("*.yaml")} == set(SCHEMAS)
+    assert {path.stem for path in CONF.glob("*.yaml")} - {"sampling"} == set(SCHEMAS), "several of them read sampling"
     named = {
         name
         for path in [*ROOT.glob("train/*.py"), *ROOT.glob("infer/*.py")]
@@ -162,7 +162,7 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         ("optim.lr=[", ["error: optim.lr=[ cannot be read", "quotes"]),
         ("data.files=a,b", ["Ambiguous value for argument", "data.files"]),
         ("data=files", ["data.files is empty"]),
-        ("data=checkpoint", ["data.kind must be one of stdlib, files, hub", "got 'checkpoint'"]),
+        ("data=checkpoint", ["data.kind must be one of stdlib, files, hub", "got checkpoint"]),
         ("metric=speed", ["metric must be one of tau, tau_16, speedup", "got speed"]),
         ("threads=-1", ["threads must be at least 0; got -1"]),
     ],

@@ -102,13 +102,13 @@ def test_an_adaptive_tree_writes_the_same_text_and_says_what_it_used(name: str, 
     engine = Engine(base, heads, "heads", TreeConfig(name, size="adaptive"), [calibration()])
     plain = Engine(base, drafter="none")
     prompts = [[0, 2, 1], [3], [1, 1, 2, 0]]
-    found, expected = (e.generate(prompts, 60, temperature, seed=[1, 2, 3]) for e in (engine, plain))
+    found, expected = (e.generate(prompts, 60, temperature=temperature, seed=[1, 2, 3]) for e in (engine, plain))
     assert [g.ids for g in found] == [g.ids for g in expected]
-    [alone] = engine.generate(prompts[:1], 60, temperature, seed=1)
+    [alone] = engine.generate(prompts[:1], 60, temperature=temperature, seed=1)
     assert set(alone.nodes) <= {1, 3, 6} and len(alone.nodes) == alone.num_steps
     assert alone.undrafted_share == alone.nodes.count(1) / alone.num_steps
     assert expected[0].undrafted_share == 1.0
-    used = {n for g in engine.generate(prompts * 4, 60, temperature) for n in g.nodes}
+    used = {n for g in engine.generate(prompts * 4, 60, temperature=temperature) for n in g.nodes}
     assert 1 in used | set(alone.nodes), "random heads are not worth their steps"
 
 

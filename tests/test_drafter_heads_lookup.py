@@ -78,5 +78,5 @@ def test_rows_that_end_leave_the_others_alone() -> None:
     heads = random_heads(plain_heads("hydra", num_heads=2), base)
     prompts = [[0, 2], [3, 1, 0, 3, 1], [1] * 20]
     engine = Engine(base, heads, "heads+lookup", chain(2))
-    alone = [engine.generate([prompt], 40, 0.9)[0].ids for prompt in prompts]
-    assert [g.ids for g in engine.generate(prompts, 40, 0.9)] == alone
+    alone = [engine.generate([prompt], 40, temperature=0.9)[0].ids for prompt in prompts]
+    assert [g.ids for g in engine.generate(prompts, 40, temperature=0.9)] == alone

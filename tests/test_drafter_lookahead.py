@@ -107,9 +107,9 @@ def test_ragged_rows_are_answered_as_alone_in_as_many_steps(temperature: float) 
     """A row's window and pool are its own."""
     engine = Engine(looping_base(), drafter="lookahead", max_rows=2)
     prompts = [[1, 2, 3], [4], [7, 7, 2, 9, 11, 0, 5], [12, 1]]
-    together = engine.generate(prompts, 40, temperature, seed=range(4))
+    together = engine.generate(prompts, 40, temperature=temperature, seed=range(4))
     for seed, (prompt, answer) in enumerate(zip(prompts, together, strict=True)):
-        [alone] = engine.generate([prompt], 40, temperature, seed=seed)
+        [alone] = engine.generate([prompt], 40, temperature=temperature, seed=seed)
         assert (answer.ids, answer.accepted) == (alone.ids, alone.accepted)
         assert answer.ids == slow_ids(engine.base, prompt, 40, temperature, seed)
 

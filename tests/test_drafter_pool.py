@@ -39,16 +39,16 @@ def test_all_drafters_read_one_set_of_matrices_and_few_are_kept(
 
     monkeypatch.setattr("euryale.decoding.drafter_pool.build_matrices", noted)
     engine = Engine(base, random_heads(design, base), "heads", TreeConfig(name), calibrations(), row_budget=24)
-    engines = [engine, engine.with_num_nodes(3), engine.with_row_budget(None)]
-    for number, one in enumerate(engines):
+    for row_budget in (24, None):
+        engine.row_budget = row_budget
         trees = set()
         for num_rows in (1, 2, 4, 8):
             for calibration in engine.calibrations:
-                drafter = one._pool.drafter(calibration.temperature, one._most_nodes(num_rows))
+                drafter = engine._pool.drafter(calibration.temperature, engine._most_nodes(num_rows))
                 assert isinstance(drafter, (HeadsDrafter, EagleDrafter)) and drafter._matrices is made[0]
-                trees.add(one.tree(calibration.temperature, num_rows))
-        assert len(one._pool._drafters) <= 8
-        assert number or len(trees) > 3
+                trees.add(engine.tree(calibration.temperature, num_rows))
+        assert len(engine._pool._drafters) <= 8
+        assert row_budget is None or len(trees) > 3
     assert len(made) == 1
 
 

@@ -90,8 +90,8 @@ def test_every_node_is_what_training_says_there(
 
     monkeypatch.setattr(EagleDrafter, "propose", propose)
     prompts = [[4, 1, 7], [2, 9, 9, 3, 1, 5], [8], [6, 6]]
-    answers = Engine(base, heads, "eagle", WIDE, max_rows=2).generate(prompts, 7, temperature, seed=3)
-    expected = Engine(base, drafter="none").generate(prompts, 7, temperature, seed=3)
+    answers = Engine(base, heads, "eagle", WIDE, max_rows=2).generate(prompts, 7, temperature=temperature, seed=3)
+    expected = Engine(base, drafter="none").generate(prompts, 7, temperature=temperature, seed=3)
     assert [answer.ids for answer in answers] == [answer.ids for answer in expected]
     assert any(len(set(map(len, texts))) > 1 for _, texts, _ in seen) and sum(a.num_steps for a in answers) < 28
     num_compared = 0

@@ -100,9 +100,9 @@ def test_a_row_answers_the_same_in_any_batch(tree: Tree, temperature: float) -> 
     rng = random.Random(4)
     prompts = [[0, 2], [3], *random_prompts(rng, 3, 5, longest=39)]
     seeds = [5, 5, 7, 2**62, 0]
-    alone = [engine.generate([p], 20, temperature, seed=s)[0] for p, s in zip(prompts, seeds, strict=True)]
-    together = engine.generate(prompts, 20, temperature, seed=seeds)
-    backwards = engine.generate(prompts[::-1], 20, temperature, seed=seeds[::-1])[::-1]
+    alone = [engine.generate([p], 20, temperature=temperature, seed=s)[0] for p, s in zip(prompts, seeds, strict=True)]
+    together = engine.generate(prompts, 20, temperature=temperature, seed=seeds)
+    backwards = engine.generate(prompts[::-1], 20, temperature=temperature, seed=seeds[::-1])[::-1]
     assert len({len(g.ids) for g in alone}) > 2, "rows end at different times"
     for other in (together, backwards):
         assert [(g.ids, g.text, g.accepted, g.finish_reason) for g in other] == [
@@ -124,10 +124,10 @@ def test_the_longest_row_may_end_inside_a_path_while_others_go_on() -> None:
 def test_the_seed_alone_decides_what_is_sampled() -> None:
     base = five_tokens()
     with_tree, without = engine_of(base), Engine(base, drafter="none")
-    drawn = [without.generate([PROMPT], 20, 1.0, seed=seed)[0].ids for seed in range(4)]
+    drawn = [without.generate([PROMPT], 20, temperature=1.0, seed=seed)[0].ids for seed in range(4)]
     assert len({tuple(ids) for ids in drawn}) == 4
-    assert [g.ids for g in with_tree.generate([PROMPT] * 4, 20, 1.0, seed=[0, 1, 2, 3])] == drawn
-    assert [g.ids for g in with_tree.generate([PROMPT] * 2, 20, 1.0, seed=3)] == [drawn[3]] * 2
+    assert [g.ids for g in with_tree.generate([PROMPT] * 4, 20, temperature=1.0, seed=[0, 1, 2, 3])] == drawn
+    assert [g.ids for g in with_tree.generate([PROMPT] * 2, 20, temperature=1.0, seed=3)] == [drawn[3]] * 2
     assert with_tree.generate([PROMPT], 20, seed=1)[0].ids == with_tree.generate([PROMPT], 20, seed=2)[0].ids
 
 
@@ -138,8 +138,8 @@ def test_a_stream_adds_up_to_the_text_of_generate(eos: int | None, stop: str | l
     for tree in (FULL, ROOT_ONLY):
         engine = engine_of(base, tree)
         for seed in range(6):
-            whole = engine.generate([PROMPT], 40, 1.0, seed=seed, stop=stop)[0]
-            stream = engine.stream(PROMPT, 40, 1.0, seed=seed, stop=stop)
+            whole = engine.generate([PROMPT], 40, temperature=1.0, seed=seed, stop=stop)[0]
+            stream = engine.stream(PROMPT, 40, temperature=1.0, seed=seed, stop=stop)
             pieces = list(stream)
             assert "".join(pieces) == whole.text and all(pieces)
             assert len(pieces) <= whole.num_steps + 1
@@ -263,14 +263,14 @@ def test_an_engine_that_cannot_be_is_refused() -> None:
 
 def test_streams_that_are_read_in_turn_each_end_with_their_own_answer() -> None:
     engine = engine_of(five_tokens())
-    streams = [engine.stream(PROMPT, 9 + 6 * seed, 1.0, seed=seed) for seed in range(2)]
+    streams = [engine.stream(PROMPT, 9 + 6 * seed, temperature=1.0, seed=seed) for seed in range(2)]
     texts = ["", ""]
     assert all(stream.generation is None for stream in streams)
     for _ in range(30):
         for number, stream in enumerate(streams):
             texts[number] += next(stream, "")
     for seed, (stream, text) in enumerate(zip(streams, texts, strict=True)):
-        [whole] = engine.generate([PROMPT], 9 + 6 * seed, 1.0, seed=seed)
+        [whole] = engine.generate([PROMPT], 9 + 6 * seed, temperature=1.0, seed=seed)
         assert stream.generation is not None and stream.generation.ids == whole.ids and text == whole.text
 
 

@@ -67,7 +67,7 @@ def logits_after(base: Base, ids: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.0, 1.0), (0.8, 1.0), (1.2, 0.9)])
 def test_an_honest_engine_is_found_honest(engine: Engine, temperature: float, top_p: float) -> None:
-    found = evaluate_text(engine, PROMPTS, 20, temperature, top_p, seed=3, batch_size=3)
+    found = evaluate_text(engine, PROMPTS, 20, temperature=temperature, top_p=top_p, seed=3, batch_size=3)
     assert found["identical"] == found["total"] == found["num_prompts"] == 4
     assert found["differences"] == []
     assert found.get("identical_hf") == (4 if temperature == 0 else None)
@@ -85,19 +85,19 @@ def test_an_honest_engine_is_found_honest(engine: Engine, temperature: float, to
 def test_processed_text_is_judged_by_the_processed_base(engine: Engine, temperature: float) -> None:
     how: dict[str, Any] = {"repetition_penalty": 1.5, "logit_bias": {4: 0.5}, "banned_tokens": [[3, 1], 7]}
     how |= {"min_new_tokens": 6, "top_k": 6, "min_p": 0.02}
-    found = evaluate_text(engine, PROMPTS, 20, temperature, **how)
+    found = evaluate_text(engine, PROMPTS, 20, temperature=temperature, **how)
     assert found["identical"] == found["total"] == 4
     assert found.get("identical_hf") == (4 if temperature == 0 else None), "transformers' processors say the same"
     assert found["teacher_forced"]["base_choice_share"] == found["teacher_forced_ar"]["base_choice_share"] == 1.0
-    assert found["repetition_penalty"] == 1.5 and found["banned_tokens"] == [[3, 1], 7]
-    plain = evaluate_text(engine, PROMPTS, 20, temperature)
+    assert found["repetition_penalty"] == 1.5 and found["banned_tokens"] == ((3, 1), 7)
+    plain = evaluate_text(engine, PROMPTS, 20, temperature=temperature)
     assert plain["tau"] != found["tau"], "the settings change the text"
 
 
 @pytest.mark.parametrize(("rule", "word"), [("typical", "LOSSY"), ("rejection", "lossless in distribution")])
 def test_a_result_of_another_accept_rule_says_so(engine: Engine, rule: str, word: str) -> None:
     other = Engine(engine.base, engine.heads, tree=TREE, accept=rule)
-    found = evaluate_text(other, PROMPTS, 20, 0.9, against_hf=False)
+    found = evaluate_text(other, PROMPTS, 20, temperature=0.9, against_hf=False)
     assert found["accept"]["name"] == rule
     table = evaluation_table({"evaluation": found})
     assert word in table and "identical" not in table, "the same text was not promised"
@@ -108,19 +108,19 @@ def test_a_result_of_another_accept_rule_says_so(engine: Engine, rule: str, word
 def test_prompts_are_answered_with_seeds_of_their_own(engine: Engine) -> None:
     same = [PROMPTS[0]] * 3
     found = evaluate_text(engine, same, 20, temperature=1.5, seed=3, batch_size=2)
-    [alone] = engine.generate([PROMPTS[0]], 20, 1.5, seed=5)  # the third prompt: in the second batch
-    answers = [engine.generate([PROMPTS[0]], 20, 1.5, seed=seed)[0] for seed in (3, 4)] + [alone]
+    [alone] = engine.generate([PROMPTS[0]], 20, temperature=1.5, seed=5)  # the third prompt: in the second batch
+    answers = [engine.generate([PROMPTS[0]], 20, temperature=1.5, seed=seed)[0] for seed in (3, 4)] + [alone]
     assert found["tau"] == sum(len(g.ids) for g in answers) / sum(g.num_steps for g in answers)
     assert len({tuple(g.ids) for g in answers}) == 3
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_a_wrong_token_is_counted_and_measured(engine: Engine, temperature: float) -> None:
-    [true] = engine.generate([PROMPTS[2]], 20, temperature, seed=2)
+    [true] = engine.generate([PROMPTS[2]], 20, temperature=temperature, seed=2)
     at = 2
     assert len(true.ids) > at + 1
     wrong = (true.ids[at] + 1) % 13
-    found = evaluate_text(Liar(engine, PROMPTS[2], at, wrong), PROMPTS, 20, temperature, batch_size=4)
+    found = evaluate_text(Liar(engine, PROMPTS[2], at, wrong), PROMPTS, 20, temperature=temperature, batch_size=4)
     assert found["identical"] == 3
     [difference] = found["differences"]
     assert (difference["prompt"], difference["position"]) == (2, at)

@@ -53,7 +53,7 @@ def test_sampled_pairs_have_the_probabilities_of_the_base(temperature: float) ->
     engine = engine_of(base, FULL)
     for start in range(0, num, 500):
         seeds = list(range(start, start + 500))
-        for generation in engine.generate([prompt] * 500, 2, temperature, seed=seeds):
+        for generation in engine.generate([prompt] * 500, 2, temperature=temperature, seed=seeds):
             assert generation.num_steps == 1, "the second token was drafted and accepted"
             counts_55[generation.ids[0], generation.ids[1]] += 1
     statistic, threshold = chi_square(counts_55, expected_55)

@@ -175,7 +175,7 @@ def test_what_is_exact_is_told_and_a_forward_that_must_be_is_refused_where_it_is
         (exact, "exact", 1.0, True), (exact, "rejection", 1.0, False), (exact, "rejection", 0.0, True),
         (with_forward(exact, "plain"), "exact", 0.0, False),
     ):  # fmt: skip
-        [generation] = Engine(base, drafter="lookup", accept=accept).generate([[1, 2]], 3, temperature)
+        [generation] = Engine(base, drafter="lookup", accept=accept).generate([[1, 2]], 3, temperature=temperature)
         assert generation.is_exact == expected
     base = with_forward(random_base("llama", 29, seed=3, dtype=torch.float64), "exact")
     with pytest.raises(UserError, match=r"base\.forward=exact must have .*; got torch.float64 .* on cpu"):

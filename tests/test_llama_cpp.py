@@ -70,7 +70,8 @@ def test_an_answer_that_was_cut_has_no_end_token(package: StandIn, tiny_base: Ba
 
 def test_only_greedy_decoding_can_be_asked_of_it(package: StandIn) -> None:
     BenchSettings(("ar", "llama_cpp")).check()
-    for settings in (BenchSettings(("llama_cpp",), temperature=0.5), BenchSettings(("llama_cpp",), top_p=0.9)):
+    for sampling in (Sampling(temperature=0.5), Sampling(top_p=0.9)):
+        settings = BenchSettings(("llama_cpp",), sampling=sampling)
         with pytest.raises(UserError, match="llama_cpp is timed with temperature=0"):
             settings.check()
 

@@ -58,7 +58,7 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in trainer.parameters.items()}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(tiny_llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was not interrupted."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
@@ -261,7 +261,7 @@ def test_medusa2_without_adapters_is_refused(tiny_base: Base, tmp_path: Path) ->
 # The scripts
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("medusa2")
     rows = [{"text": f"row {i}: " + "the quick brown fox jumps over the lazy dog " * 3} for i in range(40)]
@@ -270,7 +270,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def arguments(place: Path) -> list[str]:
     return [
         "base=hf", f"base.path={place}/base", "base.quantization=nf4", "base.dtype=float32", "base.device=cpu",
@@ -284,7 +284,7 @@ def arguments(place: Path) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(arguments: list[str]) -> Result:
     pytest.importorskip("bitsandbytes")
     result = run_script("train/run.py", *arguments, "name=one")

@@ -72,8 +72,8 @@ def test_decoding_hands_heads_the_states_of_the_last_committed_token(
 
     monkeypatch.setattr(HeadsDrafter, "propose", propose)
     prompts = [[4, 1, 7], [2, 9, 9, 3, 1]]
-    answers = Engine(base, heads, "heads", TREE).generate(prompts, 12, temperature, seed=3)
-    expected = Engine(base, drafter="none").generate(prompts, 12, temperature, seed=3)
+    answers = Engine(base, heads, "heads", TREE).generate(prompts, 12, temperature=temperature, seed=3)
+    expected = Engine(base, drafter="none").generate(prompts, 12, temperature=temperature, seed=3)
     assert [answer.ids for answer in answers] == [answer.ids for answer in expected]
     assert min(answer.num_steps for answer in answers) < 12, "some guesses were accepted"
     for states_BC, texts in seen[:5]:

@@ -83,21 +83,21 @@ def test_a_long_prompt_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_drafter_that_is_the_base_itself_is_never_wrong(tree: Tree | TreeConfig, temperature: float) -> None:
     base = five_tokens()
     engine = Engine(base, drafter=DrafterConfig("model", depth=5), tree=tree, draft_base=five_tokens())
-    [plain] = Engine(base, drafter="none").generate([[0, 3, 1]], 36, temperature)
-    [drafted] = engine.generate([[0, 3, 1]], 36, temperature)
+    [plain] = Engine(base, drafter="none").generate([[0, 3, 1]], 36, temperature=temperature)
+    [drafted] = engine.generate([[0, 3, 1]], 36, temperature=temperature)
     assert drafted.ids == plain.ids and drafted.num_steps <= 36 // (6 if isinstance(tree, Tree) else 2)
 
 
 def test_output_matrices_may_be_padded_differently() -> None:
     base = random_base("llama", V, dtype=torch.float64)
-    expected = Engine(base, drafter="none").generate([[1, 2]], 30, 1.0)[0].ids
+    expected = Engine(base, drafter="none").generate([[1, 2]], 30, temperature=1.0)[0].ids
     for size in (V, V + 5):
         draft_base = random_base("qwen2", size, seed=3, dtype=torch.float64)
         draft_base.tokenizer = base.tokenizer
         check_same_tokens(draft_base, base)
         for tree in (TreeConfig("dynamic", 9), WIDE):
             engine = Engine(base, drafter=DrafterConfig("model", depth=3), tree=tree, draft_base=draft_base)
-            assert engine.generate([[1, 2]], 30, 1.0)[0].ids == expected
+            assert engine.generate([[1, 2]], 30, temperature=1.0)[0].ids == expected
 
 
 def test_a_model_that_does_not_fit_is_refused() -> None:

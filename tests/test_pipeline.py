@@ -35,7 +35,7 @@ from euryale.regenerate import regenerate as regenerate_module
 from euryale.system.files import read_json
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Holds texts.jsonl and, below runs/ and written/, what the scripts leave."""
     place = tmp_path_factory.mktemp("pipeline")
@@ -43,7 +43,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def arguments(place: Path, tiny_llama_folder: Path) -> list[str]:
     """A run of a second or two."""
     return [
@@ -58,12 +58,12 @@ def train(*arguments: str) -> Result:
     return result
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(place: Path, arguments: list[str]) -> Result:
     return train(*arguments, "name=one")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def run(place: Path, trained: Result) -> Path:
     """The folder of the shared run; leave it as it is."""
     return place / "runs" / "one"
@@ -147,7 +147,7 @@ def test_the_published_recipe_trains_on_the_rows_themselves(arguments: list[str]
 
 
 def test_ctrl_c_saves_and_resume_ends_with_the_same_bits(arguments: list[str], place: Path, tmp_path: Path) -> None:
-    arguments = [*arguments, "optim.num_steps=300", f"output={tmp_path}", "calibrate.temperatures=[0.0]"]
+    arguments = [*arguments, "optim.num_steps=120", f"output={tmp_path}", "calibrate.temperatures=[0.0]"]
     cut = tmp_path / "cut"
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train/run.py"), *arguments, "name=cut"],
@@ -168,10 +168,10 @@ def test_ctrl_c_saves_and_resume_ends_with_the_same_bits(arguments: list[str], p
     assert f"Go on with: python train/run.py resume={cut}" in err
     [save] = (cut / "resume").iterdir()
     num_done = int(save.name.removeprefix("step-"))
-    assert 0 < num_done < 300 and not (cut / "tree.json").exists()
+    assert 0 < num_done < 120 and not (cut / "tree.json").exists()
 
     resumed = train("resume=last", f"output={tmp_path}")
-    assert f"going on with {cut} after step {num_done} of 300" in resumed.err
+    assert f"going on with {cut} after step {num_done} of 120" in resumed.err
     assert resumed.last_line["checkpoint"] == str(cut) and (cut / "report.json").is_file()
     train(*arguments, "name=whole")
     assert (cut / "heads.safetensors").read_bytes() == (tmp_path / "whole/heads.safetensors").read_bytes()
@@ -179,7 +179,7 @@ def test_ctrl_c_saves_and_resume_ends_with_the_same_bits(arguments: list[str], p
         [json.loads(line)["loss_nats"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("cut", "whole")
     ]
-    assert losses[0] == losses[1] and len(losses[0]) == 300
+    assert losses[0] == losses[1] and len(losses[0]) == 120
 
 
 def test_training_goes_on_from_heads_and_resumes_without_them(arguments: list[str], run: Path, tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_a_prompt_is_answered_as_it_stands_and_summed_up(run: Path) -> None:
 def test_a_prompt_comes_from_stdin_with_all_its_lines(run: Path) -> None:
     prompt = "first\nsecond, line\n"
     settings = ["max_new_tokens=12", "temperature=0.8", "seed=3", "drafter=none"]
-    [expected] = Engine.load(run, device="cpu").generate([prompt], 12, 0.8, seed=3)
+    [expected] = Engine.load(run, device="cpu").generate([prompt], 12, temperature=0.8, seed=3)
     result = run_script("infer/run.py", f"checkpoint={run}", "prompt=-", *settings, stdin=prompt)
     assert result.last_line["text"] == expected.text and result.last_line["tau"] == 1.0
 
@@ -285,7 +285,7 @@ def test_calibrating_again_writes_the_tree_alone(copied: Path, tmp_path: Path) -
 # What cannot be
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def other_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_llama(tmp_path_factory.mktemp("bases") / "other", seed=1)
 

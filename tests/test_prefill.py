@@ -32,7 +32,7 @@ def test_long_and_short_prompts_that_come_and_go_are_answered_as_alone(drafter: 
     engine, rng = engine_with(drafter), random.Random(num_rows)
     lengths = [2, CHUNK, 300, CHUNK + 1, 5, CHUNK + 2, 2 * CHUNK + 1, 1, 2 * CHUNK + 2, 20]
     asked = [(prompt_of(rng, length), rng.randint(2, 9), rng.randrange(2**40)) for length in lengths]
-    scheduler = engine.scheduler(num_rows, 320, 0.8, chunked_prefill=True)
+    scheduler = engine.scheduler(num_rows, 320, temperature=0.8, chunked_prefill=True)
     requests, doomed = [], []
     while len(requests) < len(asked) or not scheduler.is_idle:
         if len(requests) < len(asked) and rng.random() < 0.6:
@@ -43,7 +43,7 @@ def test_long_and_short_prompts_that_come_and_go_are_answered_as_alone(drafter: 
         if doomed and rng.random() < 0.4:
             scheduler.cancel(doomed.pop())
     for (prompt, num_new, seed), request in zip(asked, requests, strict=True):
-        alone = engine.generate([prompt], num_new, 0.8, seed=seed)[0]
+        alone = engine.generate([prompt], num_new, temperature=0.8, seed=seed)[0]
         assert request.generation is not None and request.generation.ids == alone.ids
         assert request.generation.accepted == alone.accepted
 

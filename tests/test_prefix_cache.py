@@ -52,7 +52,7 @@ def test_turns_of_conversations_are_answered_as_without_it(dtype: torch.dtype, d
     base = random_base("llama", 40, hidden_size=64, seed=4, dtype=dtype, max_length=900)
     heads = random_heads(HEAD_DESIGNS[0], base) if drafter == "heads" else None
     engine, rng = Engine(base, heads, drafter, FULL if drafter == "heads" else None), random.Random(1)
-    scheduler = engine.scheduler(3, 900, 0.7, chunked_prefill=True)
+    scheduler = engine.scheduler(3, 900, temperature=0.7, chunked_prefill=True)
     if not scheduler.remember_prefixes(2000):
         pytest.skip("this machine does not prove equal bits for this dtype")
     texts = [[rng.randrange(40) for _ in range(length)] for length in (150, 290, 420)]
@@ -61,7 +61,7 @@ def test_turns_of_conversations_are_answered_as_without_it(dtype: torch.dtype, d
         requests = [scheduler.submit(text, 30, turn, ignore_eos=True, record=Record(2)) for text in texts]
         scheduler.run()
         for text, request in zip(texts, requests, strict=True):
-            alone = engine.generate([text], 30, 0.7, seed=turn, ignore_eos=True, logprobs=2)[0]
+            alone = engine.generate([text], 30, temperature=0.7, seed=turn, ignore_eos=True, logprobs=2)[0]
             assert request.generation is not None and request.generation.ids == alone.ids
             assert request.generation.logprobs == alone.logprobs
             text += [*alone.ids, *(rng.randrange(40) for _ in range(40))]

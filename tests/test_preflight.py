@@ -29,7 +29,7 @@ PRETRAIN: dict[str, Any] = {"objective": ObjectiveConfig(kind="pretrain")}
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"data": DataConfig(kind="web")}, "data.kind must be one of stdlib, files.*; got 'web'"),
+        ({"data": DataConfig(kind="web")}, "data.kind must be one of stdlib, files.*; got web"),
         ({"heads": plain_heads(kind="clover")}, "heads.kind must be one of medusa, hydra, eagle; got clover"),
         ({"objective": ObjectiveConfig(loss="mse")}, "objective.loss must be one of kl, ce, lk; got mse"),
         ({"optim": OptimConfig(num_steps=0)}, "optim.num_steps must be at least 1; got 0"),

@@ -33,14 +33,14 @@ from euryale.training.optimizer import OptimConfig
 from euryale.training.resume import share_batches
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("processes")
     write_texts(place)
     return place
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def arguments(place: Path, tiny_llama_folder: Path) -> list[str]:
     return [
         "base=hf", f"base.path={tiny_llama_folder}", "base.device=cpu", "data=files",
@@ -49,7 +49,7 @@ def arguments(place: Path, tiny_llama_folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def alone(arguments: list[str], place: Path) -> Path:
     """The folder of a run of one process that takes two batches a step; leave it as it is."""
     result = run_script("train/run.py", *arguments, "name=alone", "optim.gradient_accumulation=2")

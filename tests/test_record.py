@@ -63,7 +63,7 @@ def test_logprobs_are_those_of_the_base_before_any_setting(drafter: str) -> None
 def test_logprobs_are_the_same_bits_with_and_without_drafts(dtype: torch.dtype) -> None:
     base = random_base("llama", 30, hidden_size=64, seed=4, dtype=dtype, max_length=120)
     found = [
-        engine_with(drafter, base).generate([PROMPT] * 3, 40, 0.8, seed=[1, 2, 3], logprobs=5)
+        engine_with(drafter, base).generate([PROMPT] * 3, 40, temperature=0.8, seed=[1, 2, 3], logprobs=5)
         for drafter in ("none", "heads", "lookup")
     ]
     if not base.is_exact:

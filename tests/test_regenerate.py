@@ -83,7 +83,7 @@ def test_every_record_is_what_the_base_says_after_the_opening(written: Path, tin
     assert len(found) == 11
     for number, (record, opening) in enumerate(zip(found, openings, strict=True)):
         temperature = 0.0 if number < NUM_GREEDY else 1.0
-        [answer] = engine.generate([opening.ids], 8, temperature, seed=record["seed"])
+        [answer] = engine.generate([opening.ids], 8, temperature=temperature, seed=record["seed"])
         assert record["ids"] == opening.ids + answer.ids and record["num_prompt"] == len(opening.ids)
         assert (record["key"], record["origin"], record["text"]) == (opening.key, opening.origin, answer.text)
         assert record["temperature"] == temperature
@@ -500,7 +500,7 @@ def server(tiny_base: Base) -> Iterator[SimpleNamespace]:
                 return self.reply(503, {"error": "busy"})
             with lock:
                 [answer] = engine.generate(
-                    [asked["prompt"]], asked["max_tokens"], asked["temperature"], seed=asked["seed"]
+                    [asked["prompt"]], asked["max_tokens"], temperature=asked["temperature"], seed=asked["seed"]
                 )
             finish = "stop" if answer.finish_reason == "eos" else "length"
             choice: dict = {"text": answer.text, "finish_reason": finish}

@@ -1,13 +1,16 @@
 """Settings out of range are refused, and all doors take the same ones."""
 
-import inspect
 from dataclasses import fields
+from functools import partial
 
 import pytest
+from random_models import five_tokens
 
+from euryale.decoding.config import AnswerConfig
 from euryale.decoding.engine import Engine
-from euryale.decoding.sampling import MoreSampling, Sampling
+from euryale.decoding.sampling import RANGES, Sampling
 from euryale.errors import UserError
+from euryale.server.schemas import SamplingFields
 
 
 @pytest.mark.parametrize(
@@ -42,10 +45,23 @@ def test_tokens_of_another_vocabulary_are_refused() -> None:
     Sampling(logit_bias={4: -1.0}, banned_tokens=[0, [4, 4]], min_new_tokens=10).check_tokens(5, 10)
 
 
-def test_keywords_are_what_was_set_and_the_engine_takes_them_all() -> None:
+def test_keywords_are_what_was_set_and_a_name_that_is_no_knob_is_refused() -> None:
     assert Sampling().keywords() == {}
     asked = {"temperature": 0.5, "top_k": 3, "logit_bias": {1: 2.0}, "min_new_tokens": 4}
     assert Sampling(**asked).keywords() == asked
-    names = {item.name for item in fields(Sampling)}
-    assert set(MoreSampling.__annotations__) | {"temperature", "top_p"} == names
-    assert {"temperature", "top_p"} < set(inspect.signature(Engine.generate).parameters)
+    engine = Engine(five_tokens(), drafter="none")
+    for door in (partial(engine.generate, [[1]]), partial(engine.stream, [1]), engine.scheduler):
+        with pytest.raises(TypeError, match="top_q"):
+            door(top_q=0.5)
+
+
+def test_all_doors_share_defaults_and_ranges() -> None:
+    assert AnswerConfig(checkpoint=None).sampling() == Sampling() == Sampling.of()
+    shared = [knob.name for knob in fields(Sampling) if knob.name in SamplingFields.model_fields]
+    assert len(shared) == 8, "OpenAI's and vLLM's names: all but banned_tokens and min_new_tokens, which is min_tokens"
+    for name in shared:
+        assert SamplingFields.model_fields[name].default is None, "what a request leaves out is the engine's default"
+    for name, limits in RANGES.items():
+        for number in (limits.least, limits.most):
+            if not (limits.is_open and number == limits.least):
+                Sampling.of(**{name: number})

@@ -250,14 +250,14 @@ def test_candidates_are_ranked_by_each_row_s_own_settings_and_more_of_them_are_r
     wishes = [{"repetition_penalty": 2.0}, {}, {"frequency_penalty": 1.0, "banned_tokens": [3, 4]}]
 
     def answers() -> list[Generation]:
-        scheduler = engine.scheduler(3, 96, temperature)
+        scheduler = engine.scheduler(3, 96, temperature=temperature)
         requests = [scheduler.submit([i, i + 1], 40, i, **wish) for i, wish in enumerate(wishes)]  # type: ignore[arg-type]
         scheduler.run()
         return [request.generation for request in requests if request.generation is not None]
 
     ranked = answers()
     for i, (answer, wish) in enumerate(zip(ranked, wishes, strict=True)):
-        [alone] = engine.generate([[i, i + 1]], 40, temperature, seed=i, **wish)  # type: ignore[arg-type]
+        [alone] = engine.generate([[i, i + 1]], 40, temperature=temperature, seed=i, **wish)  # type: ignore[arg-type]
         assert (answer.ids, answer.accepted) == (alone.ids, alone.accepted)
     monkeypatch.setattr(LogitsProcessors, "guess", lambda self, scores, ids: scores)
     unranked = answers()

@@ -42,7 +42,7 @@ def known(generation: Generation | None) -> tuple[object, ...]:
 
 def everybody_comes_and_goes(engine: Engine, temperature: float, rng: random.Random, num: int) -> int:
     """`num` prompts of any length, at any time, into few rows; returns the highest number that lived at once."""
-    scheduler = engine.scheduler(rng.randint(2, 5), 40, temperature, top_p=0.95)
+    scheduler = engine.scheduler(rng.randint(2, 5), 40, temperature=temperature, top_p=0.95)
     prompts = random_prompts(rng, num, engine.base.vocab_size, longest=14)
     asked = [(p, rng.randint(1, 26), rng.randrange(2**63), rng.choice([None, "ab", "cc"])) for p in prompts]
     handles: list[Request] = []
@@ -56,9 +56,11 @@ def everybody_comes_and_goes(engine: Engine, temperature: float, rng: random.Ran
         most = max(most, scheduler.num_live)
     assert scheduler.is_idle and sorted(map(id, ended)) == sorted(map(id, handles))
     for handle, (prompt, most_new, seed, stop) in zip(handles, asked, strict=True):
-        alone = engine.generate([prompt], most_new, temperature, 0.95, seed, stop)[0]
+        alone = engine.generate([prompt], most_new, temperature=temperature, top_p=0.95, seed=seed, stop=stop)[0]
         assert known(handle.generation) == known(alone)
-        plain = Engine(engine.base, drafter="none").generate([prompt], most_new, temperature, 0.95, seed, stop)[0]
+        plain = Engine(engine.base, drafter="none").generate(
+            [prompt], most_new, temperature=temperature, top_p=0.95, seed=seed, stop=stop
+        )[0]
         assert plain.ids == alone.ids and plain.text == alone.text
     return most
 
@@ -79,9 +81,9 @@ def test_whoever_comes_and_goes_beside_a_row_its_answer_is_that_of_the_row_alone
 def test_rules_that_write_other_text_write_it_alike_in_company(rule: str) -> None:
     engine = engine_with("heads", accept=rule)
     prompts = random_prompts(random.Random(rule), 8, 5, longest=9)
-    together = engine.generate(prompts, 20, 1.0, seed=range(8))
+    together = engine.generate(prompts, 20, temperature=1.0, seed=range(8))
     for seed, (prompt, generation) in enumerate(zip(prompts, together, strict=True)):
-        assert known(generation) == known(engine.generate([prompt], 20, 1.0, seed=seed)[0])
+        assert known(generation) == known(engine.generate([prompt], 20, temperature=1.0, seed=seed)[0])
 
 
 def test_float32_rows_are_those_of_plain_decoding_too() -> None:
@@ -89,7 +91,7 @@ def test_float32_rows_are_those_of_plain_decoding_too() -> None:
     engine = Engine(base, random_heads(HEAD_DESIGNS[0], base), "heads", FULL, max_rows=3)
     prompts = random_prompts(random.Random(0), 8, 23, longest=30)
     for temperature in (0.0, 0.9):
-        answers = engine.generate(prompts, 20, temperature, seed=range(8))
+        answers = engine.generate(prompts, 20, temperature=temperature, seed=range(8))
         for seed, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             assert answer.ids == slow_ids(base, prompt, 20, temperature, seed)
 
@@ -100,13 +102,13 @@ def test_processors_and_stops_belong_to_their_own_row(num_rows: int) -> None:
     wishes = {"repetition_penalty": 1.3, "frequency_penalty": 0.4, "min_new_tokens": 6, "banned_tokens": [[0, 1], 2]}
     engine = engine_with("heads")
     rng = random.Random(num_rows)
-    scheduler = engine.scheduler(num_rows, 60, 1.0, **wishes)  # type: ignore[arg-type]
+    scheduler = engine.scheduler(num_rows, 60, temperature=1.0, **wishes)  # type: ignore[arg-type]
     prompts = random_prompts(rng, 12, 5, longest=9)
     stops = [rng.choice([(), (0,), (1, 4)]) for _ in prompts]
     handles = [scheduler.submit(p, 20, i, stop_ids=s) for i, (p, s) in enumerate(zip(prompts, stops, strict=True))]
     scheduler.run()
     for i, (handle, prompt, stop_ids) in enumerate(zip(handles, prompts, stops, strict=True)):
-        [alone] = engine.generate([prompt], 20, 1.0, seed=i, stop_ids=stop_ids, **wishes)  # type: ignore[arg-type]
+        [alone] = engine.generate([prompt], 20, temperature=1.0, seed=i, stop_ids=stop_ids, **wishes)  # type: ignore[arg-type]
         assert known(handle.generation) == known(alone) and len(alone.ids) >= 6
     assert len({handle.generation.finish_reason for handle in handles if handle.generation}) > 1
 
@@ -178,7 +180,7 @@ def test_a_row_that_ends_is_replaced_by_who_waits_and_else_by_the_last_row() -> 
 
 def test_pieces_of_rows_side_by_side_add_up_to_their_texts() -> None:
     engine = engine_with("heads")
-    scheduler = engine.scheduler(2, 60, 1.0)
+    scheduler = engine.scheduler(2, 60, temperature=1.0)
     handles = [scheduler.submit(prompt, 30, seed=i, stop="ba") for i, prompt in enumerate([[0], [1, 2], [4, 4, 4]])]
     pieces: list[list[str]] = [[], [], []]
     while not scheduler.is_idle:

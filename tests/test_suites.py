@@ -13,6 +13,7 @@ from euryale.base.base import Base
 from euryale.data.context_suite import context_questions
 from euryale.data.suites import BREADTH, SUITES, Question, read_suite
 from euryale.decoding.engine import Engine
+from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError
 from euryale.evaluation import bench as bench_module
 from euryale.evaluation.bench import BenchSettings
@@ -117,7 +118,7 @@ def test_the_context_suite_asks_the_same_after_ever_longer_texts(tmp_path: Path)
 def test_the_second_turn_is_asked_behind_the_answer_to_the_first(tiny_base: Base) -> None:
     engine = Engine(tiny_base, drafter="lookup")
     questions = [Question("t", str(i), None, (f"one {i}", f"two {i}")) for i in range(2)]
-    settings = BenchSettings(max_new_tokens=6, temperature=0.9, seed=5)
+    settings = BenchSettings(max_new_tokens=6, sampling=Sampling(0.9), seed=5)
     asked = ask(engine, questions, 9, settings)
     assert asked.places == [[0, 1], [2, 3]]
     for question, (first, second) in zip(questions, asked.places, strict=True):

@@ -21,14 +21,14 @@ from euryale.report.ranking import better, differing_settings, numbers_of, rank_
 from euryale.system.files import read_json, write_json
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("sweeps")
     write_texts(place)
     return place
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def arguments(place: Path, tiny_llama_folder: Path) -> list[str]:
     return [
         "base=hf", f"base.path={tiny_llama_folder}", "data=files", f"data.files={place}/texts.jsonl",
@@ -36,7 +36,7 @@ def arguments(place: Path, tiny_llama_folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def swept(arguments: list[str]) -> Result:
     """Two jobs of the basic launcher; the widths make heads of two sizes."""
     return run_script("train/run.py", "-m", *arguments, "name=basic", "heads.width=1,2")

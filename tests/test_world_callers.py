@@ -189,13 +189,13 @@ def test_stop_ids_may_be_one_or_several(stop_ids: Any) -> None:
 
 
 def test_a_seed_of_none_is_drawn_and_told() -> None:
-    drawn = ENGINE.generate([IDS] * 3, 8, 2.0, seed=None)
+    drawn = ENGINE.generate([IDS] * 3, 8, temperature=2.0, seed=None)
     assert len({answer.seed for answer in drawn}) == 3
-    again = ENGINE.generate([IDS] * 3, 8, 2.0, seed=[answer.seed for answer in drawn])
+    again = ENGINE.generate([IDS] * 3, 8, temperature=2.0, seed=[answer.seed for answer in drawn])
     assert [answer.ids for answer in again] == [answer.ids for answer in drawn]
-    one, other = ENGINE.generate([IDS] * 2, 8, 2.0, seed=[None, 5])
-    assert other.seed == 5 and other.ids == ENGINE.generate([IDS], 8, 2.0, seed=5)[0].ids
-    assert one.ids == ENGINE.generate([IDS], 8, 2.0, seed=one.seed)[0].ids
+    one, other = ENGINE.generate([IDS] * 2, 8, temperature=2.0, seed=[None, 5])
+    assert other.seed == 5 and other.ids == ENGINE.generate([IDS], 8, temperature=2.0, seed=5)[0].ids
+    assert one.ids == ENGINE.generate([IDS], 8, temperature=2.0, seed=one.seed)[0].ids
     request = ENGINE.scheduler().submit(IDS, 4, seed=None)
     stream = ENGINE.stream(IDS, 4, seed=None)
     assert "".join(stream) and stream.generation is not None and 0 <= request.seed < 2**63 > stream.generation.seed
@@ -204,14 +204,14 @@ def test_a_seed_of_none_is_drawn_and_told() -> None:
 @pytest.mark.parametrize("seed", [7, np.int64(7), np.uint8(7), [7], np.array([7]), torch.tensor([7]), torch.tensor(7)],
                          ids=lambda value: type(value).__name__)  # fmt: skip
 def test_a_seed_is_any_whole_number(seed: Any) -> None:
-    [found] = ENGINE.generate([IDS], 6, 1.5, seed=seed)
-    assert found.seed == 7 and found.ids == ENGINE.generate([IDS], 6, 1.5, seed=7)[0].ids
+    [found] = ENGINE.generate([IDS], 6, temperature=1.5, seed=seed)
+    assert found.seed == 7 and found.ids == ENGINE.generate([IDS], 6, temperature=1.5, seed=7)[0].ids
 
 
 @pytest.mark.parametrize("seed", [True, 1.0, "7", -1, 2**63, [1, 2], np.array([1.0]), {}], ids=str)
 def test_anything_else_is_not_a_seed(seed: Any) -> None:
     with pytest.raises(UserError, match="^seed must "):
-        ENGINE.generate([IDS], 4, 1.0, seed=seed)
+        ENGINE.generate([IDS], 4, temperature=1.0, seed=seed)
 
 
 def test_numbers_of_numpy_are_numbers() -> None:

@@ -30,8 +30,8 @@ def ids(generations: list[Generation]) -> list[tuple[list[int], str, str]]:
 def test_eight_answers_together_are_eight_alone(drafter: str, temperature: float) -> None:
     """vllm#7880, batch invariance. Seeds of their own, prompts of different lengths."""
     asked = engine(drafter)
-    together = asked.generate(PROMPTS, 24, temperature, seed=list(range(8)))
-    alone = [asked.generate([prompt], 24, temperature, seed=seed)[0] for seed, prompt in enumerate(PROMPTS)]
+    together = asked.generate(PROMPTS, 24, temperature=temperature, seed=list(range(8)))
+    alone = [asked.generate([prompt], 24, temperature=temperature, seed=seed)[0] for seed, prompt in enumerate(PROMPTS)]
     assert ids(together) == ids(alone)
 
 
@@ -57,8 +57,8 @@ SETTINGS: list[dict[str, object]] = [
 def test_settings_are_honoured_with_drafts_as_without(drafter: str, settings: dict) -> None:
     """sglang and vllm left out min_p, bias and penalties in speculative decoding (vllm#16282)."""
     for temperature in (0.0, 1.0):
-        drafted = engine(drafter).generate(PROMPTS[:4], 24, temperature, seed=5, **settings)
-        plain = engine("none").generate(PROMPTS[:4], 24, temperature, seed=5, **settings)
+        drafted = engine(drafter).generate(PROMPTS[:4], 24, temperature=temperature, seed=5, **settings)
+        plain = engine("none").generate(PROMPTS[:4], 24, temperature=temperature, seed=5, **settings)
         assert ids(drafted) == ids(plain)
 
 
@@ -66,7 +66,7 @@ def test_settings_are_honoured_with_drafts_as_without(drafter: str, settings: di
 def test_one_request_may_go_without_drafts(drafter: str) -> None:
     """A switch for each request (vllm#18633), alongside requests with drafts and in the places of ended ones."""
     asked = engine(drafter, five_tokens())
-    plain = engine("none", five_tokens()).generate(PROMPTS, 16, 1.0, seed=list(range(8)))
+    plain = engine("none", five_tokens()).generate(PROMPTS, 16, temperature=1.0, seed=list(range(8)))
     scheduler = asked.scheduler(3, 64, temperature=1.0)
     requests = [
         scheduler.submit(prompt, 16, seed=seed, drafter="none" if seed % 2 else None)
@@ -85,8 +85,8 @@ def test_one_request_may_go_without_drafts(drafter: str) -> None:
 def test_a_request_without_drafts_is_lossless_under_any_rule(rule: str) -> None:
     base = five_tokens()
     asked = Engine(base, random_heads(HEAD_DESIGNS[0], base), "heads", FULL, accept=rule)
-    [generation] = asked.generate([PROMPTS[2]], 16, 1.0, seed=3, drafter="none")
-    [plain] = Engine(base, drafter="none").generate([PROMPTS[2]], 16, 1.0, seed=3)
+    [generation] = asked.generate([PROMPTS[2]], 16, temperature=1.0, seed=3, drafter="none")
+    [plain] = Engine(base, drafter="none").generate([PROMPTS[2]], 16, temperature=1.0, seed=3)
     assert generation.ids == plain.ids and generation.is_lossless
     scheduler = asked.scheduler(2, 64, temperature=1.0)
     with_drafts, without = (scheduler.submit(PROMPTS[2], 16, seed=3, drafter=drafter) for drafter in (None, "none"))
@@ -118,6 +118,6 @@ def test_a_batch_of_different_settings_is_each_alone(family: str) -> None:
     requests = [scheduler.submit([1, 2], 12, seed=9, temperature=1.0, **settings) for settings in SETTINGS]  # type: ignore[arg-type]
     scheduler.run()
     for request, settings in zip(requests, SETTINGS, strict=True):
-        [alone] = asked.generate([[1, 2]], 12, 1.0, seed=9, drafter="none", **settings)  # type: ignore[arg-type]
+        [alone] = asked.generate([[1, 2]], 12, temperature=1.0, seed=9, drafter="none", **settings)  # type: ignore[arg-type]
         assert request.generation is not None
         assert ids([request.generation]) == ids([alone])

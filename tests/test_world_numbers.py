@@ -27,17 +27,17 @@ def greedy() -> list[int]:
 @pytest.mark.parametrize("drafter", ["none", "heads"])
 def test_hardly_any_temperature_is_greedy(temperature: float, drafter: str) -> None:  # vllm#1623
     engine = engine_of(five_tokens(), FULL) if drafter == "heads" else Engine(five_tokens(), drafter="none")
-    assert engine.generate([PROMPT], 20, temperature, seed=3)[0].ids == greedy()
+    assert engine.generate([PROMPT], 20, temperature=temperature, seed=3)[0].ids == greedy()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_in_16_bits_too(dtype: torch.dtype) -> None:  # own
     engine = Engine(random_base(dtype=dtype), drafter="none")
-    assert engine.generate([PROMPT], 10, 1e-38)[0].ids == engine.generate([PROMPT], 10)[0].ids
+    assert engine.generate([PROMPT], 10, temperature=1e-38)[0].ids == engine.generate([PROMPT], 10)[0].ids
 
 
 def test_the_highest_temperature_draws_any_token() -> None:  # own
-    [found] = Engine(five_tokens(), drafter="none").generate([PROMPT], 100, 1e6, banned_tokens=[3])
+    [found] = Engine(five_tokens(), drafter="none").generate([PROMPT], 100, temperature=1e6, banned_tokens=[3])
     assert set(found.ids) == {0, 1, 2, 4}
 
 
@@ -90,8 +90,8 @@ EXTREME = [
 @pytest.mark.parametrize("settings", EXTREME, ids=str)
 @pytest.mark.parametrize("temperature", [0.0, LEAST_TEMPERATURE, 1.0, 1e6], ids=str)
 def test_all_that_is_let_in_stays_finite(settings: dict, temperature: float) -> None:  # own
-    drafted = Engine(five_tokens(), drafter="lookup").generate([PROMPT], 10, temperature, **settings)[0]
-    plain = Engine(five_tokens(), drafter="none").generate([PROMPT], 10, temperature, **settings)[0]
+    drafted = Engine(five_tokens(), drafter="lookup").generate([PROMPT], 10, temperature=temperature, **settings)[0]
+    plain = Engine(five_tokens(), drafter="none").generate([PROMPT], 10, temperature=temperature, **settings)[0]
     assert drafted.ids == plain.ids and len(plain.ids) == 10
 
 
@@ -115,7 +115,7 @@ def test_a_base_that_overflows_float16_is_the_cause_that_is_named(settings: dict
     base: Base = random_base(dtype=torch.float16)
     base.model.get_output_embeddings().weight[5] = 6e4
     with pytest.raises(UserError, match="are not finite after . tokens: .* too large for float16"):
-        Engine(base, drafter="none").generate([PROMPT], 5, temperature, **settings)
+        Engine(base, drafter="none").generate([PROMPT], 5, temperature=temperature, **settings)
 
 
 def test_settings_that_forbid_all_later_are_the_cause_that_is_named() -> None:  # own

@@ -3,12 +3,9 @@
 Each case names who met it first; "own" is ours.
 """
 
-import json
-import subprocess
-import sys
-
 import pytest
 from random_models import five_tokens, letter_tokenizer
+from scripts import run_script
 from test_overrides import as_hydra_reads
 from test_world_seam import answer, ids_of
 from world_tokenizers import gpt2, llama2
@@ -195,13 +192,9 @@ def test_only_the_context_ends_an_answer_before_its_least_length() -> None:  # o
 
 def test_the_script_stops_at_a_newline(material) -> None:  # type: ignore[no-untyped-def]
     """The issue's: `infer/run.py 'stop="\\n"'` was backslash-n."""
-    from euryale.system.paths import PROJECT
-
-    command = [sys.executable, "infer/run.py", "checkpoint=null", f"base.path={material}/models/stories260K",
-               "drafter=none", "prompt=Once upon a time", "max_new_tokens=200", 'stop="\\n"']  # fmt: skip
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
-    answer_ = json.loads(done.stdout.splitlines()[-1])
-    assert answer_["finish_reason"] == "stop" and "\n" not in answer_["text"]
+    result = run_script("infer/run.py", "checkpoint=null", f"base.path={material}/models/stories260K", "drafter=none",
+                        "prompt=Once upon a time", "max_new_tokens=200", 'stop="\\n"')  # fmt: skip
+    assert result.last_line["finish_reason"] == "stop" and "\n" not in result.last_line["text"]
 
 
 def test_gpt2_stops_inside_of_a_token_as_well() -> None:  # own

@@ -1,8 +1,10 @@
 """The error that a user can mend: one clear message.
 
 Scripts print the message of a `UserError` and exit with status 2. Any other exception is a bug of ours and
-keeps its traceback.
+keeps its traceback. The checks below are of the kinds that many settings share.
 """
+
+from collections.abc import Collection
 
 
 class UserError(ValueError):
@@ -10,3 +12,22 @@ class UserError(ValueError):
 
     The message has three parts: what was asked, what was found, what to do.
     """
+
+
+def check_least(least: int, prefix: str = "", /, **numbers: float | None) -> None:
+    """Raises UserError for the first number below `least`, named with the prefix; None is not a number."""
+    for name, number in numbers.items():
+        if number is not None and not number >= least:  # NaN is below everything
+            raise UserError(f"{prefix}{name} must be at least {least}; got {number}.")
+
+
+def check_share(name: str, share: float) -> None:
+    """Raises UserError for what is not from 0 to 1."""
+    if not 0 <= share <= 1:
+        raise UserError(f"{name} must be from 0 to 1; got {share}.")
+
+
+def check_option(name: str, value: object, options: Collection[str]) -> None:
+    """Raises UserError for a value that is none of the options."""
+    if value not in options:
+        raise UserError(f"{name} must be one of {', '.join(options)}; got {value}.")

@@ -29,7 +29,7 @@ from torch import Tensor
 from euryale.base.base import Base
 from euryale.base.lora import FOLDER as ADAPTER
 from euryale.decoding.tree.calibration import TREE_FILE
-from euryale.errors import UserError
+from euryale.errors import UserError, check_option
 from euryale.heads.blocks import corrected
 from euryale.heads.checkpoint import DESCRIPTION, WEIGHTS, heads_config, load_heads, read_description
 from euryale.heads.config import HeadsConfig
@@ -68,8 +68,7 @@ def export(folder: Path, format_name: str, output: Path, load_base: Callable[[],
     `load_base` is called only for a format that needs the base's output matrix. Raises UserError: an unknown
     format, an `output` that holds something, heads that the format cannot express, a damaged checkpoint.
     """
-    if format_name not in FORMATS:
-        raise UserError(f"format must be one of {', '.join(FORMATS)}; got {format_name}.")
+    check_option("format", format_name, FORMATS)
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise UserError(f"output={output} must be empty or not there yet; it already holds something.")
     read_description(folder)

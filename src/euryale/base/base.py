@@ -37,7 +37,7 @@ from euryale.base.precision import (
 )
 from euryale.base.token_ids import eos_ids, one_id
 from euryale.base.tree_attention import adopt_tree_attention
-from euryale.errors import UserError
+from euryale.errors import UserError, check_option
 from euryale.system.memory import is_out_of_memory, keep_freed_memory
 
 FORWARDS = ("auto", "exact", "plain")
@@ -172,8 +172,7 @@ def load_base(config: BaseConfig) -> Base:
     transformers.utils.logging.disable_progress_bar()
     path, source = find_source(config)
     assert config.path is not None
-    if config.forward not in FORWARDS:
-        raise UserError(f"base.forward must be one of: {', '.join(FORWARDS)}; got {config.forward}.")
+    check_option("base.forward", config.forward, FORWARDS)
     device = pick_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()

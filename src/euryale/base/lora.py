@@ -24,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from euryale.base.base import Base
 from euryale.base.identity import check_same_base
-from euryale.errors import UserError
+from euryale.errors import UserError, check_least
 from euryale.system.files import json_text, read_json, write_atomically
 from euryale.system.tensor_files import check_finite, read_tensors
 
@@ -47,8 +47,7 @@ class LoraConfig:
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
-        if self.rank < 1:
-            raise UserError(f"lora.rank must be at least 1; got {self.rank}. 8 to 64 are usual.")
+        check_least(1, "lora.", rank=self.rank)
         if not self.alpha > 0:
             raise UserError(f"lora.alpha must be positive; got {self.alpha}. Half of the rank is usual.")
         if not 0 <= self.dropout < 1:

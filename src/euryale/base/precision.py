@@ -13,7 +13,7 @@ import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from euryale.errors import UserError
+from euryale.errors import UserError, check_option
 from euryale.kernels.packed_linear import packed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -41,8 +41,7 @@ def pick_dtype(name: str, device: torch.device, of_base: PreTrainedConfig) -> to
 
     Raises UserError for a name that is not in DTYPES. bfloat16 asked for where it is slow is one warning.
     """
-    if name != "auto" and name not in DTYPES:
-        raise UserError(f"base.dtype must be one of: auto, {', '.join(DTYPES)}; got {name}.")
+    check_option("base.dtype", name, ("auto", *DTYPES))
     text = of_base.get_text_config()
     if device.type != "cpu":
         return DTYPES[name] if name != "auto" else text.dtype or torch.bfloat16

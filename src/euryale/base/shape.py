@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from euryale.base.config import BaseConfig
 from euryale.base.fast_llama import FAMILIES
 from euryale.base.locate import read_config
-from euryale.errors import UserError
+from euryale.errors import UserError, check_least, check_option
 
 _OPTIONAL = ("head_dim",)  # hidden_size / num_heads when it is not given
 
@@ -43,11 +43,8 @@ class ShapeConfig:
                 "are given whole, or not at all (then base.path's config.json says them). Choose a shape=... to begin "
                 "with."
             )
-        if self.family not in FAMILIES:
-            raise UserError(f"shape.family must be one of {', '.join(FAMILIES)}; got {self.family}.")
-        for name, value in given.items():
-            if name not in ("family", "tied") and value < 1:
-                raise UserError(f"shape.{name} must be at least 1; got {value}.")
+        check_option("shape.family", self.family, FAMILIES)
+        check_least(1, "shape.", **{name: value for name, value in given.items() if name not in ("family", "tied")})
         assert self.hidden_size and self.num_heads and self.num_kv_heads
         if self.head_dim is None and self.hidden_size % (2 * self.num_heads) or self.num_heads % self.num_kv_heads:
             raise UserError(

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from euryale.cli.schemas import InferConfig
 from euryale.data.rows import Message
 from euryale.data.tokens import prompt_ids
-from euryale.decoding.config import DecodeConfig
 from euryale.decoding.engine import Engine, Prompt
 from euryale.errors import UserError
 
@@ -26,7 +26,7 @@ def _as_text(read: Callable[[], str]) -> str:
     return text
 
 
-def stream_answer(engine: Engine, prompt: Prompt, config: Any, out: TextIO) -> dict[str, Any]:
+def stream_answer(engine: Engine, prompt: Prompt, config: InferConfig, out: TextIO) -> dict[str, Any]:
     """Writes the answer piece by piece; returns its text, tokens, steps and tau."""
     answer = engine.stream(
         prompt,
@@ -54,7 +54,7 @@ def stream_answer(engine: Engine, prompt: Prompt, config: Any, out: TextIO) -> d
     }
 
 
-def chat(engine: Engine, config: DecodeConfig, source: TextIO, out: TextIO) -> dict[str, object]:
+def chat(engine: Engine, config: InferConfig, source: TextIO, out: TextIO) -> dict[str, object]:
     """Reads messages until an empty line. Bases without a chat template see each message as a text to go on with."""
     template = bool(engine.base.tokenizer.chat_template)
     out.write(

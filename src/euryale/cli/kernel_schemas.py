@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from euryale.decoding.config import check_least
-from euryale.errors import UserError
+from euryale.errors import UserError, check_least
 from euryale.evaluation.config import KernelShapes
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from euryale.data.prompt_files import Prompt, read_prompts
-from euryale.decoding.config import check_least
-from euryale.errors import UserError
+from euryale.errors import UserError, check_least
 from euryale.evaluation.load import Target, closed_loop, find_model, open_loop, same_texts, summarise
 from euryale.evaluation.load_client import Asked, Timed
 from euryale.report.load_tables import load_plot

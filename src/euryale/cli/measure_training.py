@@ -27,7 +27,7 @@ from euryale.cli.preflight import MAX_SEED, check_block, check_memory
 from euryale.cli.schemas import MeasureConfig, TrainConfig
 from euryale.data.random_batches import RandomRows
 from euryale.data.sources import check as check_data
-from euryale.errors import UserError
+from euryale.errors import UserError, check_least
 from euryale.heads.heads import build_heads
 from euryale.report.format import duration
 from euryale.report.result_file import check_result
@@ -53,10 +53,8 @@ def check(config: MeasureConfig) -> PreTrainedConfig:
     for part in (config.heads, config.objective, config.lora, config.optim):
         part.check()
     check_data(config.data)
-    for name in ("warm_up", "steps"):
-        least = 1 if name == "steps" else 0
-        if getattr(config, name) < least:
-            raise UserError(f"{name} must be at least {least}; got {getattr(config, name)}.")
+    check_least(0, warm_up=config.warm_up)
+    check_least(1, steps=config.steps)
     unknown = [name for name in config.objectives if name not in MEASURED]
     if unknown or not config.objectives:
         raise UserError(f"objectives must be among {', '.join(MEASURED)}; got [{','.join(config.objectives)}].")

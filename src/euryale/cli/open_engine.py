@@ -8,7 +8,7 @@ import torch
 
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
-from euryale.decoding.config import DecodeConfig
+from euryale.decoding.config import EngineConfig
 from euryale.decoding.drafters.build import check_heads
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree.calibration import TREE_FILE, read_calibrations
@@ -20,7 +20,7 @@ from euryale.heads.heads import Heads
 from euryale.system.paths import PROJECT
 
 
-def open_engine(config: DecodeConfig) -> Engine:
+def open_engine(config: EngineConfig) -> Engine:
     """Finds the checkpoint, loads its base and heads. Raises UserError for anything that does not fit."""
     folder, description = open_checkpoint(config)
     base = open_base(config.base, description)
@@ -31,7 +31,7 @@ def open_engine(config: DecodeConfig) -> Engine:
     return Engine.load(folder, base, drafter=config.drafter, tree=config.tree, accept=config.accept)
 
 
-def open_checkpoint(config: DecodeConfig) -> tuple[Path | None, dict[str, Any]]:
+def open_checkpoint(config: EngineConfig) -> tuple[Path | None, dict[str, Any]]:
     """The checkpoint's folder and what its heads.json says; (None, {}) for a base alone.
 
     Raises UserError: a setting out of range, no such checkpoint, a drafter or tree that does not fit its heads, a
@@ -53,7 +53,7 @@ def open_checkpoint(config: DecodeConfig) -> tuple[Path | None, dict[str, Any]]:
     return None, {}
 
 
-def check_tree(config: DecodeConfig, folder: Path, description: dict[str, Any]) -> None:
+def check_tree(config: EngineConfig, folder: Path, description: dict[str, Any]) -> None:
     """Raises UserError for a drafter or tree that these heads and their tree.json cannot give; the weights are not
     read."""
     with torch.device("meta"):

@@ -24,6 +24,7 @@ from euryale.data.row_prompts import Opening
 from euryale.data.sources import DataConfig, build_source
 from euryale.data.token_counts import count_tokens
 from euryale.decoding.engine import Engine
+from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree.calibration import TREE_FILE, read_calibrations
 from euryale.evaluation.bench import BenchSettings, bench
 from euryale.evaluation.breadth import can_answer, measure_breadth
@@ -138,12 +139,9 @@ def measure(
     write_json(folder / TREE_FILE, content)
     engine = Engine(base, heads, calibrations=read_calibrations(folder))
     temperature = headline_temperature(content, config.evaluate.temperature)
-    settings = BenchSettings(
-        max_new_tokens=config.evaluate.max_new_tokens,
-        temperature=temperature,
-        seed=config.seed,
-        repeats=config.evaluate.repeats,
-    )
+    max_new_tokens, seed = config.evaluate.max_new_tokens, config.seed
+    sampling, repeats = Sampling(temperature), config.evaluate.repeats
+    settings = BenchSettings(repeats=repeats, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
     adapted = {}
     if OBJECTIVES[config.objective.kind].trains_adapter:
         adapted = {"adapter": settings_of(config.lora), "base_kl_nats": trained.get("held_out_base_kl_nats")}
@@ -161,7 +159,7 @@ def measure(
         "memory": {"estimated_bytes": trained["estimated_memory"], "peak_bytes": trained["peak_memory_bytes"]},
         "accuracy": accuracy_rows(trained),
         "calibration": content,
-        "evaluation": evaluate_text(engine, prompts, config.evaluate.max_new_tokens, temperature, seed=config.seed),
+        "evaluation": evaluate_text(engine, prompts, max_new_tokens, seed=seed, temperature=temperature),
         "bench": bench(engine, prompts, settings),
         **_breadth(engine, config, temperature),
         "hardware": hardware(),

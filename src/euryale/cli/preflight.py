@@ -16,7 +16,7 @@ from euryale.cli.schemas import TrainConfig
 from euryale.data.sources import SPLITS, DataConfig, build_source
 from euryale.data.sources import check as check_data
 from euryale.decoding.sampling import Sampling
-from euryale.errors import UserError
+from euryale.errors import UserError, check_least, check_option
 from euryale.evaluation.breadth import MEASURED_A_KIND
 from euryale.evaluation.calibrate import check as check_calibration
 from euryale.heads.checkpoint import check_initial, find_checkpoint
@@ -79,9 +79,8 @@ def _check_measuring(config: TrainConfig) -> None:
             "metric=tau_16 is counted for a tree of 16 nodes; there is none in "
             f"calibrate.node_counts={config.calibrate.node_counts}. Add 16, or rank by metric=tau."
         )
-    for name in ("num_prompts", "max_new_tokens", "repeats"):
-        if getattr(config.evaluate, name) < 1:
-            raise UserError(f"evaluate.{name} must be at least 1; got {getattr(config.evaluate, name)}.")
+    positive = ("num_prompts", "max_new_tokens", "repeats")
+    check_least(1, "evaluate.", **{name: getattr(config.evaluate, name) for name in positive})
     if not 0 <= config.evaluate.breadth_prompts <= MEASURED_A_KIND:
         raise UserError(
             f"evaluate.breadth_prompts must be from 0 to {MEASURED_A_KIND}, the prompts of a kind that are not "
@@ -121,8 +120,7 @@ def settle_init(config: TrainConfig, folder: Path) -> TrainConfig:
 
 def check_parallel(config: TrainConfig) -> None:
     """Raises UserError for what a divided base (parallel=fsdp) cannot do: it trains heads, and writes nothing."""
-    if config.parallel not in PARALLEL:
-        raise UserError(f"parallel must be one of {', '.join(PARALLEL)}; got {config.parallel}.")
+    check_option("parallel", config.parallel, PARALLEL)
     if config.parallel == "ddp":
         return
     if processes.count() == 1:

@@ -4,7 +4,7 @@ Every component keeps its settings in a dataclass of its own; here they nest int
 stand in conf/*.yaml, a comment with each.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from euryale.cli.kernel_schemas import BenchKernelsConfig, ListKernelsConfig
 from euryale.cli.load_levels import LoadConfig
 from euryale.cli.serve_schema import ServeConfig
 from euryale.data.sources import DataConfig, data_of_checkpoint
-from euryale.decoding.config import AnswerConfig, check_least
+from euryale.decoding.config import AnswerConfig
 from euryale.decoding.stop_strings import check_stop
-from euryale.errors import UserError
+from euryale.errors import UserError, check_least
 from euryale.evaluation.config import CalibrateConfig
 from euryale.heads.config import HeadsConfig
 from euryale.regenerate.config import RegenerateConfig
@@ -39,32 +39,6 @@ class EvaluateConfig:
 
 
 @dataclass
-class TrainConfig:
-    """train/run.py"""
-
-    base: BaseConfig = field(default_factory=BaseConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    regenerate: RegenerateConfig = field(default_factory=RegenerateConfig)
-    heads: HeadsConfig = field(default_factory=HeadsConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    scratch: ScratchConfig = field(default_factory=ScratchConfig)
-    output: str = "checkpoints"
-    name: str | None = None
-    resume: str | None = None
-    parallel: str = "ddp"
-    metric: str = "tau"
-    seed: int = 0
-    threads: int = 0
-    check_memory: bool = True
-    wandb: str = "off"
-    deterministic: bool = False
-
-
-@dataclass
 class RegenerateScriptConfig:
     """train/regenerate.py"""
 
@@ -75,40 +49,47 @@ class RegenerateScriptConfig:
 
 
 @dataclass
-class MeasureConfig:
-    """train/measure.py: what a run is made of, so that recipes fit; without what only a run's result depends on."""
+class RecipeConfig(RegenerateScriptConfig):
+    """What a run is made of, so that a recipe fits every script that has it."""
 
-    base: BaseConfig = field(default_factory=BaseConfig)
-    shape: ShapeConfig = field(default_factory=ShapeConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    regenerate: RegenerateConfig = field(default_factory=RegenerateConfig)
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    seed: int = 0
+    check_memory: bool = True
+    deterministic: bool = False
+
+
+@dataclass
+class TrainConfig(RecipeConfig):
+    """train/run.py"""
+
+    scratch: ScratchConfig = field(default_factory=ScratchConfig)
+    output: str = "checkpoints"
+    name: str | None = None
+    resume: str | None = None
+    parallel: str = "ddp"
+    metric: str = "tau"
+    wandb: str = "off"
+
+
+@dataclass
+class MeasureConfig(RecipeConfig):
+    """train/measure.py: what a run is made of, without what only a run's result depends on."""
+
+    shape: ShapeConfig = field(default_factory=ShapeConfig)
     objectives: list[str] = field(default_factory=lambda: ["medusa1", "medusa2"])
     warm_up: int = 2
     steps: int = 5
-    seed: int = 0
-    threads: int = 0
-    check_memory: bool = True
-    deterministic: bool = False
     output: str | None = None
 
     def run_of(self, kind: str) -> TrainConfig:
         """The run of this objective that is measured: of medusa2 its second stage, which takes the most."""
-        return TrainConfig(
-            base=self.base,
-            data=self.data,
-            heads=self.heads,
-            objective=replace(self.objective, kind=kind, stage_one_share=0.0),
-            lora=self.lora,
-            optim=self.optim,
-            seed=self.seed,
-            check_memory=self.check_memory,
-        )
+        recipe = {setting.name: getattr(self, setting.name) for setting in fields(RecipeConfig)}
+        return TrainConfig(**recipe | {"objective": replace(self.objective, kind=kind, stage_one_share=0.0)})
 
 
 @dataclass
@@ -199,7 +180,7 @@ def check_steps(file: str | None) -> None:
 
 @dataclass
 class CalibrateScriptConfig:
-    """infer/calibrate.py: it decodes with trees of its own, so nothing else of DecodeConfig is taken."""
+    """infer/calibrate.py: it decodes with trees of its own, so nothing else of EngineConfig is taken."""
 
     checkpoint: str = "last"
     base: BaseConfig = field(default_factory=base_of_checkpoint)

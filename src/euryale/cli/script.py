@@ -24,7 +24,7 @@ from euryale.cli import sweeps
 from euryale.cli.overrides import check_keys, is_setting, quote_text, read_escapes
 from euryale.cli.run_folder import settle_run
 from euryale.cli.schemas import SCHEMAS, TrainConfig
-from euryale.errors import UserError
+from euryale.errors import UserError, check_least
 from euryale.system import processes
 from euryale.system.determinism import be_deterministic, refusal
 from euryale.system.paths import PROJECT
@@ -161,10 +161,7 @@ def use_threads(threads: int, deterministic: bool = False, seed: int = 0) -> Non
     """
     import torch  # here: composing a config must not wait for torch
 
-    if threads < 0:
-        raise UserError(
-            f"threads must be at least 0; got {threads}. Give a number of CPU threads, or 0 for one a core."
-        )
+    check_least(0, threads=threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if threads:
         torch.set_num_threads(threads)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from euryale.data.records import read_records
 from euryale.data.rows import Message, encode, prompt_and_response, read_messages, with_system
-from euryale.errors import UserError
+from euryale.errors import UserError, check_least
 
 _KEYS = "prompt, text, turns, question, instruction, messages, conversations"
 _SUFFIXES = (".txt", ".json", ".jsonl")
@@ -42,8 +42,7 @@ def read_prompts(path: str | Path, limit: int | None = None) -> list[Prompt]:
     suffix = Path(file.name.lower().removesuffix(".gz")).suffix
     if suffix not in _SUFFIXES:
         raise UserError(f"prompts={path}: cannot read files ending in {suffix!r}. Known: {', '.join(_SUFFIXES)}")
-    if limit is not None and limit < 1:
-        raise UserError(f"limit must be at least 1; got {limit}")
+    check_least(1, limit=limit)
     prompts = list(islice(_read(file, is_text=suffix == ".txt"), limit))
     if not prompts:
         raise UserError(f"prompts={path} holds no prompt. Write one a line (.txt) or one record a line (.jsonl)")

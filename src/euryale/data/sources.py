@@ -20,7 +20,7 @@ from euryale.data.hub_source import HubSource
 from euryale.data.records import find_files
 from euryale.data.rows import Message, Row, Source
 from euryale.data.transforms import Joined, Mix, Shuffled, Split
-from euryale.errors import UserError
+from euryale.errors import UserError, check_least, check_option
 
 __all__ = ["SOURCES", "SPLITS", "DataConfig", "Message", "Row", "Source", "build_source"]
 
@@ -76,8 +76,7 @@ def build_source(config: DataConfig, split: str) -> Source:
 
     Everything a user can get wrong about paths, names and numbers is said here; bad rows are met while reading.
     """
-    if split not in SPLITS:
-        raise UserError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+    check_option("split", split, SPLITS)
     check(config)
     return SOURCES[config.kind](config, split)
 
@@ -95,13 +94,12 @@ def is_gone(config: DataConfig) -> bool:
 
 def check(config: DataConfig) -> None:
     """Values that no kind of source can work with."""
-    _one_of("kind", config.kind, tuple(SOURCES))
-    _one_of("on_error", config.on_error, ("stop", "skip"))
-    _one_of("modules", config.modules, ("small", "top", "all"))
-    least = {"block_size": 8, "batch_size": 1, "shuffle_window": 1, "held_out_one_in": 0, "num_retries": 0}
-    for name, minimum in least.items():
-        if getattr(config, name) < minimum:
-            raise UserError(f"data.{name} must be at least {minimum}; got {getattr(config, name)}")
+    check_option("data.kind", config.kind, SOURCES)
+    check_option("data.on_error", config.on_error, ("stop", "skip"))
+    check_option("data.modules", config.modules, ("small", "top", "all"))
+    check_least(8, "data.", block_size=config.block_size)
+    check_least(1, "data.", batch_size=config.batch_size, shuffle_window=config.shuffle_window)
+    check_least(0, "data.", held_out_one_in=config.held_out_one_in, num_retries=config.num_retries)
     if config.held_out_one_in == 1:
         raise UserError(
             "data.held_out_one_in must be 0 (hold none out) or at least 2; got 1, which would hold every row out"
@@ -214,8 +212,3 @@ def _names(value: object) -> list[str]:
     if isinstance(value, str):
         return [value] if value else []
     return [str(name) for name in value] if isinstance(value, Sequence) else []
-
-
-def _one_of(name: str, value: str, options: tuple[str, ...]) -> None:
-    if value not in options:
-        raise UserError(f"data.{name} must be one of {', '.join(options)}; got {value!r}")

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from euryale.data import context_suite
 from euryale.data.prompt_files import read_prompts
 from euryale.data.records import read_records
-from euryale.errors import UserError
+from euryale.errors import UserError, check_option
 from euryale.system.paths import PROJECT
 
 BREADTH = ("chat", "prose", "code", "maths", "extraction", "translation", "summaries", "questions")
@@ -75,8 +75,7 @@ def read_suite(name: str, file: str | None) -> list[Question]:
     """
     if name == CONTEXT:
         return _context(file)
-    if name not in SUITES:
-        raise UserError(f"suite must be one of {', '.join([*SUITES, CONTEXT])}; got {name}.")
+    check_option("suite", name, [*SUITES, CONTEXT])
     suite = SUITES[name]
     if file is None and suite.bundled is not None:
         file = str(suite.bundled)

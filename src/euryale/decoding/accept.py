@@ -23,7 +23,7 @@ from euryale.decoding.drafters.interface import Draft
 from euryale.decoding.random_streams import StepNoise
 from euryale.decoding.sampling_batch import SamplingBatch, final_scores, warp
 from euryale.decoding.tree.tree import Shape
-from euryale.errors import UserError
+from euryale.errors import UserError, check_option
 
 RULES = ("exact", "rejection", "typical")
 LOSSY = ("typical",)  # said wherever a result of such a rule is shown
@@ -56,8 +56,7 @@ class AcceptConfig:
         return AcceptConfig(rule, coupled=rule == "exact")
 
     def check(self) -> None:
-        if self.name not in RULES:
-            raise UserError(f"accept must be one of {', '.join(RULES)}; got {self.name}.")
+        check_option("accept", self.name, RULES)
         if self.name == "rejection" and self.coupled:
             raise UserError(
                 "accept.coupled=true with accept=rejection: its candidates are drawn with noise of their own, or the "

@@ -7,7 +7,6 @@ heads read one set of matrices; of the drafters the latest few are kept.
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -76,19 +75,9 @@ class DrafterPool:
         self._asked, self._calibrations, self._accept = asked, calibrations, accept
         self.matrices = SharedMatrices(base, self._heads)
         self._drafters: OrderedDict[_Key, Drafter] = OrderedDict()  # the latest used last
-        self._check()
-
-    def for_tree(self, asked: Tree | TreeConfig) -> "DrafterPool":
-        """The same for another tree, over the same matrices. Raises UserError as the constructor."""
-        pool = copy(self)
-        pool._asked, pool._drafters = asked, OrderedDict()
-        pool._check()
-        return pool
-
-    def _check(self) -> None:
-        if isinstance(self._asked, TreeConfig):
-            self._asked.check()
-        for temperature in [c.temperature for c in self._calibrations] or [0.0]:
+        if isinstance(asked, TreeConfig):
+            asked.check()
+        for temperature in [c.temperature for c in calibrations] or [0.0]:
             self.tree(temperature)
             self._sizes(temperature)
 

@@ -5,15 +5,11 @@ Autoregressive decoding is the same engine with drafter `none`.
 """
 
 from collections.abc import Callable, Sequence
-from copy import copy
-from dataclasses import replace
 from pathlib import Path
-from typing import Unpack
 
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
 from euryale.decoding.accept import AcceptConfig
-from euryale.decoding.config import check_least
 from euryale.decoding.drafter_pool import DrafterPool
 from euryale.decoding.drafters.build import DrafterConfig
 from euryale.decoding.drafters.none import NoDrafter
@@ -21,13 +17,13 @@ from euryale.decoding.numbers import seeds_of, whole_number
 from euryale.decoding.prompt import Prompt, Prompts, encode, encode_all
 from euryale.decoding.record import Record
 from euryale.decoding.request import Generation, Request, StopConditions, has_drafts
-from euryale.decoding.sampling import MoreSampling, Sampling
+from euryale.decoding.sampling import Sampling
 from euryale.decoding.scheduler import Scheduler, StepSeen
 from euryale.decoding.text_stream import TextStream, raise_errors
 from euryale.decoding.tree.calibration import TREE_FILE, Calibration, read_calibrations
 from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import DynamicTree, Tree
-from euryale.errors import UserError
+from euryale.errors import UserError, check_least
 from euryale.heads.checkpoint import dtype_for, load_heads, read_description
 from euryale.heads.heads import Heads
 
@@ -65,8 +61,8 @@ class Engine:
         self.calibrations = list(calibrations)
         self.seconds = dict.fromkeys(("prefill", "draft", "verify", "accept", "commit"), 0.0)  # since the last reset
         self.on_step: Callable[[StepSeen], None] | None = None  # called after each step; None costs nothing
-        self._tree = tree if isinstance(tree, (Tree, TreeConfig)) else TreeConfig(tree or "calibrated")
-        self._pool = DrafterPool(base, heads, self.drafter, self._tree, self.calibrations, draft_base, self.accept)
+        asked = tree if isinstance(tree, (Tree, TreeConfig)) else TreeConfig(tree or "calibrated")
+        self._pool = DrafterPool(base, heads, self.drafter, asked, self.calibrations, draft_base, self.accept)
         self._pool.tell_tree()
 
     @staticmethod
@@ -142,50 +138,31 @@ class Engine:
         """Drafted tokens that a step can gain at most at this temperature."""
         return self._pool.drafter(temperature).max_depth
 
-    def with_num_nodes(self, num_nodes: int) -> "Engine":
-        """The same engine with trees of this many nodes, the root included, instead of the fastest."""
-        if not isinstance(self._tree, TreeConfig):
-            raise UserError(f"tree.num_nodes={num_nodes} was asked for, and the tree was given. Use tree=calibrated.")
-        return self._with(replace(self._tree, num_nodes=num_nodes), self.row_budget)
-
-    def with_row_budget(self, row_budget: int | None) -> "Engine":
-        """The same engine with another bound on the nodes of a step over all rows."""
-        return self._with(self._tree, row_budget)
-
-    def _with(self, tree: Tree | TreeConfig, row_budget: int | None) -> "Engine":
-        check_least(1, row_budget=row_budget)
-        engine = copy(self)
-        engine.seconds, engine.on_step = dict.fromkeys(self.seconds, 0.0), None
-        engine.row_budget, engine._tree, engine._pool = row_budget, tree, self._pool.for_tree(tree)
-        return engine
-
     def generate(
         self,
         prompts: Prompts,
         max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
+        *,
         seed: int | Sequence[int | None] | None = 0,
         stop: str | Sequence[str] | None = None,
         stop_ids: int | Sequence[int] | None = (),
         ignore_eos: bool = False,
         drafter: str | None = None,
         logprobs: int | None = None,
-        **more: Unpack[MoreSampling],
+        **knobs: object,
     ) -> list[Generation]:
         """Answers all prompts together: texts, token ids, conversations or a tokenizer's output (prompt.py says more).
 
         `seed` is one for all rows, or one each; None draws one, which Generation.seed tells. An answer ends before a
         `stop` string, at an id of `stop_ids`, or at the base's own end-of-text ids unless ignore_eos. drafter: "none"
         decodes these answers one token a step. logprobs: so many ranked tokens at each position, at most 20, in
-        Generation.logprobs (record.py). The other keywords are those of Sampling: top_k, min_p, repetition_penalty,
-        presence_penalty, frequency_penalty, logit_bias, banned_tokens, min_new_tokens.
+        Generation.logprobs (record.py). The other keywords are the knobs of Sampling, such as temperature=0.8.
 
         Raises UserError: what is not a prompt, an empty prompt without a begin-of-text token to stand for it, a prompt
         that fills the context, numbers out of range, a base whose logits are not finite.
         """
         asked = encode_all(self.base, prompts)
-        sampling = Sampling(temperature, top_p, **more)
+        sampling = Sampling.of(**knobs)
         sampling.check_tokens(self.base.vocab_size, whole_number("max_new_tokens", max_new_tokens, least=1))
         conditions = StopConditions.of(self.base, stop, stop_ids, ignore_eos)
         requests = [
@@ -209,20 +186,19 @@ class Engine:
         self,
         prompt: Prompt,
         max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
+        *,
         seed: int | None = 0,
         stop: str | Sequence[str] | None = None,
         stop_ids: int | Sequence[int] | None = (),
         ignore_eos: bool = False,
         drafter: str | None = None,
-        **more: Unpack[MoreSampling],
+        **knobs: object,
     ) -> TextStream:
         """Yields the text of `generate` piece by piece; a piece is never taken back and never half a character.
 
         When it has ended, its `generation` is the whole answer. Raises what `generate` raises, before the first piece.
         """
-        sampling = Sampling(temperature, top_p, **more)
+        sampling = Sampling.of(**knobs)
         conditions = StopConditions.of(self.base, stop, stop_ids, ignore_eos)
         request = Request.of(self.base, prompt, max_new_tokens, conditions, sampling, seed)
         return TextStream(request, self._schedule(sampling, 1, request.num_tokens, drafter=drafter))
@@ -231,11 +207,10 @@ class Engine:
         self,
         num_rows: int = 8,
         row_tokens: int = 2048,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
+        *,
         max_waiting: int | None = None,
         chunked_prefill: bool = False,
-        **more: Unpack[MoreSampling],
+        **knobs: object,
     ) -> Scheduler:
         """Answers that come and go: at most num_rows at once, prompt and answer at most row_tokens long.
 
@@ -249,7 +224,7 @@ class Engine:
         check_least(1, num_rows=num_rows)
         check_least(2, row_tokens=row_tokens)
         check_least(0, max_waiting=max_waiting)
-        sampling = Sampling(temperature, top_p, **more)
+        sampling = Sampling.of(**knobs)
         sampling.check_tokens(self.base.vocab_size, sampling.min_new_tokens)
         return self._schedule(sampling, num_rows, min(row_tokens, self.base.max_length), max_waiting, chunked_prefill)
 

@@ -1,4 +1,4 @@
-"""Sampling settings of one answer: the ten knobs of the API, the command line and YAML.
+"""Sampling settings of one answer: the ten knobs of the API, the command line and YAML, named here alone.
 
 Logits are first processed (logits_processors.py: bias, penalties, bans), then divided by the temperature, then filtered
 by top-k, top-p and min-p (sampling_batch.py), in the order and the meaning of transformers' `generate`; the token is
@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, TypedDict
+from typing import Any, NamedTuple
 
 from euryale.decoding.numbers import is_id, real_number, shown, to_list, token_ids, whole_number
 from euryale.errors import UserError
@@ -23,44 +23,78 @@ MOST_PENALTY = 1e6
 MOST_BIAS = 1e20
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """Everything that decides which token follows a text. The defaults are greedy decoding of the logits as they are.
+class Range(NamedTuple):
+    """Numbers that a knob may be."""
 
-    Numbers may be numpy's. Raises UserError for what is not a number, and for numbers out of range.
+    least: float
+    most: float
+    neutral: str  # which number changes nothing, for messages
+    is_open: bool = False  # `least` itself is excluded
+
+    def check(self, name: str, value: object) -> float:
+        """Raises UserError for anything else."""
+        number = real_number(name, value)
+        if not self.least <= number <= self.most or (self.is_open and number == self.least):
+            words = "above {:g} and at most {:g}" if self.is_open else "from {:g} to {:g}"
+            raise UserError(f"{name} must be {words.format(*self[:2])}; got {number:g}. {self.neutral}.")
+        return number
+
+
+def _real(default: float, least: float, most: float, neutral: str, is_open: bool = False) -> Any:
+    return field(default=default, metadata={"range": Range(least, most, neutral, is_open)})
+
+
+@dataclass
+class SamplingConfig:
+    """Everything that decides which token follows a text, before it is checked.
+
+    The defaults are greedy decoding of the logits as they are.
     """
 
-    temperature: float = 0.0  # 0, and anything below LEAST_TEMPERATURE: greedy, without randomness
-    top_p: float = 1.0  # sample among the likeliest tokens that together hold this share
+    # 0, and anything below LEAST_TEMPERATURE: greedy, without randomness
+    temperature: float = _real(0.0, 0.0, MOST_TEMPERATURE, "0 is greedy")
+    # sample among the likeliest tokens that together hold this share
+    top_p: float = _real(1.0, 0.0, 1.0, "1 keeps all tokens", is_open=True)
     top_k: int = 0  # sample among this many likeliest tokens; 0: all
-    min_p: float = 0.0  # sample among tokens at least this share as likely as the likeliest
-    repetition_penalty: float = 1.0  # logits of tokens in the text, prompt included: over it above 0, times it below
-    presence_penalty: float = 0.0  # taken from the logit of every token that the answer holds
-    frequency_penalty: float = 0.0  # the same, once for each time that the answer holds it
-    logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> what is added to its logit
-    banned_tokens: Banned = ()  # ids, or sequences of ids, that are never written
+    # sample among tokens at least this share as likely as the likeliest
+    min_p: float = _real(0.0, 0.0, 1.0, "0 is off")
+    # logits of tokens in the text, prompt included: over it above 0, times it below
+    repetition_penalty: float = _real(1.0, 1 / MOST_PENALTY, MOST_PENALTY, "1 changes nothing")
+    # taken from the logit of every token that the answer holds
+    presence_penalty: float = _real(0.0, -2.0, 2.0, "0 is off")
+    # the same, once for each time that the answer holds it
+    frequency_penalty: float = _real(0.0, -2.0, 2.0, "0 is off")
+    logit_bias: Any = field(default_factory=list)  # pairs: a command line cannot add keys to a dictionary
+    banned_tokens: Any = field(default_factory=list)
     # Nothing but the context ends the answer before it has so many tokens: end and stop ids are banned, stop strings
     # passed over.
     min_new_tokens: int = 0
 
+
+@dataclass
+class Sampling(SamplingConfig):
+    """The knobs, checked when they are set; nothing changes them later. Numbers may be numpy's.
+
+    Raises UserError for what is not a number, and for numbers out of range.
+    """
+
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> what is added to its logit
+    banned_tokens: Banned = ()  # ids, or sequences of ids, that are never written
+
     def __post_init__(self) -> None:
-        temperature = _in_range("temperature", self.temperature, 0.0, MOST_TEMPERATURE, "0 is greedy")
-        values: dict[str, object] = {
-            "temperature": temperature if temperature >= LEAST_TEMPERATURE else 0.0,
-            "top_p": _in_range("top_p", self.top_p, 0.0, 1.0, "1 keeps all tokens", is_open=True),
-            "top_k": whole_number("top_k", self.top_k, least=0),
-            "min_p": _in_range("min_p", self.min_p, 0.0, 1.0, "0 is off"),
-            "repetition_penalty": _in_range(
-                "repetition_penalty", self.repetition_penalty, 1 / MOST_PENALTY, MOST_PENALTY, "1 changes nothing"
-            ),
-            "presence_penalty": _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0, "0 is off"),
-            "frequency_penalty": _in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0, "0 is off"),
-            "logit_bias": _biases(self.logit_bias),
-            "banned_tokens": _bans(self.banned_tokens),
-            "min_new_tokens": whole_number("min_new_tokens", self.min_new_tokens, least=0),
-        }
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
+        for name, limits in RANGES.items():
+            setattr(self, name, limits.check(name, getattr(self, name)))
+        if self.temperature < LEAST_TEMPERATURE:
+            self.temperature = 0.0
+        self.top_k = whole_number("top_k", self.top_k, least=0)
+        self.min_new_tokens = whole_number("min_new_tokens", self.min_new_tokens, least=0)
+        self.logit_bias = _biases(self.logit_bias)
+        self.banned_tokens = _bans(self.banned_tokens)
+
+    @staticmethod
+    def of(**knobs: object) -> "Sampling":
+        """Those that a caller names. Raises TypeError for another name, as any Python function."""
+        return Sampling(**knobs)  # type: ignore[arg-type]  # checked there, value by value
 
     def banned_words(self) -> list[tuple[int, ...]]:
         """Every ban as a sequence of ids."""
@@ -100,33 +134,7 @@ class Sampling:
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(plain, f.name)}
 
 
-class MoreSampling(TypedDict, total=False):
-    """The keyword arguments of `Engine.generate` except temperature and top_p; see Sampling."""
-
-    top_k: int
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    logit_bias: Mapping[int, float]
-    banned_tokens: Banned
-    min_new_tokens: int
-
-
-class AnySampling(MoreSampling, total=False):
-    """All keyword arguments of Sampling."""
-
-    temperature: float
-    top_p: float
-
-
-def _in_range(name: str, value: object, least: float, most: float, neutral: str, is_open: bool = False) -> float:
-    """A number between the two, the first excluded where the range is open. Raises UserError for anything else."""
-    number = real_number(name, value)
-    if not least <= number <= most or (is_open and number == least):
-        words = f"above {least:g} and at most {most:g}" if is_open else f"from {least:g} to {most:g}"
-        raise UserError(f"{name} must be {words}; got {number:g}. {neutral[0].upper()}{neutral[1:]}.")
-    return number
+RANGES: dict[str, Range] = {knob.name: knob.metadata["range"] for knob in fields(SamplingConfig) if knob.metadata}
 
 
 def _biases(logit_bias: object) -> dict[int, float]:

@@ -9,9 +9,8 @@ Every row is decoded as it would be alone: its text depends on its prompt, its s
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import islice
-from typing import NamedTuple, Unpack
+from typing import NamedTuple
 
 from euryale.base.base import Base
 from euryale.decoding.accept import LOSSY, AcceptConfig
@@ -22,7 +21,7 @@ from euryale.decoding.prefix_cache import PrefixCache
 from euryale.decoding.prompt import Prompt
 from euryale.decoding.record import Record
 from euryale.decoding.request import Request, StopConditions, has_drafts
-from euryale.decoding.sampling import AnySampling, Sampling
+from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError
 
 
@@ -89,17 +88,16 @@ class Scheduler:
         ignore_eos: bool = False,
         drafter: str | None = None,
         record: Record | None = None,
-        **other: Unpack[AnySampling],
+        **knobs: object,
     ) -> Request:
         """Queues a prompt; the keywords are those of Engine.generate.
 
         drafter: "none" decodes this answer one token a step; None drafts as the scheduler does. record: what is
-        recorded of its steps. `other` settings of sampling than the scheduler's hold for this answer alone; those not
-        named stay.
+        recorded of its steps. `knobs` of Sampling hold for this answer alone; those not named are the scheduler's.
 
         Raises UserError: what generate refuses, a prompt and answer longer than a row, more requests than may wait.
         """
-        sampling = replace(self.sampling, **other) if other else self.sampling
+        sampling = Sampling.of(**(self.sampling.keywords() | knobs)) if knobs else self.sampling
         conditions = StopConditions.of(self.base, stop, stop_ids, ignore_eos)
         request = Request.of(self.base, prompt, max_new_tokens, conditions, sampling, seed)
         request.has_drafts = has_drafts(drafter)

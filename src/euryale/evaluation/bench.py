@@ -15,8 +15,8 @@ import torch
 
 from euryale.decoding.config import AnswerConfig
 from euryale.decoding.engine import Engine
-from euryale.decoding.sampling import MoreSampling, Sampling
-from euryale.errors import UserError
+from euryale.decoding.sampling import Sampling
+from euryale.errors import UserError, check_least
 from euryale.evaluation.bench_summary import Turns, standings
 from euryale.evaluation.contenders import CONTENDERS
 from euryale.evaluation.llama_cpp import LLAMA_CPP, check_llama_cpp
@@ -35,39 +35,23 @@ class BenchSettings:
     contenders: Sequence[str] = DEFAULT_CONTENDERS
     repeats: int = 3
     max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
+    sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
-    more: MoreSampling = field(default_factory=MoreSampling)  # the keywords of Sampling except these two
 
     @staticmethod
     def of(config: AnswerConfig, contenders: Sequence[str], repeats: int) -> "BenchSettings":
         """Those of a script. Raises UserError as `check` does."""
-        settings = BenchSettings(
-            contenders=contenders,
-            repeats=repeats,
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            seed=config.seed,
-            more=config.more_sampling(),
-        )
+        settings = BenchSettings(contenders, repeats, config.max_new_tokens, config.sampling(), config.seed)
         settings.check()
         return settings
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.top_p, **self.more)
 
     def check(self) -> None:
         """Raises UserError for unknown names or numbers out of range."""
         unknown = [name for name in self.contenders if name not in CONTENDERS]
         if unknown or not self.contenders:
             raise UserError(f"contenders must be of {', '.join(CONTENDERS)}; got {', '.join(unknown) or 'none'}.")
-        if self.repeats < 1:
-            raise UserError(f"repeats must be at least 1; got {self.repeats}. 3 is usual.")
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens must be at least 1; got {self.max_new_tokens}.")
+        check_least(1, repeats=self.repeats)
+        check_least(1, max_new_tokens=self.max_new_tokens)
         if LLAMA_CPP in self.contenders:
             check_llama_cpp(self.sampling)
         others = [name for name in self.contenders if name.startswith("hf_")]
@@ -86,8 +70,9 @@ def bench(engine: Engine, prompts: Sequence[Sequence[int]], settings: BenchSetti
     Raises UserError: an unknown contender, no prompts, numbers out of range.
     """
     turns = take_turns(engine, prompts, settings)
-    depth = engine.max_depth(settings.temperature)
-    return what_was_asked(engine, settings) | standings(turns, depth, is_greedy=settings.temperature == 0)
+    temperature = settings.sampling.temperature
+    standing = standings(turns, engine.max_depth(temperature), is_greedy=temperature == 0)
+    return what_was_asked(engine, settings) | standing
 
 
 def take_turns(engine: Engine, prompts: Sequence[Sequence[int]], settings: BenchSettings) -> Turns:
@@ -117,15 +102,17 @@ def take_turns(engine: Engine, prompts: Sequence[Sequence[int]], settings: Bench
 
 def what_was_asked(engine: Engine, settings: BenchSettings) -> dict[str, Any]:
     """The settings that a result cannot be read without."""
+    sampling = settings.sampling
     return {
-        "temperature": settings.temperature,
-        **{"top_p": settings.top_p, **settings.more},
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        **sampling.keywords(),
         "seed": settings.seed,
         "accept": asdict(engine.accept),
         "drafter": engine.drafter.name,
         "tree": engine.tree_name,
-        "num_nodes": engine.num_nodes(settings.temperature),
-        "max_depth": engine.max_depth(settings.temperature),
+        "num_nodes": engine.num_nodes(sampling.temperature),
+        "max_depth": engine.max_depth(sampling.temperature),
         "max_new_tokens": settings.max_new_tokens,
         "repeats": settings.repeats,
         "dtype": str(engine.base.dtype).removeprefix("torch."),

@@ -70,7 +70,7 @@ def bench_batches(
         "drafts_together": drafts_together,
         "speedup_vs_ar": drafts_together,
         "drafts_one_by_one": _ratio(rounds, "euryale, one by one", "ar, one by one"),
-        "tau_by_depth": tau_by_depth(steps, engine.max_depth(settings.temperature)),
+        "tau_by_depth": tau_by_depth(steps, engine.max_depth(settings.sampling.temperature)),
         "identical": sum(len({tuple(answers[way][row]) for way in WAYS}) == 1 for row in range(num_rows)),
         "total": num_rows,
         "prompt_tokens": [min(map(len, sum(groups, []))), max(map(len, sum(groups, [])))],

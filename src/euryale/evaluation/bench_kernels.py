@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from euryale.base.precision import DTYPES
-from euryale.errors import UserError
+from euryale.errors import UserError, check_option
 from euryale.evaluation.config import KernelShapes
 from euryale.evaluation.kernel_cases import Case, cases
 from euryale.kernels.backends import BACKENDS
@@ -26,8 +26,7 @@ _COPY_BYTES = {"cuda": 512 << 20, "cpu": 64 << 20}
 
 def bench_dtype(name: str) -> torch.dtype:
     """Raises UserError for what is not one of the three float types."""
-    if name not in DTYPES:
-        raise UserError(f"dtype must be one of {', '.join(DTYPES)}; got {name}.")
+    check_option("dtype", name, DTYPES)
     return DTYPES[name]
 
 

@@ -16,7 +16,7 @@ from euryale.data.rows import Message
 from euryale.data.suites import Question
 from euryale.data.tokens import prompt_ids
 from euryale.decoding.engine import Engine
-from euryale.errors import UserError
+from euryale.errors import UserError, check_least
 from euryale.evaluation.bench import BenchSettings, take_turns, what_was_asked
 from euryale.evaluation.bench_summary import Turns, standings
 from euryale.evaluation.contenders import Turn
@@ -44,7 +44,8 @@ def bench_suite(engine: Engine, questions: Sequence[Question], limit: int, setti
     settings.check()
     asked = ask(engine, questions, limit, settings)
     turns = take_turns(engine, asked.prompts, settings)
-    depth, is_greedy = engine.max_depth(settings.temperature), settings.temperature == 0
+    temperature = settings.sampling.temperature
+    depth, is_greedy = engine.max_depth(temperature), temperature == 0
     groups = {task: [i for i, q in enumerate(asked.questions) if q.task == task] for task in _tasks(asked.questions)}
     groups[OVERALL] = list(range(len(asked.questions)))
     tasks = {}
@@ -59,8 +60,7 @@ def bench_suite(engine: Engine, questions: Sequence[Question], limit: int, setti
 
 def ask(engine: Engine, questions: Sequence[Question], limit: int, settings: BenchSettings) -> Asked:
     """Every turn of the first `limit` questions of each task whose turns all leave room for an answer."""
-    if limit < 1:
-        raise UserError(f"limit must be at least 1; got {limit}.")
+    check_least(1, limit=limit)
     asked = Asked([], [], [], {})
     kept = dict.fromkeys(_tasks(questions), 0)
     progress = Progress("reading", len(questions), "questions")

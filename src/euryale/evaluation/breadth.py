@@ -15,6 +15,7 @@ from euryale.data.rows import Message
 from euryale.data.suites import BREADTH, Question, read_suite
 from euryale.data.tokens import prompt_ids
 from euryale.decoding.engine import Engine
+from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError
 from euryale.evaluation.bench import BenchSettings
 from euryale.evaluation.bench_suite import bench_suite
@@ -69,7 +70,7 @@ def measure_breadth(engine: Engine, prompts_a_kind: int, temperature: float = 0.
     which is measured on all kinds together.
     Raises UserError where no prompt fits the context (`can_answer` says that before).
     """
-    settings = BenchSettings(("euryale", "ar"), 1, NEW_TOKENS, temperature, seed=seed)
+    settings = BenchSettings(("euryale", "ar"), 1, NEW_TOKENS, Sampling(temperature), seed)
     measured = bench_suite(engine, measured_questions(), prompts_a_kind, settings)
     overall = measured["overall"]
     step_cost = overall["contenders"]["euryale"]["tau"] / overall["speedup_vs_ar"]

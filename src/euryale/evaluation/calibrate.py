@@ -19,7 +19,7 @@ from euryale.decoding.engine import Engine
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree.calibration import TREE_FORMAT, Calibration
 from euryale.decoding.tree.tree import Tree
-from euryale.errors import UserError
+from euryale.errors import UserError, check_least, check_share
 from euryale.evaluation.choose_size import Measured, Size, choose_size, finalists, fit_times
 from euryale.evaluation.config import CalibrateConfig
 from euryale.evaluation.rank_vectors import Text, frequent_paths, rank_vectors
@@ -76,11 +76,9 @@ def check(config: CalibrateConfig) -> None:
         raise UserError(
             f"calibrate.node_counts must be positive numbers, 1 (no tree) among them; got {config.node_counts}."
         )
-    for name in ("num_prompts", "prompt_tokens", "new_tokens", "max_rank", "repeats", "context_tokens", "batch_size"):
-        if getattr(config, name) < 1:
-            raise UserError(f"calibrate.{name} must be at least 1; got {getattr(config, name)}.")
-    if not 0.0 <= config.breadth_share <= 1.0:
-        raise UserError(f"calibrate.breadth_share must be from 0 to 1; got {config.breadth_share}.")
+    positive = ("num_prompts", "prompt_tokens", "new_tokens", "max_rank", "repeats", "context_tokens", "batch_size")
+    check_least(1, "calibrate.", **{name: getattr(config, name) for name in positive})
+    check_share("calibrate.breadth_share", config.breadth_share)
     if not config.temperatures:
         raise UserError("calibrate.temperatures must not be empty. Give at least one, for example [0.0].")
     for temperature in config.temperatures:
@@ -95,7 +93,7 @@ def _write(base: Base, openings: list[Opening], temperature: float, config: Cali
     for start in range(0, len(openings), config.batch_size):
         batch = openings[start : start + config.batch_size]
         seeds = [config.seed + start + i for i in range(len(batch))]
-        answers = engine.generate([o.ids for o in batch], config.new_tokens, temperature, seed=seeds)
+        answers = engine.generate([o.ids for o in batch], config.new_tokens, seed=seeds, temperature=temperature)
         progress.advance(len(batch), tokens=sum(len(a.ids) for a in answers))
         texts += [Text(o.ids + a.ids, len(o.ids), s) for o, a, s in zip(batch, answers, seeds, strict=True)]
     progress.close()

@@ -100,7 +100,8 @@ def compare(
         own = {name: [[each[index]] for each in rounds] for name, rounds in turns.items()}
         entries.append(_entry(engine, question, own, settings))
         show(entries[-1])
-    told = standings(turns, engine.max_depth(settings.temperature), is_greedy=settings.temperature == 0)
+    temperature = settings.sampling.temperature
+    told = standings(turns, engine.max_depth(temperature), is_greedy=temperature == 0)
     return what_was_asked(engine, settings) | told | {"questions": entries}
 
 
@@ -114,7 +115,7 @@ def _entry(engine: Engine, question: Asked, own: Turns, settings: BenchSettings)
             if rival in rows:
                 row[key] = row["tokens_per_s"] / rows[rival]["tokens_per_s"]
         # transformers draws other numbers above T = 0, and llama.cpp has weights of its own: other texts, rightly
-        if name in _OWN or (settings.temperature == 0 and name != LLAMA_CPP):
+        if name in _OWN or (settings.sampling.temperature == 0 and name != LLAMA_CPP):
             row["differs_at"] = _first_difference(text, own[name][0][0].ids)
     answer = engine.base.tokenizer.decode(text, skip_special_tokens=True)
     return {"question": question.text, "answer": answer, "answer_of": reference, "contenders": rows}

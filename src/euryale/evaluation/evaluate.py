@@ -8,7 +8,7 @@ deep paths are accepted, and the accuracy of every head on the text that the bas
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import islice
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 
@@ -16,8 +16,8 @@ from euryale.data.batches import PADDING, Batch, build_batches
 from euryale.data.sources import DataConfig
 from euryale.decoding.engine import Engine
 from euryale.decoding.request import Generation
-from euryale.decoding.sampling import MoreSampling, Sampling
-from euryale.errors import UserError
+from euryale.decoding.sampling import Sampling
+from euryale.errors import UserError, check_least
 from euryale.evaluation.hf_baselines import count_new, generate_ids, generation_settings, transformers_attention
 from euryale.evaluation.losslessness import Places, first_divergence, judge, summarise
 from euryale.evaluation.repetition import repeated_ngram_share
@@ -33,23 +33,22 @@ def evaluate_text(
     engine: Engine,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int = 128,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
+    *,
     seed: int = 0,
     batch_size: int = 8,
     against_hf: bool = True,
-    **more: Unpack[MoreSampling],
+    **knobs: object,
 ) -> dict[str, Any]:
     """The `evaluation` section of a report, for prompts given as token ids that leave room for the answer.
 
     Prompt i is answered with seed + i; `accuracy` is that of the heads on the text of plain decoding.
     Raises UserError: no prompts, numbers out of range.
     """
-    sampling = Sampling(temperature, top_p, **more)
+    sampling = Sampling.of(**knobs)
+    temperature = sampling.temperature
     if not prompts:
         raise UserError("the evaluation was given no prompts. Name a file with prompts=FILE.")
-    if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1; got {batch_size}.")
+    check_least(1, batch_size=batch_size)
     with_hf = against_hf and temperature == 0 and sampling.is_known_to_transformers
     progress = Progress("evaluate", (2 + with_hf) * len(prompts), "answers")
     ours, plain = (
@@ -66,7 +65,8 @@ def evaluate_text(
         "num_prompts": len(prompts),
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
-        **{"top_p": top_p, **more},
+        "top_p": sampling.top_p,
+        **sampling.keywords(),
         "seed": seed,
         "accept": asdict(engine.accept),
         "drafter": engine.drafter.name,

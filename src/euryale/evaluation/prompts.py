@@ -11,7 +11,7 @@ from euryale.data.row_prompts import Opening, draw_openings, split_openings
 from euryale.data.sources import DataConfig, build_source, is_gone
 from euryale.data.sources import check as check_data
 from euryale.data.tokens import prompt_ids
-from euryale.errors import UserError
+from euryale.errors import UserError, check_least
 from euryale.evaluation.breadth import calibration_openings, can_answer, measured_prompts, mixed_openings
 from euryale.evaluation.config import CalibrateConfig
 
@@ -45,8 +45,7 @@ def load_prompts(
     has one, text stays as it is. Raises UserError: a limit below 1, a file that cannot be read, data that is gone for
     a base without a chat template, no prompt that fits.
     """
-    if limit < 1:
-        raise UserError(f"limit must be at least 1; got {limit}.")
+    check_least(1, limit=limit)
     if file is not None:
         found = read_prompts(file)
         ids = (prompt_ids(prompt.text, prompt.messages, base.tokenizer, prompt.key) for prompt in found)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict, dataclass
 
-from euryale.errors import UserError
+from euryale.errors import UserError, check_least, check_option
 
 KINDS = ("medusa", "hydra", "eagle")
 BODIES = ("resblock", "mlp")
@@ -39,8 +39,7 @@ class HeadsConfig:
             ("output", self.output, OUTPUTS),
             ("features", self.features, tuple(FEATURES)),
         ):
-            if value not in options:
-                raise UserError(f"heads.{name} must be one of {', '.join(options)}; got {value}.")
+            check_option(f"heads.{name}", value, options)
         if not 1 <= self.num_heads <= 16:
             raise UserError(f"heads.num_heads must be from 1 to 16; got {self.num_heads}. Use 3 to 5.")
         if not 1 <= self.num_layers <= 8:
@@ -49,8 +48,7 @@ class HeadsConfig:
             raise UserError(f"heads.width must be a positive multiple of the hidden size; got {self.width}.")
         if not 0.0 < self.vocab_share <= 1.0:
             raise UserError(f"heads.vocab_share must be above 0 and at most 1; got {self.vocab_share}.")
-        if self.output_rank < 1:
-            raise UserError(f"heads.output_rank must be at least 1; got {self.output_rank}. Use 32 to 64.")
+        check_least(1, "heads.", output_rank=self.output_rank)
         if not 0 <= self.induction <= MOST_INDUCTION:
             raise UserError(f"heads.induction must be from 0 (off) to {MOST_INDUCTION}; got {self.induction}.")
         if self.induction and not self.root_token:
@@ -58,8 +56,7 @@ class HeadsConfig:
                 f"heads.induction={self.induction} looks for what followed the last known token, and with "
                 "heads.root_token=false none is known. Use heads.induction=0, or root_token=true."
             )
-        if self.vocab_min < 0:
-            raise UserError(f"heads.vocab_min must be at least 0; got {self.vocab_min}.")
+        check_least(0, "heads.", vocab_min=self.vocab_min)
         if self.kind != "medusa" and not self.root_token:
             raise UserError(
                 f"heads.root_token must be true for heads.kind={self.kind}, which reads the path. Use kind=medusa."

@@ -47,7 +47,7 @@ class EngineWriter:
     def write(
         self, prompts: list[list[int]], new_tokens: int, temperature: float, seeds: Sequence[int]
     ) -> list[Answer]:
-        generations = self._engine.generate(prompts, new_tokens, temperature, seed=list(seeds))
+        generations = self._engine.generate(prompts, new_tokens, seed=list(seeds), temperature=temperature)
         return [Answer(g.ids, g.text, g.finish_reason in ("eos", "stop")) for g in generations]
 
 

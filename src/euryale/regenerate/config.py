@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from euryale.decoding.sampling import LEAST_TEMPERATURE
-from euryale.errors import UserError
+from euryale.errors import UserError, check_least, check_share
 
 
 @dataclass
@@ -25,11 +25,9 @@ class RegenerateConfig:
 
     def check(self) -> None:
         """Raises UserError for what no base can do."""
-        for name in ("num_prompts", "prompt_tokens", "new_tokens", "batch_size", "shard_rows", "max_turns"):
-            if getattr(self, name) < 1:
-                raise UserError(f"regenerate.{name} must be at least 1; got {getattr(self, name)}.")
-        if not 0.0 <= self.greedy_share <= 1.0:
-            raise UserError(f"regenerate.greedy_share must be from 0 to 1; got {self.greedy_share}.")
+        positive = ("num_prompts", "prompt_tokens", "new_tokens", "batch_size", "shard_rows", "max_turns")
+        check_least(1, "regenerate.", **{name: getattr(self, name) for name in positive})
+        check_share("regenerate.greedy_share", self.greedy_share)
         if self.greedy_share < 1.0 and self.temperature < LEAST_TEMPERATURE:
             raise UserError(f"regenerate.temperature must be above 0 to sample; got {self.temperature}.")
         if self.url is not None and not self.url.startswith(("http://", "https://")):

@@ -19,7 +19,7 @@ from euryale.base.base import Base
 from euryale.data.rows import Message
 from euryale.data.tokens import prompt_ids
 from euryale.decoding.engine import Engine
-from euryale.errors import UserError
+from euryale.errors import UserError, check_least, check_share
 from euryale.regenerate.manifest import template_name
 from euryale.regenerate.question_frame import KINDS, end_of_turn, is_usable, kind_of, question_frame
 from euryale.system.files import check_writable, write_atomically
@@ -45,11 +45,8 @@ class QuestionSettings:
 
     def check(self) -> None:
         """Raises UserError for numbers out of range."""
-        for name, value in (("data.questions", self.count), ("data.question_tokens", self.max_tokens)):
-            if value < 1:
-                raise UserError(f"{name} must be at least 1; got {value}.")
-        if not 0.0 <= self.followup_share <= 1.0:
-            raise UserError(f"data.followup_share must be from 0 to 1; got {self.followup_share}.")
+        check_least(1, "data.", questions=self.count, question_tokens=self.max_tokens)
+        check_share("data.followup_share", self.followup_share)
 
 
 def write_questions(base: Base, settings: QuestionSettings, root: Path, num_rows: int = 128) -> Path:

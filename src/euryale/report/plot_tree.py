@@ -4,14 +4,14 @@ A node's rank is its place among its siblings, that is, which guess of the head 
 share of positions at which the base's own continuation passes through it.
 """
 
-import io
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+
+from euryale.report.plots import finish_png
 
 Path = tuple[int, ...]
 
@@ -54,10 +54,7 @@ def tree_plot(paths: Sequence[Sequence[int]], probabilities: Sequence[float], ti
             _draw_edge(axes, (_x(len(node) - 1), _y(rows[node[:-1]])), here, share)
         label = f"{node[-1]}   {_probability(share)}" if node else "known"
         _draw_box(axes, here, share, label)
-    FigureCanvasAgg(figure)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=130, facecolor="white")
-    return out.getvalue()
+    return finish_png(figure)
 
 
 def _x(column: int) -> float:

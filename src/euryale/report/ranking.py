@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from euryale.errors import UserError
+from euryale.errors import UserError, check_option
 from euryale.report.format import nearest_calibration, number
 from euryale.report.plot_pareto import pareto_plot
 from euryale.report.tables import align
@@ -47,8 +47,7 @@ class Job:
 
 
 def check_metric(metric: str) -> None:
-    if metric not in METRICS:
-        raise UserError(f"metric must be one of {', '.join(METRICS)}; got {metric}.")
+    check_option("metric", metric, METRICS)
 
 
 def better(metric: str) -> str:

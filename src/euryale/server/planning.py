@@ -5,7 +5,7 @@ Choice i of a request is drawn with its seed + i, so that any choice can be writ
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from euryale.data.rows import Message
 from euryale.decoding.sampling import Sampling
@@ -15,7 +15,7 @@ from euryale.server.errors import bad_request, shown
 from euryale.server.limits import MAX_SEED, RANDOM_SEEDS
 from euryale.server.schemas import ChatMessage, SamplingFields
 
-LEAST_TEMPERATURE = 1e-5  # below it logits / temperature may not be finite: the limit, greedy, is taken
+_KNOBS = {knob.name for knob in fields(Sampling)} & set(SamplingFields.model_fields)
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, of /v1/completions
 
 
@@ -100,22 +100,17 @@ def _check_length(prompts: Sequence[Sequence[int]], max_tokens: int, row_tokens:
 
 
 def _sampling(request: SamplingFields, vocab_size: int) -> Sampling:
-    temperature = 1.0 if request.temperature is None else request.temperature
+    """The knobs that a request names; the others are the engine's own, but for OpenAI's temperature of 1."""
+    knobs = {"temperature": 1.0} | request.model_dump(include=_KNOBS, exclude_none=True)
+    knobs |= {
+        "top_k": max(request.top_k or 0, 0),  # vLLM's -1 is all
+        "logit_bias": _biases(request.logit_bias or {}, vocab_size),
+        "min_new_tokens": request.min_tokens or 0,
+    }
     try:
-        sampling = Sampling(
-            temperature=temperature if temperature >= LEAST_TEMPERATURE else 0.0,
-            top_p=1.0 if request.top_p is None else request.top_p,
-            top_k=max(request.top_k or 0, 0),
-            min_p=request.min_p or 0.0,
-            repetition_penalty=request.repetition_penalty or 1.0,
-            presence_penalty=request.presence_penalty or 0.0,
-            frequency_penalty=request.frequency_penalty or 0.0,
-            logit_bias=_biases(request.logit_bias or {}, vocab_size),
-            min_new_tokens=request.min_tokens or 0,
-        )
+        return Sampling.of(**knobs)
     except UserError as error:
         raise bad_request(str(error)) from error
-    return sampling
 
 
 def _biases(asked: dict[str, float], vocab_size: int) -> dict[int, float]:

@@ -4,14 +4,13 @@ A job without drafter runs in a scheduler of its own, made when the first one co
 """
 
 import gc
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from functools import partial
 
 from euryale.decoding.accept import LOSSY
 from euryale.decoding.engine import Engine
 from euryale.decoding.record import Record
 from euryale.decoding.request import Generation, Request
-from euryale.decoding.sampling import Sampling
 from euryale.decoding.scheduler import Scheduler
 from euryale.server.backend import BackendInfo, Ending, Failure, FinishReason, Job, Progress, StepView
 
@@ -51,10 +50,11 @@ class SchedulerAdapter:
         self._engine = engine
         self._plain_engine = Engine(engine.base, drafter="none")
         self._model = model
-        self._temperature = temperature
-        self._num_rows = num_rows
         self._prefix_tokens = prefix_tokens
-        self._scheduler: Scheduler | None = engine.scheduler(num_rows, row_tokens, temperature, chunked_prefill=True)
+        self._make_scheduler = partial(
+            engine.scheduler, num_rows, row_tokens, temperature=temperature, chunked_prefill=True
+        )
+        self._scheduler: Scheduler | None = self._make_scheduler()
         self._plain: Scheduler | None = None
         self.keeps_prefixes = self._scheduler.remember_prefixes(prefix_tokens)
         self._live: dict[Job, _Live] = {}
@@ -84,7 +84,7 @@ class SchedulerAdapter:
             job.stop_ids,
             job.ignore_eos,
             record=_record_of(job),
-            **_keywords(job.sampling),
+            **asdict(job.sampling),
         )
         self._live[job] = _Live(job, scheduler, request)
 
@@ -117,9 +117,7 @@ class SchedulerAdapter:
         self._live.clear()
         self._scheduler = self._plain = None
         gc.collect()  # a failed step leaves its tensors in a traceback's frames
-        self._scheduler = self._engine.scheduler(
-            self._num_rows, self.info.row_tokens, self._temperature, chunked_prefill=True
-        )
+        self._scheduler = self._make_scheduler()
         self._scheduler.remember_prefixes(self._prefix_tokens)
 
     def seconds(self) -> dict[str, float]:
@@ -133,7 +131,7 @@ class SchedulerAdapter:
     def _scheduler_of(self, job: Job) -> Scheduler:
         if not job.with_drafter and self.info.drafter != "none":
             if self._plain is None:
-                self._plain = self._plain_engine.scheduler(min(_PLAIN_ROWS, self._num_rows), self.info.row_tokens)
+                self._plain = self._plain_engine.scheduler(min(_PLAIN_ROWS, self.info.num_rows), self.info.row_tokens)
             return self._plain
         assert self._scheduler is not None, "reset() makes a scheduler"
         return self._scheduler
@@ -173,7 +171,3 @@ def _ending(generation: Generation, num_cached: int) -> Ending:
         generation.is_lossless,
         num_cached,
     )
-
-
-def _keywords(sampling: Sampling) -> dict[str, Any]:
-    return {item.name: getattr(sampling, item.name) for item in fields(sampling)}

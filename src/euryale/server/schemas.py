@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from euryale.decoding.sampling import RANGES
 from euryale.server import limits
 from euryale.server.errors import bad_request
 
@@ -44,6 +45,13 @@ Stop = Annotated[str, Field(min_length=1, max_length=limits.MAX_STOP_CHARACTERS)
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
+def _knob(name: str, most: float | None = None) -> Any:
+    """In the range that the engine takes, or up to OpenAI's bound; absent: the engine's default."""
+    least, highest, _, is_open = RANGES[name]
+    gt, ge = (least, None) if is_open else (None, least)
+    return Field(default=None, gt=gt, ge=ge, le=highest if most is None else most)
+
+
 class Strict(BaseModel):
     """`true` is not a number and "5" is not 5."""
 
@@ -72,20 +80,20 @@ class SamplingFields(Strict):
 
     model: str
     max_tokens: int | None = Field(default=None, ge=0)
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    temperature: float | None = _knob("temperature", most=2)
+    top_p: float | None = _knob("top_p")
     n: int | None = Field(default=None, ge=1, le=limits.MAX_SEQUENCES)
     seed: int | None = Field(default=None, ge=0, le=limits.MAX_SEED)
     stop: Stop | Annotated[list[Stop], Field(max_length=limits.MAX_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    presence_penalty: float | None = _knob("presence_penalty")
+    frequency_penalty: float | None = _knob("frequency_penalty")
     logit_bias: dict[str, Bias] | None = Field(default=None, max_length=limits.MAX_BIASES)
     user: str | None = None
     top_k: int | None = Field(default=None, ge=-1, lt=2**31)
-    min_p: float | None = Field(default=None, ge=0, le=1)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
+    min_p: float | None = _knob("min_p")
+    repetition_penalty: float | None = _knob("repetition_penalty", most=100)
     min_tokens: int | None = Field(default=None, ge=0)
     stop_token_ids: Annotated[list[TokenId], Field(max_length=limits.MAX_STOP_IDS)] | None = None
     ignore_eos: bool | None = None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from euryale.errors import UserError
+from euryale.errors import UserError, check_option
 from euryale.system.files import write_atomically
 
 WANDB_MODES = ("off", "auto", "offline", "online")
@@ -72,8 +72,7 @@ def forget_metrics(path: Path, is_first: bool) -> None:
 
 def wandb_mode(asked: str) -> Literal["offline", "online"] | None:
     """What wandb is started with; None is not at all. Without a key, online would hang for over a minute."""
-    if asked not in WANDB_MODES:
-        raise UserError(f"wandb must be one of {', '.join(WANDB_MODES)}; got {asked}.")
+    check_option("wandb", asked, WANDB_MODES)
     if asked == "off":
         return None
     has_key = bool(os.environ.get("WANDB_API_KEY"))

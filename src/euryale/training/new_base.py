@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from euryale.data.rows import Row
-from euryale.errors import UserError
+from euryale.errors import UserError, check_least
 from euryale.system.files import write_atomically
 
 SPECIAL = ["<s>", "</s>", "<pad>"]
@@ -40,9 +40,8 @@ class ScratchConfig:
         smallest = len(SPECIAL) + len(pre_tokenizers.ByteLevel.alphabet())
         if self.vocab_size < smallest:
             raise UserError(f"scratch.vocab_size must be at least {smallest} (bytes, special); got {self.vocab_size}.")
-        for name in ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "max_length"):
-            if getattr(self, name) < 1:
-                raise UserError(f"scratch.{name} must be at least 1; got {getattr(self, name)}.")
+        positive = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "max_length")
+        check_least(1, "scratch.", **{name: getattr(self, name) for name in positive})
         if self.hidden_size % (2 * self.num_heads) or self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"scratch.hidden_size={self.hidden_size} must be an even multiple of num_heads={self.num_heads} "

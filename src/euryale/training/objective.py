@@ -22,7 +22,7 @@ from torch import Tensor
 from euryale.base.base import Base
 from euryale.base.lora import adapter_disabled
 from euryale.data.batches import Batch
-from euryale.errors import UserError
+from euryale.errors import UserError, check_least, check_option
 from euryale.heads.heads import Heads, PackedText
 from euryale.kernels.rms_norm import normalise
 from euryale.training.chunked_loss import Labels, Problem, chunked_loss
@@ -52,10 +52,8 @@ class ObjectiveConfig:
             ("loss", self.loss, tuple(LOSSES)),
             ("lambda_schedule", self.lambda_schedule, SCHEDULES),
         ):
-            if value not in options:
-                raise UserError(f"objective.{name} must be one of {', '.join(options)}; got {value}.")
-        if self.chunk_tokens < 1:
-            raise UserError(f"objective.chunk_tokens must be at least 1; got {self.chunk_tokens}.")
+            check_option(f"objective.{name}", value, options)
+        check_least(1, "objective.", chunk_tokens=self.chunk_tokens)
         if not 0 <= self.stage_one_share < 1:
             raise UserError(
                 f"objective.stage_one_share must be from 0 to below 1; got {self.stage_one_share}. For heads alone "

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from euryale.base.base import Base
 from euryale.base.lora import adapter_parameters
-from euryale.errors import UserError
+from euryale.errors import UserError, check_least, check_option, check_share
 from euryale.heads.heads import Heads
 from euryale.training.muon import MuonAndAdamW
 from euryale.training.objective import OBJECTIVES
@@ -53,23 +53,19 @@ class OptimConfig:
 
     def check(self) -> None:
         """Raises UserError for a value that cannot be trained with."""
-        for name, text, options in (("name", self.name, tuple(OPTIMIZERS)), ("autocast", self.autocast, AUTOCASTS)):
-            if text not in options:
-                raise UserError(f"optim.{name} must be one of {', '.join(options)}; got {text}.")
-        for name in ("num_steps", "gradient_accumulation", "log_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"optim.{name} must be at least 1; got {getattr(self, name)}.")
-        for name in ("weight_decay", "warmup_steps", "max_grad_norm", "eval_every", "eval_batches", "save_every"):
-            if getattr(self, name) < 0:
-                raise UserError(f"optim.{name} must be at least 0 (0 is off); got {getattr(self, name)}.")
+        check_option("optim.name", self.name, OPTIMIZERS)
+        check_option("optim.autocast", self.autocast, AUTOCASTS)
+        positive = ("num_steps", "gradient_accumulation", "log_every")
+        check_least(1, "optim.", **{name: getattr(self, name) for name in positive})
+        can_be_off = ("weight_decay", "warmup_steps", "max_grad_norm", "eval_every", "eval_batches", "save_every")
+        check_least(0, "optim.", **{name: getattr(self, name) for name in can_be_off})
         for name in ("lr", "adamw_lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"optim.{name} must be a positive learning rate; got {getattr(self, name)}.")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"optim.{name} must be from 0 to below 1; got {getattr(self, name)}.")
-        if not 0 <= self.min_lr_ratio <= 1:
-            raise UserError(f"optim.min_lr_ratio must be from 0 to 1; got {self.min_lr_ratio}.")
+        check_share("optim.min_lr_ratio", self.min_lr_ratio)
 
 
 def trained_parameters(base: Base, heads: Heads | None, kind: str) -> dict[str, nn.Parameter]:

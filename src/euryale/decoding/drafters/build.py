@@ -27,7 +27,7 @@ from euryale.decoding.drafters.none import NoDrafter
 from euryale.decoding.tree.calibration import Calibration
 from euryale.decoding.tree.choose import MOST_NODES
 from euryale.decoding.tree.tree import DynamicTree, Tree
-from euryale.errors import UserError
+from euryale.errors import UserError, check_option
 from euryale.heads.heads import Heads
 
 
@@ -45,8 +45,7 @@ class DrafterConfig:
 
     def check(self) -> None:
         """Raises UserError for an unknown name or a number out of range."""
-        if self.name not in DRAFTERS:
-            raise UserError(f"drafter must be one of {', '.join(DRAFTERS)}; got {self.name}.")
+        check_option("drafter", self.name, DRAFTERS)
         if not 1 <= self.depth <= 64:
             raise UserError(
                 f"drafter.depth must be from 1 to 64 tokens; got {self.depth}. {DrafterConfig.depth} is usual."

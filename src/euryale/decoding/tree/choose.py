@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from euryale.decoding.tree.calibration import Calibration, nearest
 from euryale.decoding.tree.tree import ROOT_ONLY, DynamicTree, Tree, chain, check_depth, medusa63
-from euryale.errors import UserError
+from euryale.errors import UserError, check_option
 from euryale.heads.heads import Heads
 
 SIZES = ("fixed", "adaptive")
@@ -33,10 +33,8 @@ class TreeConfig:
 
     def check(self) -> None:
         """Raises UserError for an unknown name or a number out of range."""
-        if self.name not in TREES:
-            raise UserError(f"tree must be one of {', '.join(TREES)}; got {self.name}.")
-        if self.size not in SIZES:
-            raise UserError(f"tree.size must be one of {', '.join(SIZES)}; got {self.size}.")
+        check_option("tree", self.name, TREES)
+        check_option("tree.size", self.size, SIZES)
         if self.size == "adaptive" and self.name in ("chain", "medusa63"):
             raise UserError(f"tree={self.name} has one size. tree.size=adaptive is for tree=calibrated and dynamic.")
         if self.num_nodes is not None and self.name in ("chain", "medusa63"):
