@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("triton", reason="the Triton kernels need triton (pip install -e '.[dev]')")
 
 FOLDER = Path(__file__).with_name("interpreted")
-TOGETHER = [["tree_attention.py"], ["nf4_linear.py", "small_kernels.py"]]  # each list is one process
+TOGETHER = [["tree_attention.py"], ["nf4_linear.py", "small_kernels.py"], ["engine.py"]]  # each list is one process
 
 
 def test_every_file_has_a_process() -> None:

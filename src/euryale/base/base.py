@@ -20,10 +20,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from euryale.base.choose_forward import ForwardSettings, choose_forward
 from euryale.base.config import BaseConfig
 from euryale.base.families import check_family, context_length
-from euryale.base.fast_llama import FastLlama, fast_forward
-from euryale.base.forward import Forward, PlainForward
+from euryale.base.fast_llama import FastLlama
+from euryale.base.forward import Forward
 from euryale.base.forward_check import sample_ids
 from euryale.base.hidden_states import join_states, outputs_of_layers
 from euryale.base.locate import find_source, fingerprint, known_as, load_message, read_config_at
@@ -37,10 +38,9 @@ from euryale.base.precision import (
 )
 from euryale.base.token_ids import eos_ids, one_id
 from euryale.base.tree_attention import adopt_tree_attention
-from euryale.errors import UserError, check_option
+from euryale.errors import UserError
 from euryale.system.memory import is_out_of_memory, keep_freed_memory
 
-FORWARDS = ("auto", "exact", "plain")
 log = logging.getLogger(__name__)
 
 
@@ -54,11 +54,11 @@ class Base:
         path: str,
         fingerprint: str,
         quantization: str = "none",
-        forward: str = "auto",
+        forward: str | ForwardSettings = "auto",
     ) -> None:
         self.quantization = quantization
-        self._forward: Forward | None = PlainForward(model) if forward == "plain" else None
-        self._must_be_exact = forward == "exact"
+        self.forward_settings = ForwardSettings(forward) if isinstance(forward, str) else forward
+        self._forward: Forward | None = None
         self.adapter: Any = None  # peft's PeftModel around `model`, while adapters stand beside its layers
         self.adapter_of: str | None = None  # the checkpoint folder that the adapter, merged or not, came from
         self.merge_adapter = False  # an adapter that is loaded becomes part of the weights
@@ -89,17 +89,18 @@ class Base:
         return self.model.get_output_embeddings().weight
 
     def forward(self) -> Forward:
-        """The forward pass that decoding takes: the fast one where the family has one, else the model itself.
+        """The forward pass that decoding takes (choose_forward.py): a fast one where the family has one, else the
+        model itself.
 
-        The fast one is exact wherever that is proven. Raises UserError where forward=exact is asked for and it is not.
+        That of a CPU is exact wherever that is proven. Raises UserError where forward=exact is asked for and it is not,
+        and where kernels that are named cannot run.
         """
-        if isinstance(self._forward, FastLlama) and not self._forward.is_current():
+        if self._forward is not None and not self._forward.is_current():
             self._forward = None
         if self._forward is None:
-            self._forward = fast_forward(self.model, sample_ids(self.tokenizer, self.vocab_size)) or PlainForward(
-                self.model
-            )
-            if self._must_be_exact:
+            sample = sample_ids(self.tokenizer, self.vocab_size)
+            self._forward = choose_forward(self.model, sample, self.forward_settings)
+            if self.forward_settings.forward == "exact":
                 self._check_exact(self._forward)
         return self._forward
 
@@ -172,13 +173,14 @@ def load_base(config: BaseConfig) -> Base:
     transformers.utils.logging.disable_progress_bar()
     path, source = find_source(config)
     assert config.path is not None
-    check_option("base.forward", config.forward, FORWARDS)
+    settings = ForwardSettings.of(config)
     device = pick_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
     of_base = read_config_at(config, path, source)
     check_family(of_base, config.path)
     dtype = pick_dtype(config.dtype, device, of_base)
+    settings.check(of_base, device, dtype)
     quantization = quantization_config(config.quantization, dtype)
     if is_stored := is_stored_in_4_bits(of_base, config.path):
         multiply_stored_in(of_base, dtype)
@@ -211,9 +213,11 @@ def load_base(config: BaseConfig) -> Base:
             "config.json calls for. Copy the model again."
         )
     prepare_model(model, config.path)
-    base = Base(model, tokenizer, known_as(config.path, path), fingerprint(path, model.config), name, config.forward)
+    base = Base(model, tokenizer, known_as(config.path, path), fingerprint(path, model.config), name, settings)
     base.merge_adapter = config.merge_adapter
     log.info("base %s: %s on %s in %s", config.path, type(model).__name__, base.device, base.dtype)
+    if settings.backend != "auto":
+        base.forward()  # what it cannot do is said now
     return base
 
 

@@ -13,6 +13,8 @@ class BaseConfig:
     quantization: str = "none"
     device: str = "auto"
     forward: str = "auto"
+    backend: str = "auto"
+    nf4_runtime: str = "auto"
     merge_adapter: bool = False
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from euryale.base.attention_plan import Heads
@@ -50,7 +50,7 @@ class FastLlama:
         may_copy = has_room(model)
         inner: Any = model.base_model
         self._inner = inner
-        self._weights = _state(model)
+        self._weights = state_of(model)
         self._model = model
         self._layers = [LlamaLayer(layer, may_copy) for layer in inner.layers]
         self._norm = RmsNorm(inner.norm.weight, inner.norm.variance_epsilon)
@@ -66,7 +66,7 @@ class FastLlama:
 
     def is_current(self) -> bool:
         """Whether the model's weights are still those that were copied."""
-        return self._weights == _state(self._model)
+        return self._weights == state_of(self._model)
 
     def reserve(self, num_positions: int) -> None:
         """Prepares for positions below num_positions."""
@@ -210,16 +210,20 @@ def fast_forward(model: PreTrainedModel, sample: list[int]) -> FastLlama | None:
 
 def fits(model: PreTrainedModel) -> bool:
     """Whether the fast forward knows this family, rope and activation."""
-    config = model.config.get_text_config()
+    return is_known(model.config) and hasattr(model.base_model, "layers")
+
+
+def is_known(config: PreTrainedConfig) -> bool:
+    """The part of `fits` that the config alone decides."""
+    config = config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
     return (
         config.model_type in FAMILIES
         and rope.get("rope_type", "default") in _STATIC_ROPES
         and getattr(config, "hidden_act", "silu") == "silu"
-        and hasattr(model.base_model, "layers")
     )
 
 
-def _state(model: nn.Module) -> list[tuple[int, int]]:
+def state_of(model: nn.Module) -> list[tuple[int, int]]:
     """Where every parameter lies and how often it was written to."""
     return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()]

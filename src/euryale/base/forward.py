@@ -16,6 +16,10 @@ Store = Callable[[Tensor], tuple[Tensor, Tensor]]
 class Forward(Protocol):
     """How decoding reads tokens: ids [B, N] to hidden states [B, N, D] to logits [B, N, V]."""
 
+    def is_current(self) -> bool:
+        """Whether the model's weights are still those that it was made of."""
+        ...
+
     def reserve(self, num_positions: int) -> None: ...
     def hidden(
         self, ids_BN: Tensor, positions_BN: Tensor, cache: Cache, mask: Tensor | None, layers: Sequence[int] = ()
@@ -28,6 +32,10 @@ class PlainForward:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
+
+    def is_current(self) -> bool:
+        """Always: it has nothing but the model."""
+        return True
 
     def reserve(self, num_positions: int) -> None:
         """Nothing to prepare."""

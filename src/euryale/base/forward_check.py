@@ -36,9 +36,16 @@ def agrees(model: PreTrainedModel, fast: Forward, ids: list[int]) -> bool:
     device = model.get_input_embeddings().weight.device
     ids_1T = torch.tensor([ids], device=device)
     positions_1T = torch.arange(len(ids), device=device)[None]
-    of_model = model.base_model(input_ids=ids_1T, use_cache=False).last_hidden_state
     fast.reserve(len(ids))
-    of_fast = fast.hidden(ids_1T, positions_1T, DynamicCache(config=model.config), None)
+    return is_near(model, fast.hidden(ids_1T, positions_1T, DynamicCache(config=model.config), None), ids)
+
+
+@torch.no_grad()
+def is_near(model: PreTrainedModel, of_fast: Tensor, ids: list[int]) -> bool:
+    """Whether these final hidden states [1, T, D] of a text are those of the model but for rounding."""
+    ids_1T = torch.tensor([ids], device=of_fast.device)
+    positions_1T = torch.arange(len(ids), device=of_fast.device)[None]
+    of_model = model.base_model(input_ids=ids_1T, use_cache=False).last_hidden_state
     if of_model.dtype in (torch.float32, torch.float64):
         return _error(of_fast, of_model) <= _TOLERANCE
     if not all(parameter.is_floating_point() for parameter in model.parameters()):

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from euryale.base.base import Base, prepare_model
+from euryale.base.choose_forward import ForwardSettings
 from euryale.base.config import BaseConfig
 from euryale.base.precision import pick_device, pick_dtype, quantization_config
 
@@ -29,6 +30,8 @@ def random_base(of_base: PreTrainedConfig, config: BaseConfig, seed: int = 0) ->
     """
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device, of_base)
+    settings = ForwardSettings.of(config)
+    settings.check(of_base, device, dtype)
     is_4_bit = quantization_config(config.quantization, dtype) is not None
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(of_base), dtype=dtype)
@@ -40,7 +43,7 @@ def random_base(of_base: PreTrainedConfig, config: BaseConfig, seed: int = 0) ->
     prepare_model(model, NAME)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
     log.info("base of %s: %s on %s in %s", NAME, type(model).__name__, device, "nf4" if is_4_bit else dtype)
-    return Base(model, tokenizer, NAME, NAME, "nf4" if is_4_bit else "none", config.forward)
+    return Base(model, tokenizer, NAME, NAME, "nf4" if is_4_bit else "none", settings)
 
 
 def _fill(model: PreTrainedModel, device: torch.device, is_4_bit: bool) -> None:

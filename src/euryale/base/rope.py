@@ -29,6 +29,19 @@ def rope_table(inner: Any, num_positions: int) -> Tensor:
     return torch.stack([rotated, stays], 2)
 
 
+def half_tables(inner: Any, num_positions: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of at least num_positions positions, float32 [T, E / 2] each, as the kernels take them.
+
+    `inner` as in rope_table; T grows by doubling likewise.
+    """
+    num_positions = 1 << max(8, (num_positions - 1).bit_length())
+    device = inner.embed_tokens.weight.device
+    positions = torch.arange(num_positions, device=device)[None]
+    cos, sin = inner.rotary_emb(torch.empty(0, dtype=torch.float32, device=device), positions)
+    half = cos.shape[-1] // 2
+    return cos[0, :, :half].float().contiguous(), sin[0, :, :half].float().contiguous()
+
+
 def apply_rope(heads_BNXE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates each head by its position; cos and sin are rows of rope_table, [1 or B, N, heads, E]."""
     return torch.addcmul(heads_BNXE * cos, heads_BNXE.roll(heads_BNXE.shape[-1] // 2, -1), sin)

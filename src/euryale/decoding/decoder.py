@@ -14,18 +14,21 @@ import torch
 from torch import Tensor
 
 from euryale.base.base import Base
+from euryale.base.kernel_llama import KernelLlama
 from euryale.decoding.accept import AcceptConfig, verify
 from euryale.decoding.broken import why_broken
+from euryale.decoding.device_loop import DeviceLoop
+from euryale.decoding.device_rows import DeviceRows, Told
 from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput, states_along
-from euryale.decoding.kv_cache import KVCache, TreeMask
+from euryale.decoding.kv_cache import KVCache
 from euryale.decoding.logits_processors import LogitsProcessors
 from euryale.decoding.prefill import LongPrompt, prefill
 from euryale.decoding.prefix_cache import PrefixCache
 from euryale.decoding.random_streams import Streams
-from euryale.decoding.record import Record, record_step
+from euryale.decoding.record import record_step
 from euryale.decoding.request import Request
-from euryale.decoding.sampling import Sampling
 from euryale.decoding.sampling_batch import SamplingBatch
+from euryale.decoding.tree_pass import TreePass
 
 
 class Decoder:
@@ -56,16 +59,14 @@ class Decoder:
         self.texts: list[list[int]] = []  # prompt and answer so far of each live row; the last token is the root
         self.broken: dict[int, str] = {}  # rows of the last step that no token can follow, and why
         self.num_nodes = 1  # of the last step
-        self._forward = base.forward()
-        self._forward.reserve(num_slots)
+        if isinstance(base.forward(), KernelLlama):
+            num_slots += DeviceLoop.spare_slots(drafter)
+        self._pass = TreePass(base, self.drafter, num_slots)
+        self._forward = self._pass.forward
         self.cache = KVCache(base.model.config, num_rows, num_slots, base.dtype, device)
-        self._num_slots = num_slots
         self.prefixes: PrefixCache | None = None
         self._long: LongPrompt | None = None  # the prompt that is read in pieces
-        self._masks: dict[int, TreeMask] = {}  # by number of nodes: a drafter has few
-        self._samplings: list[Sampling] = []
-        self._has_drafts: list[bool] = []  # of each live row
-        self._records: list[Record | None] = []
+        self._requests: list[Request] = []  # of each live row
         self._settings: SamplingBatch | None = None  # of these; None: rows have come or gone since
         self._streams = Streams(
             num_rows, self.rule.coupled, self.rule.name == "rejection", base.vocab_size, drafter.num_nodes, device
@@ -75,6 +76,10 @@ class Decoder:
         self._root_B = torch.zeros(0, dtype=torch.long, device=device)
         num_numbers = base.hidden_size * (1 + len(drafter.layers))
         self._hidden_BD = torch.zeros(0, num_numbers, dtype=base.dtype, device=device)
+        self._device: DeviceRows | None = None  # None: every step is one of this file
+        if DeviceLoop.why_not(self.drafter, self._pass, self.rule) is None:
+            loop = DeviceLoop(base, self.drafter, self._pass, self.cache, self.rule)
+            self._device = DeviceRows(base, loop, self.cache, self._requests, self.texts)
 
     @torch.inference_mode()
     def add(self, row: int, requests: Sequence[Request]) -> None:
@@ -84,6 +89,7 @@ class Decoder:
         changed but rows that had ended.
         """
         start = time.perf_counter()
+        self._settle()
         after, num_before = row + len(requests), len(self.texts)
         for place in range(row, after):
             self.drafter.add(place)
@@ -106,6 +112,7 @@ class Decoder:
         start = time.perf_counter()
         spare, row = self.cache.num_rows - 1, len(self.texts)
         assert row <= spare, "the last row is alive"
+        self._settle()
         if self._long is None or self._long.request is not request:
             part = self.cache.part(spare, 1)
             self._long = LongPrompt(self.base, self._forward, self.drafter, part, request, self.prefixes)
@@ -128,9 +135,9 @@ class Decoder:
             self.cache.add(place, len(request.prompt) - 1)
             self._streams.add(place, request.seed)
             self._processors.add(place, request.sampling, request.prompt, request.stop.ids)
-        self._samplings[row:after] = [request.sampling for request in requests]
-        self._has_drafts[row:after] = [request.has_drafts for request in requests]
-        self._records[row:after] = [request.record for request in requests]
+        if self._device is not None:
+            self._device.add(row, len(requests))
+        self._requests[row:after] = requests
         self._settings = None
         self.texts[row:after] = [list(prompt) for prompt in prompts]
         self._targets[row:after] = [[] for _ in prompts]
@@ -147,9 +154,12 @@ class Decoder:
     @torch.inference_mode()
     def swap_remove(self, row: int) -> None:
         """Removes an ended row; the last row takes its slot."""
+        self._settle()
+        if self._device is not None:
+            self._device.swap_remove(row)
         for keeper in (self.cache, self.drafter, self._streams, self._processors):
             keeper.swap_remove(row)
-        lists: list[list[Any]] = [self.texts, self._targets, self._samplings, self._has_drafts, self._records]
+        lists: list[list[Any]] = [self.texts, self._targets, self._requests]
         for of_rows in lists:
             of_rows[row] = of_rows[-1]
             of_rows.pop()
@@ -163,15 +173,40 @@ class Decoder:
         """One step. Returns the tokens gained by each live row: those of its accepted path, then the bonus token.
 
         A row that no token can follow is named in `broken`, with the reason. Its token means nothing, and neither does
-        what comes after it: it has to be removed.
+        what comes after it: it has to be removed. Steps on the device return what the step before gained.
         """
+        if self._device is None:
+            return self._step_here()
+        if self._device.takes_step:
+            start = time.perf_counter()
+            self.num_nodes = self.drafter.num_nodes
+            told: list[Told] | None = self._device.step(self._root_B, self._hidden_BD)
+            self.seconds["verify"] += time.perf_counter() - start  # draft, accept and commit are in it
+        else:
+            self._settle()
+            told = self._device.tell()
+        if told is None:
+            return self._step_here()
+        self.broken = {row: one.why_broken for row, one in enumerate(told) if one.why_broken is not None}
+        return [one.tokens for one in told]
+
+    def _settle(self) -> None:
+        """Lists, roots and states are those after the last step, wherever it ran."""
+        settled = None if self._device is None else self._device.settle()
+        if settled is not None:
+            self._root_B, self._hidden_BD = settled
+            self._targets[:] = [[] for _ in self.texts]
+
+    def _step_here(self) -> list[list[int]]:
         marks = [time.perf_counter()]
-        self._settings = settings = self._settings or SamplingBatch(self._samplings, self.base.device)
+        samplings = [request.sampling for request in self._requests]
+        self._settings = settings = self._settings or SamplingBatch(samplings, self.base.device)
         noise = self._streams.at(self.cache.lengths, self.drafter.max_depth + 1, settings)
         draft = self._asked_for(self.drafter.propose(self._draft_input(noise.ranking_BPV, settings)))
         marks.append(time.perf_counter())
 
-        hidden_BND = self._read_draft(draft)
+        self.num_nodes = draft.tokens_BN.shape[1]
+        hidden_BND = self._pass.read(draft, self.cache)
         raw_BNV = self._forward.logits(hidden_BND[..., : self.base.hidden_size])
         marks.append(time.perf_counter())
 
@@ -187,11 +222,11 @@ class Decoder:
             for path, row_tokens, row_targets in zip(paths, tokens, targets, strict=True)
         ]
         self.broken = {
-            row: why_broken(self.base, self.texts[row], tokens[row], self._samplings[row])
+            row: why_broken(self.base, self.texts[row], tokens[row], samplings[row])
             for row, (path, finite) in enumerate(zip(paths, is_finite, strict=True))
             if not all(finite[node] for node in path)
         }
-        record_step(self._records, self.broken, raw_BNV, draft, paths, gained)
+        record_step([request.record for request in self._requests], self.broken, raw_BNV, draft, paths, gained)
         marks.append(time.perf_counter())
 
         self._targets = targets
@@ -215,28 +250,11 @@ class Decoder:
 
     def _asked_for(self, draft: Draft) -> Draft:
         """The draft without the candidates of rows that go without drafts."""
-        if all(self._has_drafts):
+        has_drafts = [request.has_drafts for request in self._requests]
+        if all(has_drafts):
             return draft
-        is_real_BN = torch.tensor(self._has_drafts, device=self.base.device)[:, None].expand_as(draft.tokens_BN)
+        is_real_BN = torch.tensor(has_drafts, device=self.base.device)[:, None].expand_as(draft.tokens_BN)
         return draft._replace(is_real_BN=is_real_BN if draft.is_real_BN is None else draft.is_real_BN & is_real_BN)
-
-    def _read_draft(self, draft: Draft) -> Tensor:
-        """One forward over the whole tree: the hidden states [B, N, D] at every node, and those of the layers."""
-        depths_RN = draft.shape.depths_RN
-        if self.cache.is_uniform:
-            positions_BN = (depths_RN + self.cache.lengths[0]).expand(len(draft.tokens_BN), -1)
-        else:
-            positions_BN = torch.tensor(self.cache.lengths, device=self.base.device)[:, None] + depths_RN
-        if max(self.cache.lengths) + self.drafter.max_depth + 1 > self.base.max_length:
-            # Nodes beyond the context are never kept; but a learned position table ends there, and dynamic rope would
-            # change its frequencies for all rows.
-            positions_BN = positions_BN.clamp(max=self.base.max_length - 1)
-        self.num_nodes = N = draft.tokens_BN.shape[1]
-        if N not in self._masks:
-            self._masks[N] = TreeMask(N, self._num_slots, self.base.dtype, self.base.device)
-        self.cache.begin(N)
-        mask = self._masks[N].of(self.cache, draft.shape.ancestors_RNN)
-        return self._forward.hidden(draft.tokens_BN, positions_BN, self.cache, mask, self.drafter.layers)
 
     def _commit(
         self, hidden_BND: Tensor, targets_BN: Tensor, paths: list[list[int]], gained: Sequence[Sequence[int]]

@@ -77,9 +77,11 @@ class DrafterPool:
         self._drafters: OrderedDict[_Key, Drafter] = OrderedDict()  # the latest used last
         if isinstance(asked, TreeConfig):
             asked.check()
+        spare = config.spare if config.name == "heads+lookup" else 0
         for temperature in [c.temperature for c in calibrations] or [0.0]:
-            self.tree(temperature)
-            self._sizes(temperature)
+            for tree in (self.tree(temperature), *self._sizes(temperature).values()):
+                num_nodes, max_depth = tree.num_nodes + spare, tree.max_depth + spare
+                base.forward_settings.check_tree(base.device, num_nodes, max_depth)
 
     def tell_tree(self) -> None:
         """Logs that another tree is used than the calibrated one that was asked for."""

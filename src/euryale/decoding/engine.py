@@ -75,14 +75,16 @@ class Engine:
         tree: str | TreeConfig = "calibrated",
         merge_adapter: bool = False,
         accept: AcceptConfig | str = "exact",
+        backend: str = "auto",
     ) -> "Engine":
         """Loads a heads checkpoint and the base it names (or `base`: another path to it, or one already loaded).
 
         dtype `auto` is the one that the heads were trained and calibrated on, where their folder says it.
+        backend: of the kernels that the base's forward takes, auto | triton | cuda | torch (docs/gpu.md).
         An adapter that the heads were trained with is put on the base, or with `merge_adapter` into its weights.
 
         Raises UserError: no checkpoint there, heads of another base, files cut short, an unknown drafter, tree or
-        accept rule, a tree deeper than the heads, `calibrated` without a tree.json.
+        accept rule, a tree deeper than the heads, `calibrated` without a tree.json, a backend that cannot run here.
         """
         folder = Path(folder)
         description = read_description(folder)
@@ -103,6 +105,7 @@ class Engine:
                     quantization=trained_on.get("quantization", "none"),
                     device=device,
                     merge_adapter=merge_adapter,
+                    backend=backend,
                 )
             )
         heads = load_heads(folder, base).to(base.device, base.dtype).eval()

@@ -23,6 +23,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from euryale.base.kernel_llama import Slots
+
 _STEP = 16
 
 
@@ -137,6 +139,11 @@ class KVCache(Cache):
             starts_B1 = torch.tensor(self.lengths, device=device)[:, None]
             self.slots_BN = starts_B1 + torch.arange(num_tokens, device=device)
             self.rows_B1 = torch.arange(len(self.lengths), device=device)[:, None]
+
+    def slots(self) -> Slots:
+        """The live rows, as the kernel forward takes them."""
+        lengths_B = torch.tensor(self.lengths, dtype=torch.int32, device=self.kv.device)
+        return Slots(self.kv[:, :, : len(self.lengths)], lengths_B)
 
     def stores(self, width: int | None = None) -> list[Callable[[Tensor], tuple[Tensor, Tensor]]]:
         """For each layer a function that stores the next forward's keys and values, [B, N, 2, H, D]; see Store.

@@ -134,12 +134,12 @@ class Scheduler:
             return []
         ended = []
         gained = self._decoder.step()
-        if self.on_step is not None:
-            self.on_step(StepSeen(self._decoder.num_nodes, [len(tokens) for tokens in gained]))
+        if self.on_step is not None and any(gained):
+            self.on_step(StepSeen(self._decoder.num_nodes, [len(tokens) for tokens in gained if tokens]))
         for row, (request, tokens) in enumerate(zip(self._live, gained, strict=True)):
             if row in self._decoder.broken:
                 request.error, request.finish_reason = self._decoder.broken[row], "error"
-            else:
+            elif tokens:  # a step on the device tells what it gained one step later
                 request.take(tokens, self._decoder.num_nodes if request.has_drafts else 1)
             if request.finish_reason is not None:
                 request.end()

@@ -5,6 +5,7 @@ triton on a CPU is its interpreter, for tests: it runs there only where it is na
 
 import importlib.metadata
 import os
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import torch
@@ -25,7 +26,8 @@ def why_not(backend: str, device: torch.device, is_named: bool) -> str | None:
     if device.type == "cpu" and backend == "triton" and is_named and os.environ.get("TRITON_INTERPRET") == "1":
         return None
     if device.type != "cuda":
-        return f"it needs a CUDA card; the device is {device.type}"
+        interpreter = ", where TRITON_INTERPRET=1 must be set for Triton's interpreter" if is_named else ""
+        return f"it needs a CUDA card; the device is {device.type}{interpreter if backend == 'triton' else ''}"
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST_CARD:
         have, need = (".".join(map(str, version)) for version in (capability, OLDEST_CARD))
@@ -34,6 +36,12 @@ def why_not(backend: str, device: torch.device, is_named: bool) -> str | None:
         compiler = _compiler()
         return None if isinstance(compiler, Compiler) else f"it needs a compiler; {compiler}"
     return None
+
+
+def on_card(device: torch.device) -> AbstractContextManager[object]:
+    """Makes the device torch's current card: kernels are launched on that, whatever card their tensors are on, and
+    every thread has its own."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @lru_cache(maxsize=1)

@@ -121,7 +121,7 @@ def accept_walk(
     is_miss_BN = tokens_BN != targets_BN.gather(1, parents_BN)
     if is_real_BN is not None:
         is_miss_BN = is_miss_BN | ~is_real_BN
-    is_miss_BN[:, 0] = False
+    is_miss_BN[:, 0].fill_(False)
     seen_BNN = unpack_ancestors(ancestors_RNW).expand(B, N, N)
     is_accepted_BN = ~(seen_BNN & is_miss_BN[:, None]).any(-1)
     counts_B = is_accepted_BN.sum(-1)

@@ -38,6 +38,7 @@ class HeadsDrafter(Drafter):
         self._matrices = matrices or HeadMatrices(base, heads)
         self._matrices.prepare(self.max_depth)
         self.layers = heads.layers_read(base.num_layers) if self.max_depth else ()
+        self.is_on_device = not self._matrices.induction or not self.max_depth
         self._index: NgramIndex | HostNgramIndex | None = None  # where heads read what followed earlier
 
     def begin(self, num_rows: int, num_slots: int) -> "HeadsDrafter":

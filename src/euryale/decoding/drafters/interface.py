@@ -52,6 +52,8 @@ class Drafter(Protocol):
     max_depth: int
     layers: tuple[int, ...] = ()  # of the base, numbered from 1, whose outputs it reads after the last one's
     reads_text: bool = False  # whether `read` is to be called
+    # Whether `propose` reads nothing but tensors of the DraftInput, on the device alone: a CUDA graph can hold it.
+    is_on_device: bool = False
 
     def begin(self, num_rows: int, num_slots: int) -> "Drafter":
         """The drafter of at most num_rows rows of num_slots tokens, none of which lives; itself if it has no memory."""

@@ -10,6 +10,7 @@ class NoDrafter(Drafter):
 
     num_nodes = 1
     max_depth = 0
+    is_on_device = True
 
     def __init__(self, base: Base) -> None:
         self._shape = Shape.of_tree(ROOT_ONLY, base.device)

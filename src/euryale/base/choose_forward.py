@@ -1,0 +1,145 @@
+"""Which forward pass decoding takes, and the refusal of what cannot run, before weights take memory.
+
+    kernels       KernelLlama, through the kernel registry: on a GPU, or where base.backend names a backend
+    fast forward  FastLlama: on a CPU, and on a GPU for sizes that no kernel takes
+    transformers  PlainForward: other families, and where a faster one does not agree with it
+
+Each of the first two is compared with the model on a few tokens before it is used (forward_check.py).
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from euryale.base.config import BaseConfig
+from euryale.base.fast_llama import FAMILIES, fast_forward, fits, is_known
+from euryale.base.forward import Forward, PlainForward
+from euryale.base.forward_check import is_near
+from euryale.base.kernel_layer import backend_for, layer_kernels
+from euryale.base.kernel_llama import KernelLlama
+from euryale.base.kernel_products import NF4_RUNTIMES
+from euryale.errors import UserError
+from euryale.kernels.backends import BACKENDS
+from euryale.kernels.registry import find
+
+FORWARDS = ("auto", "exact", "plain")
+log = logging.getLogger(__name__)
+
+
+class ForwardSettings(NamedTuple):
+    """The settings of BaseConfig that decide."""
+
+    forward: str = "auto"
+    backend: str = "auto"
+    nf4_runtime: str = "auto"
+
+    @staticmethod
+    def of(config: BaseConfig) -> "ForwardSettings":
+        """Raises UserError for unknown names and for settings that exclude each other."""
+        settings = ForwardSettings(config.forward, config.backend, config.nf4_runtime)
+        for name, value, known in (
+            ("forward", settings.forward, FORWARDS),
+            ("backend", settings.backend, ("auto", *BACKENDS)),
+            ("nf4_runtime", settings.nf4_runtime, NF4_RUNTIMES),
+        ):
+            if value not in known:
+                raise UserError(f"base.{name} must be one of: {', '.join(known)}; got {value}.")
+        if settings.backend != "auto" and settings.forward != "auto":
+            raise UserError(
+                f"base.forward must be auto with base.backend={settings.backend}; got {settings.forward}. The kernels "
+                "are a forward of their own, whose sums are not proven equal in every tree. Leave one of them out."
+            )
+        return settings
+
+    def check(self, of_base: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> None:
+        """Raises UserError where the backend that is named cannot run this base, by its config alone."""
+        if self.backend == "auto":
+            if self.nf4_runtime != "auto" and device.type != "cuda":
+                raise UserError(
+                    f"base.nf4_runtime must be auto where no kernels run; got {self.nf4_runtime} on {device}. Leave it "
+                    "out, or name base.backend."
+                )
+            return
+        if not is_known(of_base):
+            raise UserError(
+                f"base.backend must be auto for model_type={of_base.model_type}; got {self.backend}. The kernel "
+                f"forward knows {', '.join(FAMILIES)}."
+            )
+        width, head_size, group_size = _sizes(of_base)
+        with _named_in_full():
+            layer_kernels(device, self.backend, dtype, width, head_size, find)
+            name = backend_for("tree_attention", self.backend)
+            find("tree_attention", device, name, dtype=dtype, head_size=head_size, group_size=group_size)
+
+    def check_tree(self, device: torch.device, num_nodes: int, max_depth: int) -> None:
+        """Raises UserError where the backend that is named does not take trees of this size."""
+        if self.backend == "auto":
+            return
+        with _named_in_full():
+            for kernel in ("tree_attention", "accept_walk", "kv_commit"):
+                sizes = {"num_nodes": num_nodes} | ({"depth": max_depth} if kernel == "tree_attention" else {})
+                find(kernel, device, backend_for(kernel, self.backend), **sizes)
+
+
+@contextmanager
+def _named_in_full() -> Iterator[None]:
+    """The registry knows a backend; a user knows base.backend."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("backend=", "base.backend=")) from error
+
+
+def choose_forward(model: PreTrainedModel, sample: list[int], settings: ForwardSettings) -> Forward:
+    """The forward of this model. Raises UserError where kernels that are named do not fit or do not agree with it."""
+    if settings.forward == "plain":
+        return PlainForward(model)
+    if settings.backend != "auto":
+        return _named(model, sample, settings)
+    if (kernels := _kernels_of_a_card(model, sample, settings)) is not None:
+        return kernels
+    return fast_forward(model, sample) or PlainForward(model)
+
+
+def _named(model: PreTrainedModel, sample: list[int], settings: ForwardSettings) -> KernelLlama:
+    embeddings = model.get_input_embeddings().weight
+    settings.check(model.config, embeddings.device, embeddings.dtype)
+    assert fits(model), "settings.check has seen its config"
+    kernels = KernelLlama(model, settings.backend, settings.nf4_runtime)
+    if not is_near(model, kernels.read_sample(sample), sample):
+        raise UserError(
+            f"base.backend={settings.backend}: the kernels do not agree with {type(model).__name__} on this machine. "
+            "Use base.backend=auto."
+        )
+    return kernels
+
+
+def _kernels_of_a_card(model: PreTrainedModel, sample: list[int], settings: ForwardSettings) -> KernelLlama | None:
+    """None: no GPU, no kernel for these sizes, or one that does not say what the model says."""
+    embeddings = model.get_input_embeddings().weight
+    if embeddings.device.type != "cuda" or settings.forward != "auto" or not fits(model):
+        return None
+    _, head_size, group_size = _sizes(model.config)
+    attention = find(
+        "tree_attention", embeddings.device, dtype=embeddings.dtype, head_size=head_size, group_size=group_size
+    )
+    if attention.backend == "torch":
+        log.info("base.backend=auto: torch's own operations instead of kernels, because %s", attention.reason)
+        return None
+    kernels = KernelLlama(model, "auto", settings.nf4_runtime)
+    if is_near(model, kernels.read_sample(sample), sample):
+        return kernels
+    log.warning("the kernels do not agree with %s on this machine; decoding goes without", type(model).__name__)
+    return None
+
+
+def _sizes(config: PreTrainedConfig) -> tuple[int, int, int]:
+    """Width, head width, query heads of a key/value head."""
+    text = config.get_text_config()
+    num_heads = text.num_attention_heads
+    num_kv_heads = getattr(text, "num_key_value_heads", None) or num_heads
+    return text.hidden_size, getattr(text, "head_dim", None) or text.hidden_size // num_heads, num_heads // num_kv_heads

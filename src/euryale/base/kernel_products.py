@@ -1,0 +1,157 @@
+"""Products of the kernel forward: a base's matrices as they are loaded, joined where they read the same rows.
+
+Plain matrices are laid side by side in one tensor, and those of the model become views of it: memory is taken once, and
+a weight that is written to in place is written to in both. Matrices in 4 bits (NF4) run in one of three ways:
+
+    kernel   nf4_linear on bitsandbytes' own bytes, up to 32 rows; more rows (prompts) go through bitsandbytes
+    expand   expanded to 16 bits once, then as plain matrices: 4 times the memory, the quickest from some 32 rows on
+    bnb      bitsandbytes' modules
+
+A module that is more than its matrix (LoRA) is asked itself.
+
+Letters: M rows, I inputs, O outputs.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from euryale.errors import UserError
+from euryale.kernels.nf4_weight import nf4_weight
+from euryale.kernels.registry import Choice, find
+
+NF4_RUNTIMES = ("auto", "kernel", "expand", "bnb")
+MOST_ROWS = 32  # of the 4-bit kernels
+
+Product = Callable[[Tensor], Tensor]  # x [M, I], contiguous -> [M, O], contiguous
+
+
+class Products:
+    """Makes the products of one model, and counts the ways in which they run."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, backend: str, nf4_runtime: str) -> None:
+        self._device, self._dtype, self._backend, self._runtime = device, dtype, backend, nf4_runtime
+        self.ways: Counter[str] = Counter()
+
+    @torch.no_grad()
+    def of(self, modules: Sequence[nn.Module]) -> Product:
+        """One product for linear layers that read the same rows, their outputs side by side.
+
+        Raises UserError where a 4-bit kernel that was asked for cannot run.
+        """
+        if all(type(module) is nn.Linear for module in modules):
+            self.ways["plain"] += len(modules)
+            return _Plain(*_joined([module for module in modules if isinstance(module, nn.Linear)]))
+        products = [self._one(module) for module in modules]
+        return products[0] if len(products) == 1 else _SideBySide(products)
+
+    def _one(self, module: nn.Module) -> Product:
+        if type(module) is nn.Linear:
+            self.ways["plain"] += 1
+            return _Plain(module.weight.detach(), module.bias)
+        if not is_4bit(module):
+            self.ways[f"asked themselves ({type(module).__name__})"] += 1
+            return module
+        choice = self._nf4_kernel(module)
+        if choice is not None:
+            self.ways[f"nf4 kernel ({choice.backend})"] += 1
+            return _Nf4(module, choice)
+        if self._runtime == "expand":
+            self.ways["nf4 expanded"] += 1
+            return _Plain(expanded(module, self._dtype), _bias(module))
+        self.ways["nf4 bitsandbytes"] += 1
+        return module
+
+    def _nf4_kernel(self, module: nn.Module) -> Choice | None:
+        """What runs a 4-bit matrix; None: not a kernel. `auto` takes one where the card has one."""
+        if self._runtime not in ("auto", "kernel"):
+            return None
+        weight: Any = module.weight
+        state = weight.quant_state
+        num_outputs, num_inputs = state.shape
+        choice = find(
+            "nf4_linear", self._device, self._backend, dtype=self._dtype, num_rows=MOST_ROWS,
+            block_size=state.blocksize, num_inputs=num_inputs, num_outputs=num_outputs,
+        )  # fmt: skip
+        is_slow = choice.backend == "torch" and self._backend != "torch"  # it expands the matrix in every call
+        if is_slow and self._runtime == "kernel":
+            raise UserError(
+                f"base.nf4_runtime=kernel must have a kernel for a matrix of {num_outputs} x {num_inputs} on "
+                f"{self._device}; {choice.reason}. Use base.nf4_runtime=auto."
+            )
+        return None if is_slow else choice
+
+
+class _Plain:
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+        self._weight_OI, self._bias_O = weight_OI, None if bias_O is None else bias_O.detach()
+
+    def __call__(self, x_MI: Tensor) -> Tensor:
+        return linear(x_MI, self._weight_OI, self._bias_O)
+
+
+class _SideBySide:
+    def __init__(self, products: Sequence[Product]) -> None:
+        self._products = products
+
+    def __call__(self, x_MI: Tensor) -> Tensor:
+        return torch.cat([product(x_MI) for product in self._products], -1)
+
+
+class _Nf4:
+    def __init__(self, module: nn.Module, choice: Choice) -> None:
+        weight: Any = module.weight
+        self._module, self._bias_O = module, _bias(module)
+        self._weight = nf4_weight(weight.data, weight.quant_state)
+        self._kernel: Any = choice.function
+
+    def __call__(self, x_MI: Tensor) -> Tensor:
+        if len(x_MI) > MOST_ROWS:
+            return self._module(x_MI)
+        return self._kernel(x_MI, self._weight, self._bias_O)
+
+
+def is_4bit(module: nn.Module) -> bool:
+    """Whether it is a 4-bit layer of bitsandbytes, and not one that peft has wrapped."""
+    is_theirs = type(module).__name__ == "Linear4bit" and type(module).__module__.startswith("bitsandbytes")
+    return is_theirs and getattr(module.weight, "quant_state", None) is not None
+
+
+def expanded(module: nn.Module, dtype: torch.dtype) -> Tensor:
+    """A 4-bit matrix [O, I] in `dtype`: the products of codes and scales, rounded once."""
+    weight: Any = module.weight
+    return nf4_weight(weight.data, weight.quant_state).matrix(torch.float32).to(dtype)
+
+
+def _bias(module: nn.Module) -> Tensor | None:
+    bias = module.bias
+    return bias.detach() if isinstance(bias, Tensor) else None
+
+
+def _joined(modules: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """Weights [O, I] and biases [O] side by side; the modules' weights become views of them."""
+    weights = [module.weight.detach() for module in modules]
+    whole_OI = weights[0]
+    if len(weights) > 1:
+        whole_OI = _whole_of(weights)
+        for module, part_OI in zip(modules, whole_OI.split([len(weight) for weight in weights]), strict=True):
+            module.weight.data = part_OI
+    if all(module.bias is None for module in modules):
+        return whole_OI, None
+    biases = [module.weight.new_zeros(len(module.weight)) if module.bias is None else module.bias for module in modules]
+    return whole_OI, torch.cat([bias.detach() for bias in biases])
+
+
+def _whole_of(weights: Sequence[Tensor]) -> Tensor:
+    """The tensor that these are neighbouring rows of, or a new one."""
+    first, end = weights[0], weights[0].data_ptr()
+    for weight in weights:
+        is_next = weight.is_contiguous() and weight.data_ptr() == end
+        if not is_next or weight.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
+            return torch.cat(list(weights))
+        end += weight.numel() * weight.element_size()
+    return first.as_strided((sum(map(len, weights)), first.shape[1]), first.stride())

@@ -1,0 +1,178 @@
+"""The host's side of the step on the device: rows are loaded, steps are launched, and reports are read one step late.
+
+While a step runs on a GPU the host reads what the one before it gained, and launches the next. What the host alone can
+find (stop strings, more ids that end an answer) comes to light one step later; the tokens after it are not taken.
+
+Letters: B batch, C numbers of a state.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from euryale.base.base import Base
+from euryale.base.kernel_llama import KernelLlama
+from euryale.decoding.accept import AcceptConfig
+from euryale.decoding.device_step import NUM_ENDS, DeviceState, DeviceStep, RowReport, StepKind
+from euryale.decoding.drafters.interface import Drafter
+from euryale.decoding.kv_cache import KVCache
+from euryale.decoding.request import Request
+from euryale.decoding.step_graphs import StepGraphs
+from euryale.decoding.tree_pass import TreePass
+from euryale.kernels.backends import on_card
+
+_LEAST_BUCKET = 1024  # slots of the cache that a step sees; the others are powers of two
+log = logging.getLogger(__name__)
+
+
+class Gain(NamedTuple):
+    """What a step on the device gave a row."""
+
+    tokens: list[int]
+    length: int  # committed tokens after it
+    is_broken: bool
+
+
+class Finished(NamedTuple):
+    """The state of the rows after the last step that was launched."""
+
+    gains: list[Gain]
+    root_B: Tensor
+    hidden_BC: Tensor
+
+
+class DeviceLoop:
+    """Steps of the live rows of a decoder, while none comes or goes."""
+
+    def __init__(self, base: Base, drafter: Drafter, tree_pass: TreePass, cache: KVCache, rule: AcceptConfig) -> None:
+        """The cache has `spare_slots` more than its rows need."""
+        self._base, self._drafter, self._cache = base, drafter, cache
+        self._step = DeviceStep(base, tree_pass, drafter, rule.coupled)
+        self._graphs = StepGraphs(base.device)
+        self._mail = _Mail(base.device)
+        width = base.hidden_size * (1 + len(drafter.layers))
+        self._whole = DeviceState.empty(cache.num_rows, self._step.max_path, width, base.dtype, base.device)
+        self._state = self._whole.first(0)
+        self._kind = StepKind(False, False)
+        self._written: list[int] = []  # tokens that were read of each row since it was loaded
+        self._longest = 0  # committed tokens of the longest row, as far as they were read
+
+    @staticmethod
+    def spare_slots(drafter: Drafter) -> int:
+        """Slots that a row needs beyond its tokens and the nodes of a step: a row that has ended is told so one step
+        later, with the last path committed whole."""
+        return drafter.max_depth + 1
+
+    @staticmethod
+    def why_not(drafter: Drafter, tree_pass: TreePass, rule: AcceptConfig) -> str | None:
+        """Why a decoder has no steps on the device; None: it has."""
+        if not isinstance(tree_pass.forward, KernelLlama) or tree_pass.attention is None:
+            return "the base's forward takes masks"
+        if not drafter.is_on_device:
+            return "the drafter reads texts on the host"
+        return None if rule.name == "exact" else f"the rule {rule.name} reads what it accepts on the host"
+
+    @staticmethod
+    def takes(requests: Sequence[Request]) -> bool:
+        """Whether these rows are greedy, or sampled by temperature alone, and nothing is recorded of them."""
+        return all(r.record is None and not r.sampling.keywords().keys() - {"temperature"} for r in requests)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the rows' state is on the device, and a step of it may be running."""
+        return bool(self._written)
+
+    def load(
+        self, requests: Sequence[Request], texts: Sequence[Sequence[int]], root_B: Tensor, hidden_BC: Tensor
+    ) -> None:
+        """Brings the state of all live rows to the device; texts: prompt and answer so far."""
+        B, device = len(requests), self._base.device
+        self._state = state = self._whole.first(B)
+        answers = state.answers
+        left = [r.max_ids - (len(text) - len(r.prompt)) for r, text in zip(requests, texts, strict=True)]
+        ends = [[*r.stop.ids[:NUM_ENDS], *[-1] * (NUM_ENDS - len(r.stop.ids))] for r in requests]
+        values: list[tuple[Tensor, Sequence[object]]] = [
+            (answers.lengths_B, self._cache.lengths), (answers.limit_B, left), (answers.ends_BE, ends),
+            (state.seeds_B, [r.seed for r in requests]), (state.has_drafts_B, [r.has_drafts for r in requests]),
+            (state.temperature_B, [r.sampling.temperature for r in requests]),
+        ]  # fmt: skip
+        for target, numbers in values:
+            target.copy_(torch.tensor(numbers, dtype=target.dtype, device=device))
+        answers.root_B.copy_(root_B)
+        state.hidden_BC.copy_(hidden_BC)
+        for zeroed in (answers.written_B, answers.last_B, answers.is_done_B, state.is_broken_B):
+            zeroed.zero_()
+        is_sampled = any(r.sampling.temperature > 0 for r in requests)
+        self._kind = StepKind(is_sampled, not all(r.has_drafts for r in requests))
+        self._written, self._longest = [0] * B, max(self._cache.lengths)
+
+    def advance(self) -> list[Gain] | None:
+        """Launches a step, and waits for the one before it; None: there was none since the rows were loaded."""
+        before = self._mail.is_waiting
+        num_slots, B = self._num_slots(), len(self._written)
+        state, kv_L2BGSE = self._state, self._cache.kv[:, :, :B, :, :num_slots]
+        with on_card(self._base.device):
+            # What was sent before is read after the next step is on its way.
+            key = (B, self._drafter.num_nodes, num_slots, *self._kind)
+            self._graphs.run(key, lambda: self._step(state, kv_L2BGSE, self._kind))
+            self._mail.send(state.report_BX)
+        return self._read() if before else None
+
+    def finish(self) -> Finished:
+        """Waits for the last step that was launched; the rows are not loaded any more."""
+        answers = self._state.answers
+        gains = self._read()
+        self._written = []
+        return Finished(gains, answers.root_B.clone(), self._state.hidden_BC.clone())
+
+    def _num_slots(self) -> int:
+        """The slots that the next step may write or read, rounded up to a bucket."""
+        needed = self._longest + 2 * self._step.max_path + self._drafter.num_nodes  # a step may be running
+        size = _LEAST_BUCKET
+        while size < needed:
+            size *= 2
+        return min(size, self._cache.kv.shape[4])
+
+    def _read(self) -> list[Gain]:
+        reports = [RowReport.of(numbers) for numbers in self._mail.receive()]
+        gains = [
+            Gain(report.tokens_since(written), report.length, report.is_broken)
+            for report, written in zip(reports, self._written, strict=True)
+        ]
+        self._written = [report.written for report in reports]
+        self._longest = max(report.length for report in reports)
+        return gains
+
+
+class _Mail:
+    """Reports on their way to the host, in the order in which they were sent: at most two."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_card = device.type == "cuda"
+        self._sent: list[tuple[Tensor, torch.cuda.Event | None]] = []
+
+    @property
+    def is_waiting(self) -> bool:
+        return bool(self._sent)
+
+    def send(self, report_BX: Tensor) -> None:
+        """Copies it as it is now, without waiting."""
+        if not self._is_card:
+            self._sent.append((report_BX.clone(), None))
+            return
+        # Pinned memory comes from a cache of torch's own, which knows when a copy is done with it.
+        on_host_BX = torch.empty(report_BX.shape, dtype=report_BX.dtype, pin_memory=True)
+        on_host_BX.copy_(report_BX, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._sent.append((on_host_BX, event))
+
+    def receive(self) -> list[list[int]]:
+        """Waits for the first report that was sent and not received."""
+        report_BX, event = self._sent.pop(0)
+        if event is not None:
+            event.synchronize()
+        return report_BX.tolist()

@@ -1,0 +1,95 @@
+"""The live rows of a decoder while their steps run on the device (device_loop.py): what the host knows of them.
+
+Reports come one step late. Before a row comes, goes, or takes a step of the host's own, the rows are settled: the last
+report is read, and the state comes back to the decoder. What was gained by then is held until the next step tells it.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from euryale.base.base import Base
+from euryale.decoding.broken import why_broken
+from euryale.decoding.device_loop import DeviceLoop, Gain
+from euryale.decoding.kv_cache import KVCache
+from euryale.decoding.request import Request
+
+
+class Told(NamedTuple):
+    """What a step tells of a row."""
+
+    tokens: list[int]
+    why_broken: str | None = None
+
+
+_NOTHING = Told([])
+
+
+class DeviceRows:
+    """Lists of the live rows are those of the decoder, and are kept up to date in place."""
+
+    def __init__(
+        self, base: Base, loop: DeviceLoop, cache: KVCache, requests: list[Request], texts: list[list[int]]
+    ) -> None:
+        self._base, self._loop, self._cache = base, loop, cache
+        self._requests, self._texts = requests, texts
+        self._held: list[Told] | None = None
+        self._broken: dict[int, str] = {}  # rows that were found out since rows came or went
+        self._is_taken: bool | None = None  # None: not asked since rows came or went
+
+    def add(self, row: int, num_rows: int) -> None:
+        """Settled rows, of which these are new."""
+        self._is_taken, self._broken = None, {}
+        if self._held is not None:
+            self._held[row : row + num_rows] = [_NOTHING] * num_rows
+
+    def swap_remove(self, row: int) -> None:
+        """Settled rows, of which the last takes the place of an ended one."""
+        self._is_taken, self._broken = None, {}
+        if self._held is not None:
+            self._held[row] = self._held[-1]
+            self._held.pop()
+
+    @property
+    def takes_step(self) -> bool:
+        """Whether the next step runs on the device; asked anew when rows have come or gone."""
+        if self._is_taken is None:
+            self._is_taken = self._loop.takes(self._requests)
+        return self._is_taken
+
+    def step(self, root_B: Tensor, hidden_BC: Tensor) -> list[Told]:
+        """Launches a step. Returns what the one before it gained, or what was held; of new rows nothing yet.
+
+        root_B and hidden_BC: of rows that were settled.
+        """
+        if not self._loop.is_loaded:
+            self._loop.load(self._requests, self._texts, root_B, hidden_BC)
+        gains = self._loop.advance()
+        if gains is not None:
+            self._take(gains)
+        return self.tell() or [_NOTHING] * len(self._texts)
+
+    def settle(self) -> tuple[Tensor, Tensor] | None:
+        """Waits for the last step: root and hidden states after it. None: nothing is loaded, the decoder has them."""
+        if not self._loop.is_loaded:
+            return None
+        finished = self._loop.finish()
+        self._take(finished.gains)
+        return finished.root_B, finished.hidden_BC
+
+    def tell(self) -> list[Told] | None:
+        """What is held, once; None: nothing was gained."""
+        held, self._held = self._held, None
+        return held if held and any(told != _NOTHING for told in held) else None
+
+    def _take(self, gains: Sequence[Gain]) -> None:
+        assert self._held is None, "what is held is told before more is read"
+        self._held = []
+        for row, (gain, text, request) in enumerate(zip(gains, self._texts, self._requests, strict=True)):
+            if gain.is_broken and row not in self._broken:
+                self._broken[row] = why_broken(self._base, text, text[-1:], request.sampling)
+                self._cache.wipe(row)
+            text += gain.tokens
+            self._cache.lengths[row] = gain.length
+            self._held.append(Told(gain.tokens, self._broken.get(row)))

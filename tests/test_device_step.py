@@ -1,0 +1,220 @@
+"""The step on the device: the decoder's own answers, without a value that the host reads."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from kernel_bases import kernel_base, with_backend
+from random_models import FAMILIES, HEAD_DESIGNS, random_heads, random_prompts, random_tree
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from euryale.base.base import Base
+from euryale.decoding.accept import AcceptConfig
+from euryale.decoding.device_loop import DeviceLoop
+from euryale.decoding.device_step import DeviceState, DeviceStep, StepKind
+from euryale.decoding.drafters.heads import HeadsDrafter
+from euryale.decoding.drafters.interface import Drafter
+from euryale.decoding.drafters.none import NoDrafter
+from euryale.decoding.engine import Engine
+from euryale.decoding.request import Generation
+from euryale.decoding.tree.choose import TreeConfig
+from euryale.decoding.tree.tree import DynamicTree, Tree, chain
+from euryale.decoding.tree_pass import TreePass
+from euryale.heads.heads import Heads
+
+FORKED = Tree.from_paths([(0,), (0, 0), (1,), (0, 1), (0, 0, 2)])
+TREES: tuple[Tree | DynamicTree | None, ...] = (None, chain(3), FORKED, DynamicTree(7, 3))
+NAMES = ["none", "chain", "forked", "dynamic"]
+READS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique", "lift_fresh")
+
+
+def drafter_of(base: Base, heads: Heads, tree: Tree | DynamicTree | None) -> Drafter:
+    return NoDrafter(base) if tree is None else HeadsDrafter(base, heads, tree)
+
+
+@pytest.fixture
+def steps_are_counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many steps ran on the device, in its only entry."""
+    count, run = [0], DeviceStep.__call__
+
+    def counted(self: DeviceStep, *args: Any) -> None:
+        count[0] += 1
+        run(self, *args)
+
+    monkeypatch.setattr(DeviceStep, "__call__", counted)
+    return count
+
+
+def same(found: list[Generation], expected: list[Generation]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert (one.ids, one.text, one.finish_reason, one.seed) == (
+            other.ids,
+            other.text,
+            other.finish_reason,
+            other.seed,
+        )
+
+
+def test_random_decodes_equal_the_decoder_s_own_step(
+    steps_are_counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Greedy, sampled and mixed rows that come and go; trees, chains and plain decoding; ends by id, string, length
+    and context; settings that no captured step has, in some rows of a batch."""
+    rng = random.Random(7)
+    num_answers = 0
+    for number in range(16):
+        family = list(FAMILIES)[number % 4]
+        base = kernel_base(family, "torch", seed=number, max_length=rng.choice([24, 128]), eos=rng.choice([None, 3]))
+        heads = random_heads(rng.choice(HEAD_DESIGNS[:20]), base, seed=number)
+        tree: Any = rng.choice([None, chain(2), random_tree(rng, 4, 5, 9), TreeConfig("dynamic", rng.randint(2, 12))])
+        accept = AcceptConfig(coupled=rng.random() < 0.8)
+        prompts = [
+            (prompt, rng.randint(1, 14), {
+                "top_k": 5 if number % 4 == 3 and rng.random() < 0.3 else 0,
+                "repetition_penalty": 1.2 if number % 4 == 2 and rng.random() < 0.3 else 1.0,
+                "temperature": rng.choice([0.0, 0.7, 1.3]),
+                "seed": rng.randrange(2**40),
+                "stop": rng.choice([None, "c", ["ab", "d"]]),
+                "stop_ids": rng.choice([(), (5,), tuple(range(6, 14))]),
+                "drafter": rng.choice([None, None, "none"]),
+            })
+            for prompt in random_prompts(rng, 12, 29, longest=9)
+        ]  # fmt: skip
+        answers = []
+        for is_on_device in (True, False):
+            with monkeypatch.context() as patch:
+                if not is_on_device:
+                    patch.setattr(DeviceLoop, "why_not", staticmethod(lambda *args: "it is compared with"))
+                drafter = "none" if tree is None else "heads"
+                scheduler = Engine(base, heads, drafter, tree, accept=accept).scheduler(3, 24)
+                requests = []
+                for prompt, length, how in prompts:
+                    requests.append(scheduler.submit(prompt, min(length, 23 - len(prompt)), **how))
+                    scheduler.step()
+                scheduler.run()
+                answers.append([request.generation for request in requests])
+        same(*answers)  # type: ignore[arg-type]
+        assert [a.accepted for a in answers[0]] == [a.accepted for a in answers[1]]  # type: ignore[union-attr]
+        num_answers += len(prompts)
+    assert num_answers == 192 and steps_are_counted[0] > 300
+
+
+def captured(step: DeviceStep, state: DeviceState, kv: torch.Tensor, kind: StepKind) -> Callable[..., Any]:
+    """The step as a list of operations, traced on copies; a value that is asked for is an error."""
+    copies = torch.utils._pytree.tree_map(torch.clone, (state, kv))
+    return make_fx(lambda state, kv: RUN(step, state, kv, kind))(*copies)
+
+
+RUN = DeviceStep.__call__
+
+
+@pytest.mark.parametrize(
+    ("tree", "temperature"),
+    list(zip(TREES, (0.8, 0.0, 0.8, 0.0), strict=True)),
+    ids=["none", "chain", "forked", "dynamic"],
+)
+def test_a_step_that_was_captured_once_gives_the_answers_when_it_is_replayed(
+    tree: Any, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of operations, as a CUDA graph is: what the Python of a step decides is decided once."""
+    base = kernel_base("qwen3", "torch", seed=3, num_hidden_layers=1)
+    heads = random_heads(HEAD_DESIGNS[0], base)
+    graphs: dict[tuple[object, ...], Callable[..., Any]] = {}
+
+    def replay(self: DeviceStep, state: DeviceState, kv: torch.Tensor, kind: StepKind) -> None:
+        key = (len(kv[0, 0]), kv.shape[4], *kind)
+        if key not in graphs:
+            graphs[key] = captured(self, state, kv, kind)
+        graphs[key](state, kv)
+
+    prompts = random_prompts(random.Random(1), 3, 29, longest=9)
+    how = {"max_new_tokens": 9, "temperature": temperature, "seed": [1, 2, 3]}
+    own = with_backend(base, "auto")
+    expected = Engine(own, drafter="none").generate(prompts, **how)
+    tree = TreeConfig("dynamic", tree.num_nodes) if isinstance(tree, DynamicTree) else tree
+    with monkeypatch.context() as patch:
+        patch.setattr(DeviceStep, "__call__", replay)
+        drafter = "none" if tree is None else "heads"
+        found = Engine(base, heads, drafter, tree, max_rows=2).generate(prompts, **how)
+    same(found, expected)
+    assert 1 <= len(graphs) <= 3  # two rows, and the last ones alone
+
+
+class NoReads(TorchDispatchMode):
+    """Refuses every operation that reads a value, or takes one from the host."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__.split(".")[0]
+        assert name not in READS, f"the step calls {name}"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("has_sampled", [False, True])
+@pytest.mark.parametrize("tree", TREES, ids=NAMES)
+def test_no_value_is_read_by_the_host(tree: Any, has_sampled: bool) -> None:
+    """With real tensors and with fake ones, which have no values."""
+    base = kernel_base("llama", "torch", seed=3)
+    heads = random_heads(HEAD_DESIGNS[9], base)
+    drafter = drafter_of(base, heads, tree)
+    step = DeviceStep(base, TreePass(base, drafter, 64), drafter, is_coupled=True)
+    kind = StepKind(has_sampled, has_undrafted=True)
+    width = base.hidden_size * (1 + len(drafter.layers))
+
+    def inputs() -> tuple[DeviceState, torch.Tensor]:
+        state = DeviceState.empty(2, step.max_path, width, base.dtype, base.device)
+        state.answers.lengths_B.fill_(9)
+        state.answers.limit_B.fill_(100)
+        return state, torch.zeros(2, 2, 2, 2, 40, 16)
+
+    step(*inputs(), kind)  # what is made once is made now, as before a capture
+    with NoReads():
+        state, kv = inputs()
+        step(state, kv, kind)
+    assert (state.answers.written_B > 0).all()
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    state, kv = torch.utils._pytree.tree_map(fake.from_tensor, inputs())
+    with fake:
+        step(state, kv, kind)
+
+
+def test_the_check_finds_a_value_that_is_read() -> None:
+    with pytest.raises(AssertionError, match="the step calls _local_scalar_dense"), NoReads():
+        torch.ones(3).sum().item()
+    fake = FakeTensorMode()
+    with pytest.raises(DataDependentOutputException):
+        fake.from_tensor(torch.ones(3)).sum().item()
+
+
+def test_a_row_that_no_token_can_follow_ends_alone() -> None:
+    """A weight that is NaN for one token: the row that writes it ends with an error, the other goes on."""
+    base = kernel_base("llama", "torch", seed=4)
+    prompts = [[1, 2, 3], [4, 5]]
+    expected = [g.ids for g in Engine(base, drafter="none").generate(prompts, 10)]
+    token = next(t for t in expected[0] if t not in prompts[1] + expected[1])
+    base.model.get_input_embeddings().weight.data[token] = torch.nan  # unseen by the check of the forward
+    scheduler = Engine(base, drafter="none").scheduler(2, 64)
+    requests = [scheduler.submit(prompt, 10) for prompt in prompts]
+    scheduler.run()
+    broken, whole = (request.generation for request in requests)
+    assert broken is not None and whole is not None
+    assert broken.finish_reason == "error" and requests[0].error is not None
+    assert "are not finite" in requests[0].error
+    assert broken.ids == expected[0][: expected[0].index(token) + 1]
+    assert whole.ids == expected[1]
+
+
+def test_what_is_recorded_or_follows_the_text_goes_through_the_decoder_s_own_step(
+    steps_are_counted: list[int],
+) -> None:
+    base = kernel_base("llama", "torch", seed=4)
+    Engine(base, drafter="none").generate([[1, 2]], 4, logprobs=2)
+    Engine(base, drafter="lookup").generate([[1, 2]], 4)
+    Engine(base, drafter="none", accept="rejection").generate([[1, 2]], 4, temperature=1.0)
+    Engine(with_backend(base, "auto"), drafter="none").generate([[1, 2]], 4)
+    assert steps_are_counted == [0]
+    Engine(base, drafter="none").generate([[1, 2]], 4)
+    assert steps_are_counted == [5]  # the last is launched before the end of the one before it is known
