@@ -112,19 +112,23 @@ class DeviceStep:
         answers = state.answers
         was_done_B = answers.is_done_B.clone()
         draft = self._drafter.propose(self._draft_input(state, kind))
+        tokens_BN = draft.tokens_BN.clone(
+            memory_format=torch.contiguous_format
+        )  # a root alone is a view of what the accept walk writes
         bits = self._pass.bits(draft.shape)
         hidden_BNC = self._forward.read_tree(
-            draft.tokens_BN, Slots(kv_L2BGSE, answers.lengths_B), bits, self._attention, self._drafter.layers
+            tokens_BN, Slots(kv_L2BGSE, answers.lengths_B), bits, self._attention, self._drafter.layers
         )
         logits_BNV = self._forward.logits(hidden_BNC[..., : self._base.hidden_size])
         targets_BN = self._targets(state, logits_BNV, bits.depths_RN)
         is_finite_BN = logits_BNV.gather(-1, targets_BN[..., None])[..., 0].isfinite()
         accept_walk: Any = self._accept_walk
         walk = accept_walk(
-            draft.tokens_BN.contiguous(), targets_BN, self._parents_of(draft), bits.words_RNW, answers, self.max_path,
+            tokens_BN, targets_BN, self._parents_of(draft), bits.words_RNW, answers, self.max_path,
             self._is_real(draft, state, kind),
         )  # fmt: skip
-        self._kv_commit(kv_L2BGSE.view(-1, *kv_L2BGSE.shape[2:]), walk)
+        if self.max_path > 1:
+            self._kv_commit(kv_L2BGSE.view(-1, *kv_L2BGSE.shape[2:]), walk)
         on_path_BP = torch.arange(self.max_path, device=was_done_B.device) < walk.counts_B[:, None]
         is_lost_BP = on_path_BP & ~is_finite_BN.gather(1, walk.paths_BP.long())
         state.is_broken_B.logical_or_(is_lost_BP.any(-1))

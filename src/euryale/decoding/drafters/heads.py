@@ -11,6 +11,7 @@ from copy import copy
 from torch import Tensor
 
 from euryale.base.base import Base
+from euryale.decoding.drafters.best import top_k_of
 from euryale.decoding.drafters.head_matrices import HeadMatrices
 from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput
 from euryale.decoding.drafters.ngram_index import HostNgramIndex, NgramIndex, build_ngram_index, extend_ends
@@ -33,7 +34,7 @@ class HeadsDrafter(Drafter):
     ) -> None:
         """matrices: of these heads, to be shared; None: its own."""
         per_parent = heads.config.reads_path
-        self._growth = build_growth(tree, heads.num_candidates, base.device, per_parent, calibration)
+        self._growth = build_growth(tree, heads.num_candidates, base.device, per_parent, calibration, top_k_of(base))
         self.num_nodes, self.max_depth = self._growth.num_nodes, self._growth.max_depth
         self._matrices = matrices or HeadMatrices(base, heads)
         self._matrices.prepare(self.max_depth)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from euryale.decoding.drafters.best import TopK, torch_top_k
 from euryale.decoding.drafters.interface import Draft, DraftInput
 from euryale.decoding.tree.calibration import Calibration
 from euryale.decoding.tree.tree import DynamicTree, Shape, Tree
@@ -48,11 +49,12 @@ def build_growth(
     device: torch.device,
     per_parent: bool,
     calibration: Calibration | None = None,
+    top_k: TopK = torch_top_k,
 ) -> "TreeGrowth":
     """per_parent: whether a parent's candidates depend on it, or are the same for its whole level."""
     if isinstance(tree, DynamicTree):
-        return DynamicGrowth(tree, num_candidates, device, calibration)
-    return FixedGrowth(tree, device, per_parent)
+        return DynamicGrowth(tree, num_candidates, device, calibration, top_k)
+    return FixedGrowth(tree, device, per_parent, top_k)
 
 
 def rank(logits_BPV: Tensor, draft_input: DraftInput, level: int, ids: Tensor | None) -> Tensor:
@@ -98,7 +100,8 @@ class _Level(NamedTuple):
 class FixedGrowth:
     """The same nodes in every step."""
 
-    def __init__(self, tree: Tree, device: torch.device, per_parent: bool) -> None:
+    def __init__(self, tree: Tree, device: torch.device, per_parent: bool, top_k: TopK = torch_top_k) -> None:
+        self._top_k = top_k
         self.num_nodes, self.max_depth = tree.num_nodes, tree.max_depth
         self._shape = Shape.of_tree(tree, device)
         self._levels = _plan_levels(tree, per_parent, device)
@@ -116,7 +119,7 @@ class FixedGrowth:
             scores_BPV = rank(logits_BPV, draft_input, number, draft_ids)
             if draft_input.draws:
                 drawn_from.append(log_q(scores_BPV, draft_input, number, draft_ids))
-            candidates = _best_ids(scores_BPV, level.num_ranks)
+            candidates = self._top_k(scores_BPV, level.num_ranks)[1]
             children_BC = candidates.flatten(1).index_select(1, level.child_slots_C)
             if draft_ids is not None:
                 children_BC = draft_ids[children_BC]
@@ -136,11 +139,6 @@ class FixedGrowth:
         for level, log_q_BPV in zip(self._levels, drawn_from, strict=True):
             log_q_BNV[:, level.nodes_P] = log_q_BPV
         return log_q_BNV
-
-
-def _best_ids(scores_xV: Tensor, num: int) -> Tensor:
-    """The places of the best `num` scores, best first, [..., num]."""
-    return scores_xV.argmax(-1, keepdim=True) if num == 1 else scores_xV.topk(num).indices
 
 
 def _nodes_at(tree: Tree, depth: int) -> list[int]:
@@ -178,9 +176,14 @@ class DynamicGrowth:
     """The nodes that look best in this step; their number is the same in every step."""
 
     def __init__(
-        self, tree: DynamicTree, num_candidates: int, device: torch.device, calibration: Calibration | None = None
+        self,
+        tree: DynamicTree,
+        num_candidates: int,
+        device: torch.device,
+        calibration: Calibration | None = None,
+        top_k: TopK = torch_top_k,
     ) -> None:
-        self._device = device
+        self._device, self._top_k = device, top_k
         self._num_ranks = R = min(_MOST_RANKS, num_candidates, max(1, tree.num_nodes - 1))
         # Asking is what drafting costs. On the bundled base two parents gave trees of 4 and 8 nodes, and three those of
         # 16, the tokens a step that eight gave; trees of 64 lost 0.03 to 0.07 with four.
@@ -205,7 +208,7 @@ class DynamicGrowth:
         for level in range(self.max_depth):
             logits_BPV = next(levels) if parents is None else levels.send(parents)
             scores_BPV = rank(logits_BPV, draft_input, level, draft_ids)
-            best_BPR, ids_BPR = scores_BPV.log_softmax(-1, dtype=torch.float32).topk(R)
+            best_BPR, ids_BPR = self._top_k(scores_BPV.log_softmax(-1, dtype=torch.float32), R)
             if self._usual_halves is not None:
                 best_BPR = torch.add(self._usual_halves[level], best_BPR, alpha=0.5)
             chance_BM = (chance_BP[:, :, None] + best_BPR.clamp(min=_LEAST_CHANCE) - _DEPTH_COST).flatten(1)
