@@ -33,8 +33,10 @@ PARTS = ("prefill", "draft", "verify", "accept", "commit")
 
 
 def assert_close(found: Tensor, expected: Tensor) -> None:
-    """To 1e-5: float32 has 1e-7, and a row is summed in another order when other rows go with it."""
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    """To 1e-4, of float64 bases: on no processor does the order of sums show in ten digits. What is left are norms and
+    rotations, float32 in any dtype: 6e-6 here after two layers. A slip of a slot or a position moves states by tenths.
+    """
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def causal_pass(model: PreTrainedModel, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -82,7 +84,7 @@ def test_every_row_of_a_tree_pass_equals_the_causal_pass_over_its_path(
     family: str, way: type[FastLlama | PlainForward], lengths: list[int]
 ) -> None:
     rng = random.Random(f"{family}{lengths}")
-    base = random_base(family, 29, seed=1)
+    base = random_base(family, 29, seed=1, dtype=torch.float64)
     model = twin(base)
     for tree in (random_tree(rng, 5, 6, 24), chain(3), ROOT_ONLY):
         prompts = [[rng.randrange(29) for _ in range(n)] for n in lengths]
@@ -113,7 +115,9 @@ def requests_of(base: Base, prompts: list[list[int]], temperature: float = 0.0) 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_cache_after_some_steps_equals_a_fresh_prefill(family: str) -> None:
     rng = random.Random(family)
-    base = random_base(family, 5, seed=2)  # five tokens: random heads are often right, and paths are long
+    base = random_base(
+        family, 5, seed=2, dtype=torch.float64
+    )  # five tokens: random heads are often right, and paths are long
     model = twin(base)
     num_moved = 0
     for trial in range(6):
@@ -149,7 +153,7 @@ def test_the_cache_after_some_steps_equals_a_fresh_prefill(family: str) -> None:
 
 def test_a_long_ragged_prompt_is_prefilled_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("euryale.decoding.prefill.CHUNK", 8)
-    base = random_base("llama", 29, seed=4)
+    base = random_base("llama", 29, seed=4, dtype=torch.float64)
     rng = random.Random(0)
     for lengths in ([1], [2], [9], [17, 30, 1, 8, 9, 10], [25, 25], [1, 1]):
         prompts = [[rng.randrange(29) for _ in range(n)] for n in lengths]

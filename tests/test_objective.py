@@ -152,13 +152,14 @@ def test_loss_and_gradient_equal_the_plain_definition(base64: Base, config: Head
 
 
 def test_float32_agrees_with_float64(tiny_base: Base, base64: Base) -> None:
-    # Sums of about 60 terms of size 1 in float32: 1e-5 relative is their rounding.
+    # Of float32 forwards the states of this base differ by 3e-4 between processors (test_lora.py), and a loss by less,
+    # as 60 labels of either sign are added up: 1e-3 of it holds on all. A label more or less is 1 in 60.
     config, batch = plain_heads(num_heads=2), random_batch()
     narrow, wide = (
         medusa1_loss(base, random_heads(config, base), batch, ObjectiveConfig(chunk_tokens=7))
         for base in (tiny_base, base64)
     )
-    torch.testing.assert_close(narrow.loss.double(), wide.loss, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(narrow.loss.double(), wide.loss, rtol=1e-3, atol=0)
 
 
 def test_chunk_size_changes_nothing(base64: Base) -> None:
@@ -229,21 +230,21 @@ def test_a_batch_without_labels_costs_nothing_and_breaks_nothing(tiny_base: Base
         evaluate_heads(tiny_base, heads, [batch], 1)
 
 
-def test_evaluation_ranks_and_losses_equal_full_sorting(tiny_base: Base) -> None:
+def test_evaluation_ranks_and_losses_equal_full_sorting(base64: Base) -> None:
     batches = [random_batch(seed) for seed in range(3)]
-    heads = random_heads(plain_heads(kind="medusa", num_heads=2), tiny_base)
-    metrics = evaluate_heads(tiny_base, heads, batches, 2, ObjectiveConfig(chunk_tokens=5))
+    heads = random_heads(plain_heads(kind="medusa", num_heads=2), base64)
+    metrics = evaluate_heads(base64, heads, batches, 2, ObjectiveConfig(chunk_tokens=5))
     top = {1: [0, 0], 5: [0, 0], 10: [0, 0]}
     loss, count = [0.0, 0.0], [0, 0]
     for batch in batches[:2]:
         with torch.no_grad():
-            hidden_BTD = tiny_base.forward_packed(batch.ids_BT, batch.positions_BT, batch.documents_BT)
-            embeddings_BTD = normalise(tiny_base.embed(batch.ids_BT))
-            loss = [a + b for a, b in zip(loss, reference_loss(tiny_base, heads, batch, "kl")[1], strict=True)]
+            hidden_BTD = base64.forward_packed(batch.ids_BT, batch.positions_BT, batch.documents_BT)
+            embeddings_BTD = normalise(base64.embed(batch.ids_BT))
+            loss = [a + b for a, b in zip(loss, reference_loss(base64, heads, batch, "kl")[1], strict=True)]
             for k in range(2):
                 for b, t in counted(batch, k):
                     hidden = heads.head_hidden(k, hidden_BTD[b, t][None], embeddings_BTD[b, t + 1][None, None])
-                    order = tiny_base.logits(hidden)[0].sort(descending=True, stable=True).indices.tolist()
+                    order = base64.logits(hidden)[0].sort(descending=True, stable=True).indices.tolist()
                     rank = order.index(int(batch.ids_BT[b, t + 2 + k]))
                     count[k] += 1
                     for limit, hits in top.items():
@@ -251,26 +252,29 @@ def test_evaluation_ranks_and_losses_equal_full_sorting(tiny_base: Base) -> None
     assert metrics["num_labels"] == count
     for limit, hits in top.items():
         assert metrics[f"head_top{limit}"] == [hits[k] / count[k] for k in range(2)]
-    torch.testing.assert_close(metrics["head_loss_nats"], [loss[k] / count[k] for k in range(2)], rtol=1e-5, atol=1e-5)
-    assert metrics["loss_nats"] == pytest.approx(sum(loss) / sum(count), rel=1e-5)
+    torch.testing.assert_close(metrics["head_loss_nats"], [loss[k] / count[k] for k in range(2)], rtol=1e-6, atol=0)
+    assert metrics["loss_nats"] == pytest.approx(
+        sum(loss) / sum(count), rel=1e-6
+    )  # summed in float64, shown in float32
 
 
-def test_training_hits_equal_evaluated_top1(tiny_base: Base) -> None:
-    batch, heads = random_batch(5), random_heads(DESIGNS[0], tiny_base)
-    sums = medusa1_loss(tiny_base, heads, batch, ObjectiveConfig())
-    metrics = evaluate_heads(tiny_base, heads, [batch], 1)
+def test_training_hits_equal_evaluated_top1(base64: Base) -> None:
+    batch, heads = random_batch(5), random_heads(DESIGNS[0], base64)
+    sums = medusa1_loss(base64, heads, batch, ObjectiveConfig())
+    metrics = evaluate_heads(base64, heads, [batch], 1)
     assert (sums.hits_K / sums.count_K).tolist() == metrics["head_top1"]
 
 
-def test_untrained_heads_predict_what_the_base_would(tiny_base: Base) -> None:
+def test_untrained_heads_predict_what_the_base_would(base64: Base) -> None:
     # A fresh head is the base one position late: on a text of one repeated token its KL divergence is nearly zero.
+    # In float64, where nothing but the norms of transformers is rounded to float32.
     batch = random_batch()
     batch.ids_BT[:] = 7
     batch.documents_BT[:] = 0
     batch.positions_BT[:] = 50  # rotary embeddings then give every position the same hidden state
-    heads = build_heads(plain_heads(num_heads=2), tiny_base.lm_head_weight)
-    sums = medusa1_loss(tiny_base, heads, batch, ObjectiveConfig(loss="kl"))
-    assert abs(float(sums.loss.detach() / sums.count_K.sum())) < 1e-5
+    heads = build_heads(plain_heads(num_heads=2), base64.lm_head_weight)
+    sums = medusa1_loss(base64, heads, batch, ObjectiveConfig(loss="kl"))
+    assert abs(float(sums.loss.detach() / sums.count_K.sum())) < 1e-9
 
 
 def test_autocast_gives_the_same_loss_to_bfloat16_and_finite_gradients(tiny_base: Base) -> None:
@@ -289,6 +293,7 @@ def test_autocast_gives_the_same_loss_to_bfloat16_and_finite_gradients(tiny_base
 def test_pretraining_equals_the_models_own_loss_and_gradient(tmp_path: Path, tied: bool) -> None:
     folder = save_tiny_llama(tmp_path / "base", tie_word_embeddings=tied)
     base = load_base(BaseConfig(path=str(folder), dtype="float32", device="cpu"))
+    base.model.double()  # both differ by the order of sums alone, and by norms, which are float32 in any dtype: 1e-7
     base.model.requires_grad_(True)
     ids_BT = random_batch(0, 2, 20).ids_BT
     batch = SimpleNamespace(
@@ -303,9 +308,9 @@ def test_pretraining_equals_the_models_own_loss_and_gradient(tmp_path: Path, tie
     sums = pretrain_loss(base, None, batch, ObjectiveConfig(kind="pretrain", loss="ce", chunk_tokens=9))
     (sums.loss / sums.count_K.sum()).backward()
     assert sums.count_K.tolist() == [38]
-    torch.testing.assert_close(sums.loss / 38, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sums.loss / 38, expected.double(), rtol=1e-5, atol=0)
     for (name, parameter), other in zip(base.model.named_parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-4, atol=1e-6, msg=name)
+        assert (parameter.grad - other.grad).norm() < 1e-5 * other.grad.norm(), name
     metrics = evaluate_base(base, None, [batch], 1, ObjectiveConfig(kind="pretrain"))
     assert metrics["perplexity"] == pytest.approx(math.exp(float(expected.detach())), rel=1e-4)
 
@@ -318,24 +323,24 @@ def test_an_unknown_objective_is_refused_with_the_options(config: ObjectiveConfi
         config.check()
 
 
-def test_a_draft_vocabulary_restricts_heads_and_teacher_and_drops_other_labels(tiny_base: Base) -> None:
+def test_a_draft_vocabulary_restricts_heads_and_teacher_and_drops_other_labels(base64: Base) -> None:
     """The slow twin: full logits, columns of the draft vocabulary, labels outside of it skipped one by one."""
     torch.manual_seed(5)
-    heads = build_heads(plain_heads(num_heads=2, width=1.0, vocab_share=0.4), tiny_base.lm_head_weight)
-    counts = torch.rand(tiny_base.vocab_size).mul(1000).long()
+    heads = build_heads(plain_heads(num_heads=2, width=1.0, vocab_share=0.4), base64.lm_head_weight.float()).double()
+    counts = torch.rand(base64.vocab_size).mul(1000).long()
     heads.choose_draft_ids(counts)
     with torch.no_grad():
         for parameter in heads.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    ids_BT = torch.randint(0, tiny_base.vocab_size, (1, 24))
+    ids_BT = torch.randint(0, base64.vocab_size, (1, 24))
     zeros = torch.zeros_like(ids_BT)
     batch = Batch(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool), torch.arange(24)[None], zeros)
     assert heads.draft_ids is not None
     chosen = heads.draft_ids.tolist()
     for loss in ("kl", "ce"):
-        sums = medusa1_loss(tiny_base, heads, batch, ObjectiveConfig(loss=loss, chunk_tokens=7))
-        hidden_TD = tiny_base.forward_packed(ids_BT, batch.positions_BT, zeros)[0]
-        embedded_TD = normalise(tiny_base.embed(ids_BT[0]))
+        sums = medusa1_loss(base64, heads, batch, ObjectiveConfig(loss=loss, chunk_tokens=7))
+        hidden_TD = base64.forward_packed(ids_BT, batch.positions_BT, zeros)[0]
+        embedded_TD = normalise(base64.embed(ids_BT[0]))
         expected, counted = torch.zeros(()), [0, 0]
         for k in range(2):
             for t in range(24 - 2 - k):
@@ -343,27 +348,27 @@ def test_a_draft_vocabulary_restricts_heads_and_teacher_and_drops_other_labels(t
                 if label not in chosen:
                     continue
                 head = heads.head_hidden(k, hidden_TD[t][None], embedded_TD[t + 1 : t + 2 + k][None])[0]
-                log_q = (tiny_base.lm_head_weight @ head)[chosen].log_softmax(0)
-                p = (tiny_base.lm_head_weight @ hidden_TD[t + 1 + k])[chosen].softmax(0)
+                log_q = (base64.lm_head_weight @ head)[chosen].log_softmax(0)
+                p = (base64.lm_head_weight @ hidden_TD[t + 1 + k])[chosen].softmax(0)
                 one = -log_q[chosen.index(label)] if loss == "ce" else (p * (p.log() - log_q)).sum()
                 expected, counted[k] = expected + one, counted[k] + 1
         assert sums.count_K.tolist() == counted and 0 < counted[0] < 22
-        torch.testing.assert_close(sums.loss, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(sums.loss, expected, rtol=1e-9, atol=0)
 
 
-def test_a_token_that_cannot_be_drafted_counts_as_a_miss(tiny_base: Base) -> None:
+def test_a_token_that_cannot_be_drafted_counts_as_a_miss(base64: Base) -> None:
     """Accuracy over all labels, by hand: first choice among the draft vocabulary, label by label."""
     torch.manual_seed(6)
-    heads = build_heads(plain_heads(num_heads=2, width=1.0, vocab_share=0.3), tiny_base.lm_head_weight)
-    ids_BT = torch.randint(0, tiny_base.vocab_size, (2, 40))
+    heads = build_heads(plain_heads(num_heads=2, width=1.0, vocab_share=0.3), base64.lm_head_weight.float()).double()
+    ids_BT = torch.randint(0, base64.vocab_size, (2, 40))
     zeros = torch.zeros_like(ids_BT)
     batch = Batch(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool), torch.arange(40).expand(2, 40), zeros)
-    found = evaluate_heads(tiny_base, heads, [batch], 1)
+    found = evaluate_heads(base64, heads, [batch], 1)
     assert heads.draft_ids is not None and found["num_labels"] == [2 * 38, 2 * 37]
-    hidden_BTD = tiny_base.forward_packed(ids_BT, batch.positions_BT, zeros)
+    hidden_BTD = base64.forward_packed(ids_BT, batch.positions_BT, zeros)
     hits = 0  # untrained heads pass the hidden state through
     for b in range(2):
         for t in range(38):
-            choice = heads.draft_ids[(tiny_base.lm_head_weight[heads.draft_ids] @ hidden_BTD[b, t]).argmax()]
+            choice = heads.draft_ids[(base64.lm_head_weight[heads.draft_ids] @ hidden_BTD[b, t]).argmax()]
             hits += int(choice == ids_BT[b, t + 2])
     assert found["head_top1"][0] == pytest.approx(hits / 76)  # type: ignore[index]
