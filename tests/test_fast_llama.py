@@ -41,7 +41,9 @@ def test_hidden_states_keys_values_and_logits_equal_those_of_the_model(family: s
             way.reserve(stop)
             hidden_BND = way.hidden(ids_BN, positions_BN, cache, None)
             found.append((hidden_BND, way.logits(hidden_BND), *((layer.keys, layer.values) for layer in cache.layers)))
-        torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)  # its norms are float32 in any dtype
+        # States of size 1. Norms are float32 in any dtype, and so are all sums of the first: 8e-6 here, some times that
+        # in the order of sums of another processor; a layer or a position that is wrong moves them by tenths.
+        torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("rope", ["linear", "llama3", "yarn"])
@@ -164,7 +166,7 @@ def test_a_packed_product_is_the_product(num_rows: int, dtype: torch.dtype, is_l
 
 
 def test_an_unknown_forward_is_refused() -> None:
-    with pytest.raises(UserError, match=r"base\.forward must be one of: auto, exact, plain; got fast\."):
+    with pytest.raises(UserError, match=r"base\.forward must be one of auto, exact, plain; got fast\."):
         load_base(BaseConfig(forward="fast"))
 
 

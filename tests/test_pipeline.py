@@ -390,7 +390,7 @@ def test_a_checkpoint_without_a_calibrated_tree_still_has_a_chain(copied: Path) 
         (["data.block_size=10000000"], ["data.block_size=10000000", "ends at 256"]),  # before memory is spoken of
         (["regenerate.new_tokens=250"], ["regenerate.prompt_tokens + new_tokens = 258"]),
         (["evaluate.max_new_tokens=250"], ["none of the prompts", "max_new_tokens=250"]),
-        (["base.dtype=int4"], ["base.dtype must be one of: auto, float32, bfloat16, float16; got int4"]),
+        (["base.dtype=int4"], ["base.dtype must be one of auto, float32, bfloat16, float16; got int4"]),
         (["wandb=online"], ["WANDB_API_KEY"]),
     ],
 )

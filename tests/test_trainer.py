@@ -111,17 +111,20 @@ def test_every_label_of_a_step_weighs_the_same_however_it_is_split(tiny_base: Ba
     one, two = make_batch(1), make_batch(2)
     two.is_target_BT[:, :12] = False
     both = SimpleNamespace(**{name: torch.cat([getattr(one, name), getattr(two, name)]) for name in vars(one)})
-    heads = []
+    steps = []
     for name, parts in (("split", [one, two]), ("whole", [both])):
         stream = MemoryStream()
         optim = {"num_steps": 1, "warmup_steps": 0, "gradient_accumulation": len(parts), "eval_batches": 0}
         stream.__class__ = type("Given", (MemoryStream,), {"__next__": lambda self, parts=parts: parts.pop(0)})
         trainer = make_trainer(tiny_base, tmp_path / name, batches=stream, optim=optim)
+        before = [p.detach().clone() for p in trainer.parameters.values()]
         norm = trainer.train_step().grad_norm
-        heads.append((norm, [p.detach().clone() for p in trainer.parameters.values()]))
-    assert heads[0][0] == pytest.approx(heads[1][0], rel=1e-5)
-    for a, b in zip(heads[0][1], heads[1][1], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+        after = trainer.parameters.values()
+        steps.append((norm, torch.cat([(p.detach() - q).flatten() for p, q in zip(after, before, strict=True)])))
+    # The same float32 sums in another order: 1e-7 of a norm; a mean of means is off by a tenth. AdamW divides gradients
+    # by their own size, so that one which is rounding alone moves by anything: steps are compared as a whole.
+    assert steps[0][0] == pytest.approx(steps[1][0], rel=1e-5)
+    assert (steps[0][1] - steps[1][1]).norm() < 1e-3 * steps[1][1].norm()
 
 
 def test_the_step_loss_and_gradient_norm_are_means_over_labels(tiny_base: Base, tmp_path: Path) -> None:
@@ -131,7 +134,7 @@ def test_the_step_loss_and_gradient_norm_are_means_over_labels(tiny_base: Base, 
     expected = math.sqrt(sum(float(p.grad.square().sum()) for p in trainer.heads.parameters() if p.grad is not None))
     trainer.optimizer.zero_grad(set_to_none=True)
     result = trainer.train_step()
-    assert result.grad_norm == pytest.approx(expected, rel=1e-5)
+    assert result.grad_norm == pytest.approx(expected, rel=1e-5)  # the same gradient, divided before or after: 1e-7
     assert result.loss_K == sums.loss_K.tolist() and result.count_K == sums.count_K.tolist()
 
 
