@@ -24,7 +24,7 @@ from euryale.server.backend import (
 VOCAB_SIZE = 40
 CRASH = "CANARY in the message of a crash"  # a constant, because a traceback shows the line that raises
 TOKENIZER = letter_tokenizer(VOCAB_SIZE, bos_id=VOCAB_SIZE - 1)
-INFO = BackendInfo("heads", 4, 256, VOCAB_SIZE, 3, is_lossless=True, has_logprobs=True, has_steps=True)
+INFO = BackendInfo("heads", 4, 256, VOCAB_SIZE, 3, is_lossless=True, has_logprobs=True)
 
 
 def text_of(ids: list[int]) -> str:

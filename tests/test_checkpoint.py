@@ -72,7 +72,7 @@ def saved(tiny_base: Base, tmp_path: Path) -> Path:
 )
 def test_loaded_heads_equal_the_saved_ones_to_the_bit(tiny_base: Base, tmp_path: Path, config: HeadsConfig) -> None:
     heads = random_heads(tiny_base, config)
-    save_heads(tmp_path / "a" / "run", heads, tiny_base, provenance(), {"tree.json": "{}"}, {"kind": "medusa1"})
+    save_heads(tmp_path / "a" / "run", heads, tiny_base, provenance(), {"kind": "medusa1"})
     loaded = load_heads(tmp_path / "a" / "run", tiny_base)
     assert loaded.config == config and not loaded.training
     for (name, tensor), other in zip(heads.state_dict().items(), loaded.state_dict().values(), strict=True):
@@ -81,7 +81,7 @@ def test_loaded_heads_equal_the_saved_ones_to_the_bit(tiny_base: Base, tmp_path:
     assert description["base"] == tiny_base.identity()
     assert description["objective"] == {"kind": "medusa1"}
     assert description["num_parameters"] == heads.num_parameters()
-    assert sorted(contents(tmp_path / "a")) == ["run/heads.json", "run/heads.safetensors", "run/tree.json"]
+    assert sorted(contents(tmp_path / "a")) == ["run/heads.json", "run/heads.safetensors"]
 
 
 def test_heads_are_stored_and_loaded_in_the_dtype_of_the_base(tiny_llama_folder: Path, tmp_path: Path) -> None:
@@ -146,8 +146,8 @@ def test_the_description_arrives_last(saved: Path, tiny_base: Base, monkeypatch:
     order = []
     plain = os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: order.append(Path(b).name) or plain(a, b))
-    save_heads(saved, random_heads(tiny_base), tiny_base, {}, {"zebra.txt": "z"})
-    assert order == ["heads.safetensors", "zebra.txt", "heads.json"]
+    save_heads(saved, random_heads(tiny_base), tiny_base, {})
+    assert order == ["heads.safetensors", "heads.json"]
 
 
 def cut_short(folder: Path) -> None:

@@ -18,7 +18,7 @@ SMALL = [
     "regenerate.prompt_tokens=8", "regenerate.new_tokens=12", "heads.num_heads=2", "optim.num_steps=3",
     "optim.eval_batches=1", "calibrate.num_prompts=2", "calibrate.prompt_tokens=8", "calibrate.new_tokens=8",
     "calibrate.node_counts=[1,2,4]", "calibrate.repeats=1", "calibrate.context_tokens=16", "evaluate.num_prompts=2",
-    "evaluate.max_new_tokens=8", "evaluate.repeats=1",
+    "evaluate.max_new_tokens=8", "evaluate.repeats=1", "calibrate.temperatures=[0.8]",
 ]  # fmt: skip
 
 

@@ -37,11 +37,9 @@ def save_heads(
     heads: Heads,
     base: Base,
     provenance: Objects,
-    extra_files: Mapping[str, str | bytes] | None = None,
     objective: Objects | None = None,
 ) -> None:
-    """Writes heads.json, heads.safetensors and `extra_files` (name -> content) into a new or existing folder, and
-    adapter/ when the base has one.
+    """Writes heads.json and heads.safetensors into a new or existing folder, and adapter/ when the base has one.
 
     Weights are stored in the base's dtype, in which they will be used. All or nothing: see write_atomically.
     """
@@ -68,8 +66,6 @@ def save_heads(
     with write_atomically(folder, last=DESCRIPTION) as staged:
         staged.mkdir()
         save_file(tensors, staged / WEIGHTS)
-        for name, content in (extra_files or {}).items():
-            (staged / name).write_bytes(content.encode() if isinstance(content, str) else content)
         (staged / DESCRIPTION).write_text(json_text(description))
 
 

@@ -22,7 +22,6 @@ class BackendInfo(NamedTuple):
     max_depth: int  # drafted tokens that a step can gain at most
     is_lossless: bool  # the accept rule writes what plain decoding would
     has_logprobs: bool
-    has_steps: bool  # steps of a watched job can be seen
 
 
 @dataclass(frozen=True, eq=False)

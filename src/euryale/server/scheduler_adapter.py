@@ -66,7 +66,6 @@ class SchedulerAdapter:
             engine.max_depth(temperature),
             is_lossless=engine.accept.name not in LOSSY,
             has_logprobs=True,
-            has_steps=True,
         )
 
     @property

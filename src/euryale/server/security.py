@@ -7,7 +7,6 @@ from euryale.server.asgi import App, Receive, Scope, Send, header, refuse
 from euryale.server.config import ServerConfig
 from euryale.server.errors import ApiError, unauthorized
 
-OPEN_PATHS = ("/health", "/ready")  # for load balancers, which have no key
 GUARDED_PREFIXES = ("/v1", "/tokenize", "/detokenize", "/metrics", "/openapi.json")  # the others are the page
 
 

@@ -45,11 +45,11 @@ def is_published(folder: Path, heads: Heads | None, step: int, is_last: bool) ->
     return read_description(folder).get("provenance", {}).get("step") == step
 
 
-def save_base(folder: Path, base: Base, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Writes a base that was trained here as a Hugging Face folder, all or nothing."""
-    weights = {name: tensor.detach().to("cpu", dtype) for name, tensor in base.model.state_dict().items()}
+def save_base(folder: Path, base: Base) -> None:
+    """Writes a base that was trained here as a Hugging Face folder in bfloat16, all or nothing."""
+    weights = {name: tensor.detach().to("cpu", torch.bfloat16) for name, tensor in base.model.state_dict().items()}
     with write_atomically(folder, last="model.safetensors") as staged:
         base.model.save_pretrained(staged, state_dict=weights)
         base.tokenizer.save_pretrained(staged)
         config = read_json(staged / "config.json")
-        (staged / "config.json").write_text(json_text(config | {"dtype": str(dtype).removeprefix("torch.")}))
+        (staged / "config.json").write_text(json_text(config | {"dtype": "bfloat16"}))
