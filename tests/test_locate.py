@@ -103,7 +103,7 @@ def cut_short(folder: Path) -> None:
         (remove("tokenizer.json"), "could not be loaded"),
         (write("config.json", b'{"model_type": "lla'), "config.json is not JSON"),
         (write("config.json", b"\xff\xfe\x00"), "config.json is not JSON"),
-        (write("config.json", b"[]"), "could not be loaded"),
+        (write("config.json", b"[]"), "must hold one JSON object; got"),
         (write("config.json", b'{"model_type": "unheard-of"}'), "could not be loaded"),
         (write("tokenizer.json", b"{"), "could not be loaded"),
         (cut_short, "could not be loaded"),

@@ -16,18 +16,22 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from euryale.base.cache_config import written_by
 from euryale.base.choose_forward import ForwardSettings, choose_forward
 from euryale.base.config import BaseConfig
 from euryale.base.families import check_family, context_length
 from euryale.base.fast_llama import FastLlama
 from euryale.base.forward import Forward
 from euryale.base.forward_check import sample_ids
+from euryale.base.generation_defaults import tell_left_out
 from euryale.base.hidden_states import join_states, outputs_of_layers
 from euryale.base.locate import find_source, fingerprint, known_as, load_message, read_config_at
+from euryale.base.logit_scale import move_scale
 from euryale.base.precision import (
     is_stored_in_4_bits,
     keep_4bit_weights_trainable,
@@ -55,6 +59,7 @@ class Base:
         fingerprint: str,
         quantization: str = "none",
         forward: str | ForwardSettings = "auto",
+        cache_config: PreTrainedConfig | None = None,
     ) -> None:
         self.quantization = quantization
         self.forward_settings = ForwardSettings(forward) if isinstance(forward, str) else forward
@@ -67,9 +72,8 @@ class Base:
         self.path = path
         self.fingerprint = fingerprint
         self.revision: str | None = getattr(model.config, "_commit_hash", None)
-        config = model.config.get_text_config()
-        self.hidden_size: int = config.hidden_size
-        self.vocab_size: int = self.lm_head_weight.shape[0]
+        self.vocab_size, self.hidden_size = self.lm_head_weight.shape
+        self._cache_config = cache_config
         self.max_length = context_length(model.config)
         self.eos_ids = eos_ids(self.vocab_size, model.generation_config, model.config)
         self.bos_id = one_id(self.vocab_size, tokenizer.bos_token_id)
@@ -129,6 +133,13 @@ class Base:
     def embed(self, ids_x: Tensor) -> Tensor:
         """Token ids [...] -> embeddings [..., D]."""
         return self.model.get_input_embeddings()(ids_x)
+
+    @property
+    def cache_config(self) -> PreTrainedConfig:
+        """What a KVCache of this base is made from."""
+        if self._cache_config is None:
+            self._cache_config = written_by(self.model, self.path)
+        return self._cache_config
 
     @property
     def num_layers(self) -> int:
@@ -212,8 +223,10 @@ def load_base(config: BaseConfig) -> Base:
             f"base.path={config.path}: the weights lack {len(missing)} tensors ({', '.join(missing[:3])} ...) that "
             "config.json calls for. Copy the model again."
         )
-    prepare_model(model, config.path)
-    base = Base(model, tokenizer, known_as(config.path, path), fingerprint(path, model.config), name, settings)
+    tell_left_out(model.generation_config, config.path)
+    cache_config = prepare_model(model, config.path)
+    known, digest = known_as(config.path, path), fingerprint(path, model.config)
+    base = Base(model, tokenizer, known, digest, name, settings, cache_config)
     base.merge_adapter = config.merge_adapter
     log.info("base %s: %s on %s in %s", config.path, type(model).__name__, base.device, base.dtype)
     if settings.backend != "auto":
@@ -221,8 +234,13 @@ def load_base(config: BaseConfig) -> Base:
     return base
 
 
-def prepare_model(model: PreTrainedModel, path: str) -> None:
-    """What trees and training need of a model whose weights are in place. Raises UserError as adopt_tree_attention."""
+def prepare_model(model: PreTrainedModel, path: str) -> PreTrainedConfig:
+    """What trees and training need of a model whose weights are in place. Returns what a KVCache asks.
+
+    Raises UserError as adopt_tree_attention.
+    """
+    model.config.return_dict = True
     keep_4bit_weights_trainable(model)
+    move_scale(model)
     model.eval().requires_grad_(False)
-    adopt_tree_attention(model, path)
+    return adopt_tree_attention(model, path)

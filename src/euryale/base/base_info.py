@@ -64,7 +64,7 @@ def describe_base(config: BaseConfig) -> UnloadedBase:
         getattr(of_base, "_commit_hash", None),
         MODEL_FOR_CAUSAL_LM_MAPPING[type(of_base)].__name__,
         text.vocab_size,
-        text.hidden_size,
+        getattr(text, "word_embed_proj_dim", text.hidden_size),  # OPT narrows its states before the output matrix
         context_length(of_base),
         eos_ids(text.vocab_size, generation, of_base),
     )

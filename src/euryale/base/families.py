@@ -9,15 +9,17 @@ import logging
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
+from euryale.base.config_check import check_numbers, ropes_of, window_of
+from euryale.base.logit_scale import can_move
 from euryale.errors import UserError
 
 _COMPARED = """
-    afmoe apertus arcee aria_text biogpt bitnet cohere cohere2 ctrl cwm diffllama dots1 ernie4_5 ernie4_5_moe
-    exaone4 exaone_moe flex_olmo gemma gemma2 gemma3_text glm glm4 glm4_moe gpt-sw3 gpt2 gpt_bigcode gpt_neox
-    granite granitemoe granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax internlm3
-    iquestcoder jais2 jetmoe kolibri1 laguna llama mellum minimax_m2 ministral ministral3 mistral mixtral nanochat
-    nemotron olmo olmo2 olmo3 olmoe opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3
-    solar_open stablelm starcoder2 vaultgemma
+    afmoe apertus arcee aria_text biogpt bitnet cohere cohere2 cohere2_moe ctrl cwm diffllama dots1 ernie4_5
+    ernie4_5_moe exaone4 exaone_moe flex_olmo gemma gemma2 gemma3_text glm glm4 glm4_moe gpt-sw3 gpt2
+    gpt_bigcode gpt_neox granite granitemoe granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3
+    hyperclovax internlm3 iquestcoder jais2 jetmoe kolibri1 laguna llama mellum minimax_m2 ministral ministral3
+    mistral mixtral nanochat nemotron olmo olmo2 olmo3 olmoe opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3
+    qwen3_moe seed_oss smollm3 solar_open stablelm starcoder2 vaultgemma
 """
 SUPPORTED = frozenset(_COMPARED.split())
 
@@ -59,18 +61,18 @@ _NOT_SUPPORTED = {
 _REASONS = {family: feature for feature, families in _NOT_SUPPORTED.items() for family in families.split()}
 
 # Keys of a config that change logits or scores, with the value that changes nothing. transformers applies the first
-# four after the output matrix, where heads, which share the matrix, would not see them.
+# two after the output matrix, where heads, which share the matrix, would not see them.
 _NEUTRAL: dict[str, tuple[float, str]] = {
     "final_logit_softcapping": (0.0, "capped logits"),
-    "logits_scaling": (1.0, "scaled logits"),
-    "logit_scale": (1.0, "scaled logits"),
     "lm_head_multiplier": (1.0, "scaled logits"),
     "attn_logit_softcapping": (0.0, "capped attention scores"),
     "kv_lora_rank": (0.0, _LATENT),
     "index_topk": (0.0, _INDEXED),
     "attention_chunk_size": (0.0, "chunked attention"),
     "num_kv_shared_layers": (0.0, "layers that share the keys and values of others"),
+    "use_bidirectional_attention": (0.0, "attention to later tokens"),
 }
+_SCALES = ("logits_scaling", "logit_scale")  # moved into the output matrix where that rounds nothing
 _LAYERS = {
     "chunked_attention": "chunked attention",
     "indexed_attention": _INDEXED,
@@ -85,12 +87,14 @@ log = logging.getLogger(__name__)
 
 
 def check_family(config: PreTrainedConfig, asked: str) -> None:
-    """Raises UserError, in one line with the feature and the model type, for a family that cannot be reproduced."""
+    """Raises UserError, in one line, for a family that cannot be reproduced (with the feature and the model type), and
+    for numbers that no model can have (with the field)."""
     if feature := refused_feature(config):
         raise UserError(
             f"base.path={asked}: model_type={config.model_type} is not supported: it has {feature}. "
             "docs/families.md lists what works (Llama, Mistral, Qwen2, Qwen3 and others)."
         )
+    check_numbers(config, asked)
     if (length := context_length(config)) < (positions := int(config.max_position_embeddings)):
         log.info(
             "base %s: the context ends at %d tokens of %d: %s", asked, length, positions,
@@ -127,9 +131,13 @@ def _feature(config: PreTrainedConfig) -> str | None:
         value = getattr(config, key, None)
         if value is not None and value != neutral:
             return f"{feature} ({key}={value})"
+    for key in _SCALES:
+        value = getattr(config, key, None)
+        if value is not None and not can_move(value):
+            return f"scaled logits, by a factor that is no power of two ({key}={value})"
     if getattr(config, "alibi", False):
         return _ALIBI
-    for rope in _ropes(config):
+    for rope in ropes_of(config):
         kind = rope.get("rope_type", "default")
         if kind not in _STATIC_ROPES + _GROWING_ROPES:
             return f"a rope of the type {kind}"
@@ -144,23 +152,8 @@ def context_length(config: PreTrainedConfig) -> int:
     """
     text = config.get_text_config()
     positions = max(int(text.max_position_embeddings), _scaled_positions(text))
-    limits = (positions, _window(text), _rope_limit(text))
+    limits = (positions, window_of(text), _rope_limit(text))
     return min(limit for limit in limits if limit)
-
-
-def _window(config: PreTrainedConfig) -> int | None:
-    """Tokens of the sliding window, where a layer has one."""
-    layers = getattr(config, "layer_types", None)
-    if layers and "sliding_attention" not in layers:
-        return None
-    return getattr(config, "sliding_window", None)
-
-
-def _ropes(config: PreTrainedConfig) -> list[dict[str, object]]:
-    """The settings of rotary positions: one for all layers, or one for each type of layer."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    nested = [part for part in rope.values() if isinstance(part, dict)]
-    return nested or [rope]
 
 
 def _rope_limit(config: PreTrainedConfig) -> int | None:
@@ -169,7 +162,7 @@ def _rope_limit(config: PreTrainedConfig) -> int | None:
         _number(rope, "original_max_position_embeddings", config) if rope["rope_type"] == "longrope"
         # Dynamic rope counts from the config's own number of positions, whatever else is said.
         else int(config.max_position_embeddings)
-        for rope in _ropes(config)
+        for rope in ropes_of(config)
         if rope.get("rope_type") in _GROWING_ROPES
     ]  # fmt: skip
     return min(limits, default=None)
@@ -181,7 +174,7 @@ def _scaled_positions(config: PreTrainedConfig) -> int:
     return max(
         (
             int(_number(rope, "original_max_position_embeddings", config) * float(str(rope["factor"])))
-            for rope in _ropes(config)
+            for rope in ropes_of(config)
             if rope.get("rope_type") in ("linear", "yarn") and rope.get("factor")
         ),
         default=0,

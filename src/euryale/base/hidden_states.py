@@ -19,12 +19,18 @@ from euryale.kernels.rms_norm import normalise
 def outputs_of_layers(model: PreTrainedModel, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """Within it, a forward of `model` notes what the layers (numbered from 1) give: layer -> [B, T, D].
 
-    Raises UserError for a model whose layers are not to be found.
+    Raises UserError for a model whose layers are not to be found, or are wider than its final states.
     """
     found: dict[int, Tensor] = {}
     handles = []
     if layers:
         blocks = _layers_of(model)
+        inner, last = model.config.get_text_config().hidden_size, model.get_output_embeddings().weight.shape[1]
+        if inner != last:  # a projection stands in between (OPT-350m)
+            raise UserError(
+                f"heads.features=several: the layers of {type(model).__name__} are {inner} wide and its last states "
+                f"{last}. Use heads.features=last."
+            )
         for layer in layers:
 
             def note(module: nn.Module, given: object, out: Tensor | tuple[Tensor, ...], layer: int = layer) -> None:

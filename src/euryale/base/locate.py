@@ -58,12 +58,9 @@ def check_folder(folder: Path, asked: str, is_whole: bool = True) -> None:
         raise UserError(
             f"base.path={asked}: {folder} must be a model folder; it has no config.json. Found: {_listing(folder)}."
         )
-    try:
-        json.loads((folder / "config.json").read_text())
-    except ValueError as error:
-        raise UserError(
-            f"base.path={asked}: {folder}/config.json is not JSON ({error}). Copy the model again."
-        ) from error
+    for name in ("config.json", "generation_config.json"):  # transformers passes over a damaged one of the second
+        if (folder / name).is_file():
+            _check_settings(folder / name, asked)
     if not is_whole:
         return
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
@@ -75,6 +72,18 @@ def check_folder(folder: Path, asked: str, is_whole: bool = True) -> None:
         raise UserError(
             f"base.path={asked}: {folder} has no tokenizer ({', '.join(names)}). Copy it from the model it came from."
         )
+
+
+def _check_settings(file: Path, asked: str) -> None:
+    """Raises UserError for a file that is not one JSON object."""
+    try:
+        settings = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"base.path={asked}: {file} is not JSON ({error}). Copy the model again.") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"base.path={asked}: {file} must hold one JSON object; got {settings!r:.40}. Copy it again.")
+    if not isinstance(settings.get("quantization_config", {}), dict | None):
+        raise UserError(f"base.path={asked}: quantization_config in {file} must be an object. Copy it again.")
 
 
 def _listing(folder: Path) -> str:
@@ -121,10 +130,13 @@ def load_message(asked: str, error: Exception) -> str:
     text = " ".join(str(error).split())
     if len(text) > 400:
         text = text[:400] + " ..."
-    return (
-        f"base.path={asked} could not be loaded ({type(error).__name__}): {text} "
-        "If it is a hub id and this machine is offline, give a folder that holds the model instead."
+    text = text if text.endswith((".", "!", "?")) else f"{text}."
+    advice = (
+        "Copy the model again, or correct its files."
+        if Path(find_model(asked)).exists()
+        else "If it is a hub id and this machine is offline, give a folder that holds the model instead."
     )
+    return f"base.path={asked} could not be loaded ({type(error).__name__}): {text} {advice}"
 
 
 def known_as(asked: str, path: str) -> str:

@@ -40,10 +40,10 @@ def random_base(of_base: PreTrainedConfig, config: BaseConfig, seed: int = 0) ->
         _fill(model, device, is_4_bit)
     if is_4_bit:
         model.is_loaded_in_4bit = True  # peft asks
-    prepare_model(model, NAME)
+    cache_config = prepare_model(model, NAME)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
     log.info("base of %s: %s on %s in %s", NAME, type(model).__name__, device, "nf4" if is_4_bit else dtype)
-    return Base(model, tokenizer, NAME, NAME, "nf4" if is_4_bit else "none", settings)
+    return Base(model, tokenizer, NAME, NAME, "nf4" if is_4_bit else "none", settings, cache_config)
 
 
 def _fill(model: PreTrainedModel, device: torch.device, is_4_bit: bool) -> None:

@@ -63,7 +63,7 @@ class Decoder:
             num_slots += DeviceLoop.spare_slots(drafter)
         self._pass = TreePass(base, self.drafter, num_slots)
         self._forward = self._pass.forward
-        self.cache = KVCache(base.model.config, num_rows, num_slots, base.dtype, device)
+        self.cache = KVCache(base.cache_config, num_rows, num_slots, base.dtype, device)
         self.prefixes: PrefixCache | None = None
         self._long: LongPrompt | None = None  # the prompt that is read in pieces
         self._requests: list[Request] = []  # of each live row

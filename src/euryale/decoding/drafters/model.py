@@ -129,7 +129,7 @@ class TextReader:
         self._model = model
         self._forward = model.forward()
         self._forward.reserve(num_slots)
-        self.cache = KVCache(model.model.config, num_rows, num_slots, model.dtype, model.device)
+        self.cache = KVCache(model.cache_config, num_rows, num_slots, model.dtype, model.device)
         self._lengths: list[int] = []  # of the texts, while drafts stand after them in the cache
 
     def logits(self, hidden_BPD: Tensor) -> Tensor:
