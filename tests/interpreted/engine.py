@@ -33,5 +33,5 @@ def test_plain_decoding_draws_the_tokens_of_the_cpu_s_own_forward(monkeypatch: p
     monkeypatch.setattr(base_module, "sample_ids", lambda tokenizer, vocab_size: [1, 5, 2, 8, 3, 9])
     base = kernel_base("llama", "triton", num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
     ways = (base, with_backend(base, "auto"))
-    found, expected = ([g.ids for g in Engine(b, drafter="none").generate(PROMPTS, 4, 0.9)] for b in ways)
+    found, expected = ([g.ids for g in Engine(b, drafter="none").generate(PROMPTS, 4, temperature=0.9)] for b in ways)
     assert found == expected
