@@ -134,7 +134,7 @@ def test_logprobs_over_http_are_the_engines(server: Running, engine: Engine) -> 
     for prompt, answer, choice in zip(prompts, answers, choices, strict=True):
         found = choice["logprobs"]["token_logprobs"]
         assert len(found) == len(prompt) + 1 and found[0] is None
-        # Float32 in other batches and by other forwards, whose order of sums each processor chooses: some 1e-5 of scores
+        # Float32 in other batches and by other forwards, whose order each processor chooses: some 1e-5 of scores
         # of size 1. The number of another token or place is off by tenths.
         assert found[-1] == pytest.approx(answer.logprobs[0].logprob, abs=1e-3)
         with torch.inference_mode():
