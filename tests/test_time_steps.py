@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from calibration_cases import DESIGNS, SMALL
+from kernel_bases import kernel_base
 from random_models import random_base, random_heads
 
 from euryale.base.base import Base
@@ -42,6 +43,16 @@ def test_steps_are_timed_in_turn_from_one_context(base: Base, monkeypatch: pytes
     assert all(len(turns) == SMALL.repeats and min(turns) > 0 for turns in found.values())
     expected = [(n, SMALL.context_tokens - 1) for _ in range(SMALL.repeats) for n in (1, 2, 8) for _ in range(4)]
     assert seen == expected
+
+
+def test_steps_on_the_device_stay_within_the_slots_that_were_taken_for_them() -> None:
+    """They go on from each other within a turn, and every turn starts from the context again."""
+    base = kernel_base("llama", "torch", seed=11)
+    heads = random_heads(DESIGNS["hydra"], base)
+    calibration = Calibration(0.0, 1, [[0], [0, 0], [1], [0, 0, 0], [2], [3], [4]], [0.1] * 7, 10)
+    trees: dict[Size, Tree] = {(n, None): calibration.tree_of(n) for n in (1, 4)}
+    found = time_steps(base, heads, trees, [4, 1, 7], 0.8, replace(SMALL, repeats=30))
+    assert all(len(turns) == 30 and min(turns) > 0 for turns in found.values())
 
 
 def test_the_timing_context_ends_at_half_of_the_base_s(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,10 +59,10 @@ class Products:
         choice = self._nf4_kernel(module)
         if choice is not None:
             self.ways[f"nf4 kernel ({choice.backend})"] += 1
-            return _Nf4(module, choice)
+            return _Nf4(module, _bias(module, self._dtype), choice)
         if self._runtime == "expand":
             self.ways["nf4 expanded"] += 1
-            return _Plain(expanded(module, self._dtype), _bias(module))
+            return _Plain(expanded(module, self._dtype), _bias(module, self._dtype))
         self.ways["nf4 bitsandbytes"] += 1
         return module
 
@@ -103,9 +103,9 @@ class _SideBySide:
 
 
 class _Nf4:
-    def __init__(self, module: nn.Module, choice: Choice) -> None:
+    def __init__(self, module: nn.Module, bias_O: Tensor | None, choice: Choice) -> None:
         weight: Any = module.weight
-        self._module, self._bias_O = module, _bias(module)
+        self._module, self._bias_O = module, bias_O
         self._weight = nf4_weight(weight.data, weight.quant_state)
         self._kernel: Any = choice.function
 
@@ -127,9 +127,10 @@ def expanded(module: nn.Module, dtype: torch.dtype) -> Tensor:
     return nf4_weight(weight.data, weight.quant_state).matrix(torch.float32).to(dtype)
 
 
-def _bias(module: nn.Module) -> Tensor | None:
+def _bias(module: nn.Module, dtype: torch.dtype) -> Tensor | None:
+    """In the dtype of the rows, which kernels take it to be in; bitsandbytes keeps it as it was loaded."""
     bias = module.bias
-    return bias.detach() if isinstance(bias, Tensor) else None
+    return bias.detach().to(dtype) if isinstance(bias, Tensor) else None
 
 
 def _joined(modules: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:

@@ -38,6 +38,33 @@ class VerifyOutput(NamedTuple):
     # price of looking at one score a node.
     is_finite_BN: Tensor
 
+    def on_host(self, tokens_BN: Tensor) -> "HostWalk":
+        """tokens_BN: of the draft. The one wait of a step: what the host must know travels in one piece."""
+        flags, is_finite, tokens, targets = torch.stack(
+            [self.is_accepted_BN.long(), self.is_finite_BN.long(), tokens_BN, self.targets_BN]
+        ).tolist()
+        paths = [[node for node, flag in enumerate(row) if flag] for row in flags]
+        gained = [
+            [row_tokens[node] for node in path[1:]] + [row_targets[path[-1]]]
+            for path, row_tokens, row_targets in zip(paths, tokens, targets, strict=True)
+        ]
+        lost_rows = [
+            row
+            for row, (path, finite) in enumerate(zip(paths, is_finite, strict=True))
+            if not all(finite[node] for node in path)
+        ]
+        return HostWalk(paths, gained, tokens, targets, lost_rows)
+
+
+class HostWalk(NamedTuple):
+    """The accepted paths, by row."""
+
+    paths: list[list[int]]  # nodes from the root down
+    gained: list[list[int]]  # tokens of the path below the root, then the bonus token
+    tokens: list[list[int]]  # of all nodes
+    targets: list[list[int]]  # the base's token after each node
+    lost_rows: list[int]  # of which a token on the path has a score that is not finite
+
 
 @dataclass
 class AcceptConfig:

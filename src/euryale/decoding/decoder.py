@@ -112,13 +112,13 @@ class Decoder:
         start = time.perf_counter()
         spare, row = self.cache.num_rows - 1, len(self.texts)
         assert row <= spare, "the last row is alive"
-        self._settle()
         if self._long is None or self._long.request is not request:
             part = self.cache.part(spare, 1)
             self._long = LongPrompt(self.base, self._forward, self.drafter, part, request, self.prefixes)
         long, self._long = self._long, None  # after a failure it is begun anew
         long.reader.read_chunk()
         if long.reader.is_done:
+            self._settle()
             self.cache.copy_row(spare, row, len(request.prompt) - 1)
             self.drafter.add(row)
             long.tell(row)
@@ -169,6 +169,17 @@ class Decoder:
         self._root_B, self._hidden_BD = self._root_B[:-1], self._hidden_BD[:-1]
 
     @torch.inference_mode()
+    def rewind(self, lengths: list[int]) -> None:
+        """Sets the committed tokens of the live rows back, to measure steps after texts of these lengths."""
+        self._settle()
+        self.cache.lengths = lengths
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether the next step runs on the device, and what it gains is told by the one after it."""
+        return self._device is not None and self._device.takes_step
+
+    @torch.inference_mode()
     def step(self) -> list[list[int]]:
         """One step. Returns the tokens gained by each live row: those of its accepted path, then the bonus token.
 
@@ -177,7 +188,7 @@ class Decoder:
         """
         if self._device is None:
             return self._step_here()
-        if self._device.takes_step:
+        if self.runs_ahead:
             start = time.perf_counter()
             self.num_nodes = self.drafter.num_nodes
             told: list[Told] | None = self._device.step(self._root_B, self._hidden_BD)
@@ -212,29 +223,20 @@ class Decoder:
 
         logits_BNV = self._processors.apply(raw_BNV, draft.tokens_BN, draft.shape, self.texts)
         output = verify(self.rule, draft, logits_BNV, settings, noise)
-        # The one wait of a step: what the host must know travels in one piece.
-        flags, is_finite, tokens, targets = torch.stack(
-            [output.is_accepted_BN.long(), output.is_finite_BN.long(), draft.tokens_BN, output.targets_BN]
-        ).tolist()
-        paths = [[node for node, flag in enumerate(row) if flag] for row in flags]
-        gained = [
-            [row_tokens[node] for node in path[1:]] + [row_targets[path[-1]]]
-            for path, row_tokens, row_targets in zip(paths, tokens, targets, strict=True)
-        ]
+        walk = output.on_host(draft.tokens_BN)
         self.broken = {
-            row: why_broken(self.base, self.texts[row], tokens[row], samplings[row])
-            for row, (path, finite) in enumerate(zip(paths, is_finite, strict=True))
-            if not all(finite[node] for node in path)
+            row: why_broken(self.base, self.texts[row], walk.tokens[row], samplings[row]) for row in walk.lost_rows
         }
-        record_step([request.record for request in self._requests], self.broken, raw_BNV, draft, paths, gained)
+        records = [request.record for request in self._requests]
+        record_step(records, self.broken, raw_BNV, draft, walk.paths, walk.gained)
         marks.append(time.perf_counter())
 
-        self._targets = targets
-        self._commit(hidden_BND, output.targets_BN, paths, gained)
+        self._targets = walk.targets
+        self._commit(hidden_BND, output.targets_BN, walk.paths, walk.gained)
         marks.append(time.perf_counter())
         for part, begin, end in zip(("draft", "verify", "accept", "commit"), marks, marks[1:], strict=False):
             self.seconds[part] += end - begin
-        return gained
+        return walk.gained
 
     def _draft_input(self, noise_BPV: Tensor | None, settings: SamplingBatch) -> DraftInput:
         return DraftInput(

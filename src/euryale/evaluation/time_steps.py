@@ -40,7 +40,7 @@ def time_steps(
     for size, tree in trees.items():
         n = tree.num_nodes
         drafter = build_drafter("heads" if n > 1 else "none", base, heads, tree, matrices=matrices)
-        decoders[size] = Decoder(base, drafter, 1, len(context) + 2 * n + 8, dict.fromkeys(_PARTS, 0.0))
+        decoders[size] = Decoder(base, drafter, 1, len(context) + (_BURST + 1) * n + 8, dict.fromkeys(_PARTS, 0.0))
         decoders[size].add(0, [Request(context, base.tokenizer, Sampling(temperature), config.seed)])
     times: dict[Size, list[float]] = {size: [] for size in trees}
     for _ in range(config.repeats):
@@ -50,10 +50,12 @@ def time_steps(
 
 
 def _turn(base: Base, decoder: Decoder, length: int) -> float:
-    """The median of a burst of steps, each after `length` tokens in the cache."""
+    """The median of a burst of steps, each after `length` tokens in the cache; those on the device after a few more,
+    because to set lengths back is to wait for them."""
     spent = []
-    for _ in range(_BURST):
-        decoder.cache.lengths = [length]
+    for number in range(_BURST):
+        if number == 0 or not decoder.runs_ahead:
+            decoder.rewind([length])
         _synchronise(base)
         start = time.perf_counter()
         decoder.step()
