@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from euryale.base.choose_forward import ForwardSettings
 from euryale.base.config import BaseConfig
+from euryale.base.fast_llama import FastLlama
 from euryale.base.forward_check import is_near
 from euryale.base.kernel_llama import KernelLlama, Slots, TreeBits
 from euryale.base.random_base import random_base as base_of_config
@@ -161,6 +162,9 @@ def test_a_4_bit_base_runs_in_three_ways_that_agree() -> None:
     for found in states[1:]:
         torch.testing.assert_close(found, states[0], rtol=1e-4, atol=1e-4)
     assert texts[0] == texts[1] == texts[2]
+    on_cpu = with_backend(base, "auto", "expand")  # the CPU's own forward, over matrices that it lays out anew
+    assert isinstance(on_cpu.forward(), FastLlama) and on_cpu.is_exact and not with_backend(base, "auto").is_exact
+    assert [g.ids for g in Engine(on_cpu, drafter="lookup").generate([IDS, IDS[:3]], 8)] == texts[0]
 
 
 def test_a_tree_that_no_kernel_takes_is_refused_when_the_engine_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +195,10 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, str], told: 
     [
         ({"backend": "triton"}, r"base\.backend=triton cannot run: .*TRITON_INTERPRET=1.* Use base\.backend=torch"),
         ({"backend": "cuda"}, r"tree_attention: base\.backend=cuda cannot run: it needs a CUDA card"),
-        ({"nf4_runtime": "kernel"}, r"base\.nf4_runtime must be auto where no kernels run; got kernel on cpu"),
+        (
+            {"nf4_runtime": "kernel"},
+            r"nf4_runtime must be auto, expand or bnb where .*; got kernel on cpu\. Use expand",
+        ),
     ],
 )
 def test_what_cannot_run_here_is_said_with_what_would(

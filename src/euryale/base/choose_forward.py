@@ -58,10 +58,10 @@ class ForwardSettings(NamedTuple):
     def check(self, of_base: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> None:
         """Raises UserError where the backend that is named cannot run this base, by its config alone."""
         if self.backend == "auto":
-            if self.nf4_runtime != "auto" and device.type != "cuda":
+            if self.nf4_runtime == "kernel" and device.type != "cuda":
                 raise UserError(
-                    f"base.nf4_runtime must be auto where no kernels run; got {self.nf4_runtime} on {device}. Leave it "
-                    "out, or name base.backend."
+                    f"base.nf4_runtime must be auto, expand or bnb where no kernels run; got kernel on {device}. Use "
+                    "expand, or name base.backend."
                 )
             return
         if not is_known(of_base):
@@ -102,7 +102,7 @@ def choose_forward(model: PreTrainedModel, sample: list[int], settings: ForwardS
         return _named(model, sample, settings)
     if (kernels := _kernels_of_a_card(model, sample, settings)) is not None:
         return kernels
-    return fast_forward(model, sample) or PlainForward(model)
+    return fast_forward(model, sample, settings.nf4_runtime == "expand") or PlainForward(model)
 
 
 def _named(model: PreTrainedModel, sample: list[int], settings: ForwardSettings) -> KernelLlama:

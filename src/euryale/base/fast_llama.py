@@ -45,14 +45,19 @@ class FastLlama:
     """Token ids to final hidden states and logits, for decoding only."""
 
     @torch.no_grad()
-    def __init__(self, model: PreTrainedModel) -> None:
-        """`model` must be `fits`; weights that are changed later need a new FastLlama (see `is_current`)."""
+    def __init__(self, model: PreTrainedModel, expands_4bit: bool = False) -> None:
+        """`model` must be `fits`; weights that are changed later need a new FastLlama (see `is_current`).
+
+        expands_4bit: 4-bit matrices are expanded to the model's dtype once, which takes 4 times their memory in 16
+        bits; else their modules are asked.
+        """
         may_copy = has_room(model)
         inner: Any = model.base_model
         self._inner = inner
         self._weights = state_of(model)
         self._model = model
-        self._layers = [LlamaLayer(layer, may_copy) for layer in inner.layers]
+        expand_to = inner.embed_tokens.weight.dtype if expands_4bit else None
+        self._layers = [LlamaLayer(layer, may_copy, expand_to) for layer in inner.layers]
         self._norm = RmsNorm(inner.norm.weight, inner.norm.variance_epsilon)
         self._unit = RmsNorm(torch.ones_like(inner.norm.weight), NORMALISE_EPS).whole  # normalise
         self._lm_head = joined_linear([model.get_output_embeddings()], may_copy)
@@ -193,11 +198,11 @@ def _update(cache: Cache, layer: int, width: int | None, new_BN2GE: Tensor) -> t
     return pad(keys, missing), pad(values, missing)
 
 
-def fast_forward(model: PreTrainedModel, sample: list[int]) -> FastLlama | None:
+def fast_forward(model: PreTrainedModel, sample: list[int], expands_4bit: bool = False) -> FastLlama | None:
     """The fast forward of this model, or None where it has none or does not say what the model says."""
     if not fits(model):
         return None
-    fast = FastLlama(model)
+    fast = FastLlama(model, expands_4bit)
     if not agrees(model, fast, sample):
         log.warning(
             "the fast forward does not agree with %s on this machine; decoding goes through transformers, which is "

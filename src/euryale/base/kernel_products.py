@@ -121,6 +121,18 @@ def is_4bit(module: nn.Module) -> bool:
     return is_theirs and getattr(module.weight, "quant_state", None) is not None
 
 
+def as_plain(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A 4-bit layer as a plain one in `dtype`; any other as it is."""
+    if not is_4bit(module):
+        return module
+    weight_OI, bias_O = expanded(module, dtype), _bias(module, dtype)
+    plain = nn.Linear(weight_OI.shape[1], len(weight_OI), bias=bias_O is not None, device="meta")
+    plain.weight = nn.Parameter(weight_OI, requires_grad=False)
+    if bias_O is not None:
+        plain.bias = nn.Parameter(bias_O, requires_grad=False)
+    return plain
+
+
 def expanded(module: nn.Module, dtype: torch.dtype) -> Tensor:
     """A 4-bit matrix [O, I] in `dtype`: the products of codes and scales, rounded once."""
     weight: Any = module.weight

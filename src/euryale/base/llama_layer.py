@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
 from euryale.base.forward import Store
+from euryale.base.kernel_products import as_plain
 from euryale.base.rope import apply_rope
 from euryale.kernels.packed_linear import Linear, joined_linear
 from euryale.kernels.rms_norm import norm_of
@@ -27,18 +28,23 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 class LlamaLayer:
     """The tensors of a transformers layer, joined where they read the same rows."""
 
-    def __init__(self, layer: Any, may_copy: bool) -> None:
+    def __init__(self, layer: Any, may_copy: bool, expand_to: torch.dtype | None = None) -> None:
+        """expand_to: what 4-bit matrices are expanded to; None: their modules are asked."""
         attention, mlp = layer.self_attn, layer.mlp
+
+        def joined(modules: list[nn.Module], scale_I: Tensor | None = None) -> Linear:
+            plain = modules if expand_to is None else [as_plain(module, expand_to) for module in modules]
+            return joined_linear(plain, may_copy, scale_I)
+
         self.attention = attention
         self.head_dim: int = attention.head_dim
         self.num_kv_heads: int = attention.k_proj.out_features // self.head_dim
         self.num_heads: int = attention.q_proj.out_features // self.head_dim
         self.norm_in, self.norm_mlp = norm_of(layer, "input_layernorm"), norm_of(layer, "post_attention_layernorm")
-        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self.qkv: Linear = joined_linear(projections, may_copy, self.norm_in.scale)
-        self.out: Linear = joined_linear([attention.o_proj], may_copy)
-        self.gate_up: Linear = joined_linear([mlp.gate_proj, mlp.up_proj], may_copy, self.norm_mlp.scale)
-        self.down: Linear = joined_linear([mlp.down_proj], may_copy)
+        self.qkv = joined([attention.q_proj, attention.k_proj, attention.v_proj], self.norm_in.scale)
+        self.out = joined([attention.o_proj])
+        self.gate_up = joined([mlp.gate_proj, mlp.up_proj], self.norm_mlp.scale)
+        self.down = joined([mlp.down_proj])
         self.linears = (self.qkv, self.out, self.gate_up, self.down)
         self.inner_size: int = mlp.gate_proj.out_features
         has_norms = hasattr(attention, "q_norm")
