@@ -41,6 +41,7 @@ COMMANDS = (
         ("nodes=[1,4]", "repeats=2", "shapes.context=40", "shapes.heads=4", "shapes.kv_heads=2", "shapes.head_size=64",
          "shapes.hidden=128", "shapes.inner=256", "shapes.layers=2", "shapes.vocab=500"),
     ),
+    Command("step_times", ("tests/gpu_step_times.py", "{folder}/step_times.json"), ("small",)),
     Command("tests", ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"), None),
     Command(
         "train_tiny_base",
