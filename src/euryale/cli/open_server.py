@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import euryale
+from euryale.base.wheel_model import PREFIX
 from euryale.cli.serve_schema import ServeConfig
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
@@ -30,8 +31,7 @@ def open_server(config: ServeConfig) -> Callable[[Engine], dict[str, object]]:
         ) from error
 
     def serve_engine(engine: Engine) -> dict[str, object]:
-        path = engine.base.path
-        name = config.model or (Path(path).resolve().name if Path(path).is_dir() else path)  # a hub id is a name
+        name = config.model or served_name(engine.base.path)
         sizes = (config.max_rows, config.max_model_len)
         backend = SchedulerAdapter(engine, name, *sizes, config.temperature, config.prefix_tokens)
         tokens = Tokens(engine.base.tokenizer, engine.base.vocab_size, engine.base.bos_id)
@@ -41,3 +41,8 @@ def open_server(config: ServeConfig) -> Callable[[Engine], dict[str, object]]:
         return serve(service, build_app(service, config), config)
 
     return serve_engine
+
+
+def served_name(path: str) -> str:
+    """What a base is called where the settings do not say: its folder's name, its package's, or its hub id."""
+    return Path(path).resolve().name if Path(path).is_dir() else path.removeprefix(PREFIX)

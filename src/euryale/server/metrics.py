@@ -27,6 +27,7 @@ class Metrics:
         self._row_slots = info.num_rows * info.row_tokens
         self._last_token: dict[Job, float] = {}  # when each live job's last token came
         self._held: dict[Job, int] = {}  # tokens in the row of each live job
+        self._parts: dict[str, Counter] = {}
         self.running = self._gauge("vllm:num_requests_running", "Sequences that are decoded.")
         self.waiting = self._gauge("vllm:num_requests_waiting", "Sequences that wait for a row.")
         self.cache_usage = self._gauge("vllm:kv_cache_usage_perc", "Share of the KV cache that holds tokens, 0 to 1.")
@@ -75,7 +76,7 @@ class Metrics:
         if report.num_rows:
             self.tree_nodes.observe(report.num_nodes)
             for part, seconds in report.seconds.items():
-                self.step_seconds.labels(model_name=self._model, part=part).inc(seconds)
+                self._part(part).inc(seconds)
         for ticket in report.admitted:
             self._held[ticket.job] = len(ticket.job.prompt)
             self.prompt_tokens.inc(len(ticket.job.prompt))
@@ -83,14 +84,20 @@ class Metrics:
         for ticket, progress in report.progress:
             timing, num = ticket.collector.timings[ticket.place], len(progress.ids)
             if num:
-                self.generation_tokens.inc(num)
                 self._observe_gap(ticket.job, timing, num, report.at)
             if progress.ending is not None:
                 self._observe_end(len(ticket.job.prompt), ticket.job.max_tokens, progress.ending, timing)
+        self.generation_tokens.inc(sum(len(progress.ids) for _, progress in report.progress))
         for job in report.gone:
             self._held.pop(job, None)
             self._last_token.pop(job, None)
         self.cache_usage.set(sum(self._held.values()) / self._row_slots)
+
+    def _part(self, part: str) -> Counter:
+        """The counter of a part of the steps; looked up once, because this is asked after every step."""
+        if part not in self._parts:
+            self._parts[part] = self.step_seconds.labels(model_name=self._model, part=part)
+        return self._parts[part]
 
     def _observe_gap(self, job: Job, timing: Timing, num_tokens: int, now: float) -> None:
         """The gap before a step is shared by its tokens; the first token has a metric of its own."""
