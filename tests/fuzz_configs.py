@@ -32,6 +32,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
+from euryale.base.config_check import settle_leftovers
 from euryale.base.families import SUPPORTED
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
@@ -185,12 +186,15 @@ def save_case(family: str, changes: Changes, generation: Changes, folder: Path) 
     (folder / "config.json").write_text(written)
     # Whatever transformers raises is for what it does not take: the product is to refuse it.
     with contextlib.suppress(Exception):
-        model = random_model(AutoConfig.from_pretrained(folder))
+        read = AutoConfig.from_pretrained(folder)
+        settle_leftovers(read)
+        model = random_model(read)
     try:
         (model or random_model(config)).save_pretrained(folder)
         (folder / "config.json").write_text(written)
         if model is not None:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+            how: Changes = {"config": read, "dtype": torch.float32, "attn_implementation": "eager"}
+            model = AutoModelForCausalLM.from_pretrained(folder, **how)
     except Exception:
         model = None
     (folder / "config.json").write_text(written)
@@ -259,7 +263,6 @@ def check_case(family: str, changes: Changes, generation: Changes, seed: int = 0
         prompts = [[token % base.vocab_size for token in prompt][: base.max_length - 1] for prompt in _PROMPTS]
         try:
             assert model is not None, "from_pretrained failed"
-            model.config.return_dict = True
             expected = [greedy(model, prompt, base.eos_ids, base.max_length) for prompt in prompts]
         except Exception:
             return Outcome("let in, and transformers fails", traceback.format_exc(limit=-2))

@@ -195,7 +195,7 @@ def test_only_a_hub_that_answers_is_asked_for_files(
     hub.error = None if is_online else hub.error
     with pytest.raises(UserError, match=f"base.path={HUB_ID} could not be loaded .*no further"):
         load_base(BaseConfig(path=HUB_ID, revision="v1"))
-    assert seen == [{"revision": "v1", "local_files_only": not is_online}]
+    assert seen == [{"revision": "v1", "local_files_only": not is_online, "trust_remote_code": False}]
 
 
 def test_a_local_folder_asks_nobody(hub: Hub, folder: Path) -> None:

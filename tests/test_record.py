@@ -143,7 +143,7 @@ def test_rows_with_and_without_records_change_places(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("num", [-1, 21])
 def test_more_ranked_tokens_than_there_may_be_are_refused(num: int) -> None:
-    with pytest.raises(UserError, match=f"logprobs must be from 0 to 20; got {num}"):
+    with pytest.raises(UserError, match=f"logprobs must be a whole number from 0 to 20; got {num}"):
         engine_with("none").generate([PROMPT], 4, logprobs=num)
 
 

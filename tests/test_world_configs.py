@@ -25,22 +25,27 @@ LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_fac
           "original_max_position_embeddings": 16}  # fmt: skip
 REPRODUCED: list[tuple[str, Changes]] = [
     # Keys and values that are not what heads and widths of the config say: tracebacks at the first token
-    ("gpt_bigcode", {"multi_query": False}),  # vllm#1402
-    ("gpt_neox", {"head_dim": 5}),  # own: leftovers that the family does not read
+    ("gpt_bigcode", {"multi_query": False}),  # own
+    ("gpt_neox", {"head_dim": 5}),  # leftovers that the family does not read
     ("ctrl", {"num_key_value_heads": 1}),
     ("gpt2", {"head_dim": 16, "num_key_value_heads": 3}),
-    ("llama", {"head_dim": 6}),  # vllm#1556: Mistral-Nemo's heads are narrower than its states
+    ("llama", {"head_dim": 6}),  # Mistral-Nemo's heads are narrower than its states
     ("qwen2", {"head_dim": 16}),
     ("qwen3", {"num_key_value_heads": 1}),
     ("phi", {"num_key_value_heads": 4}),
     ("laguna", {"num_attention_heads_per_layer": [4, 2]}),
     # Outputs of another form: tracebacks at load
-    ("glm", {"return_dict": False}),  # transformers#22053
+    ("glm", {"return_dict": False}),
     ("ctrl", {"return_dict": False, "output_attentions": True}),
     ("llama", {"use_cache": False, "output_hidden_states": True}),
+    # What another program wrote into the config: it could not be loaded
+    ("llama", {"pad_token_id": 29}),  # transformers#19296: a padding token was added and the matrix was not
+    ("opt", {"pad_token_id": -1}),
+    ("qwen2", {"_attn_implementation": "flash_attention_2"}),  # Qwen3-VL#1682
+    ("gpt2", {"attn_implementation": "flash_attention_2"}),
     # A last state narrower than the layers
-    ("opt", {"word_embed_proj_dim": 8}),  # vllm#1294: opt-350m
-    # Logits that are scaled by a power of two: were refused
+    ("opt", {"word_embed_proj_dim": 8}),  # opt-350m
+    # Logits that are scaled by a power of two: were refused (vllm#52158 left the factor out)
     ("cohere", {"logit_scale": 0.0625}),
     ("cohere", {"logit_scale": 0.125, "tie_word_embeddings": False}),
     ("cohere2", {"logit_scale": 0.25}),
@@ -58,7 +63,7 @@ REPRODUCED: list[tuple[str, Changes]] = [
     ("glm4", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}}),
     ("qwen2", {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 9, "layer_types": None}),
     ("llama", {"sliding_window": 9}),  # transformers' own cache forgets by it, though the family has no window
-    ("gpt2", {"pad_token_id": 99, "scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}),
 ]  # fmt: skip
 
 
@@ -117,7 +122,7 @@ OTHERS: Changes = {
 def test_what_a_generation_config_proposes_is_told_and_not_done(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The same command gives the same text with any base (transformers#30019, sglang#2946)."""
+    """The same command gives the same text with any base (verl#7270, NeMo-RL#3497)."""
     assert check_case("llama", {}, PROPOSED) == Outcome("equal")
     save_case("llama", {}, PROPOSED, tmp_path)
     with caplog.at_level(logging.INFO):

@@ -4,12 +4,14 @@ Each case names who met it first; "own" is ours.
 """
 
 import math
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 from random_models import FULL, engine_of, five_tokens, random_base
 
 from euryale.base.base import Base
+from euryale.cli.overrides import check_numbers
 from euryale.decoding.config import AnswerConfig
 from euryale.decoding.engine import Engine
 from euryale.decoding.sampling import LEAST_TEMPERATURE, Sampling
@@ -78,6 +80,48 @@ def test_a_command_line_refuses_the_same(name: str) -> None:
     value = [[2, 1e39]] if name == "logit_bias" else 1e39
     with pytest.raises(UserError, match=f"{name} .*must be from"):
         AnswerConfig(checkpoint=None, **{name: value}).sampling()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", [True, 2.0, "2", -1, 21, [2]], ids=str)
+def test_a_number_of_logprobs_is_a_whole_number(number: object) -> None:  # own; True and 2.0 were a TypeError of topk
+    with pytest.raises(UserError, match="logprobs must be a whole number from 0 to 20; got"):
+        Engine(five_tokens(), drafter="none").generate([PROMPT], 2, logprobs=number)  # type: ignore[arg-type]
+
+
+@dataclass
+class Part:
+    """Settings below others."""
+
+    rate: float = 1.0
+    biases: list[list[float]] = field(default_factory=list)
+    bounds: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Settings:
+    """Settings as a script has them."""
+
+    seed: int = 0
+    is_on: bool = True
+    part: Part = field(default_factory=Part)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (Settings(part=Part(rate=math.nan)), "part.rate must be a finite number; got nan"),
+        (Settings(part=Part(rate=math.inf)), "part.rate must be a finite number; got inf"),
+        (Settings(seed=2**63), "seed must be a whole number below 2\\*\\*63; got one of 19 digits"),
+        (Settings(seed=-(10**400)), "seed must be a whole number below 2\\*\\*63; got one of 401 digits"),
+        (Settings(part=Part(bounds=[1.0, math.nan])), "part.bounds must hold numbers; got nan"),
+    ],
+    ids=["nan", "1e400", "2**63", "-10**400", "nan in a list"],
+)
+def test_no_setting_of_a_command_line_is_a_number_that_none_can_be(settings: Settings, words: str) -> None:  # own
+    """weight_decay=nan and block_size=2**63 were let in, and were seen after minutes of work."""
+    with pytest.raises(UserError, match=f"^{words}"):
+        check_numbers(settings)
+    check_numbers(Settings(part=Part(biases=[[5, -math.inf]])))  # a ban
 
 
 EXTREME = [

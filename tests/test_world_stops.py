@@ -95,6 +95,7 @@ def test_a_banned_end_is_never_written() -> None:  # transformers drops such a b
         pytest.param({"stop": 3}, "stop must be a string, or a list of strings; got int", id="a number (own)"),
         pytest.param({"stop": [3]}, "must be text of at least one character; got 3", id="numbers (own)"),
         pytest.param({"stop": {"a"}}, "got set", id="a set (own)"),
+        pytest.param({"stop": "a\ud83d"}, "stop: the text must be valid Unicode", id="half a pair (own)"),
         pytest.param({"min_new_tokens": 41}, "must be at most max_new_tokens=40; got 41", id="too many (own)"),
         pytest.param({"stop_ids": "2"}, "stop_ids must be token ids; got '2'", id="an id as text (own)"),
         pytest.param({"stop_ids": [1.0]}, "stop_ids must be token ids; got 1.0", id="a fraction (own)"),

@@ -119,6 +119,38 @@ def test_a_template_that_fails_or_loses_a_turn_is_refused_by_name(
         render_chat(messages, with_template(template), "rows.jsonl:3")
 
 
+TAGGED = STRINGS.replace("{{ m.content }}", "{% generation %}{{ m.content }}{% endgeneration %}")
+SHOWN = [
+    (TAGGED, "llama-cpp-python#2225"),  # tags that only training reads
+    (STRINGS.replace("{{ m.content }}", "{{ m.content }}{% if loop.index > 9 %}{% break %}{% endif %}"), "own"),
+    ("{% if tools %}{{ tools | length }}{% endif %}" + STRINGS, "own"),
+    ("{% set day = strftime_now('%Y') %}" + STRINGS, "textgen#6675"),
+    ("{{ nothing }}{% set n = namespace(x=0) %}" + STRINGS, "own"),
+]
+
+
+@pytest.mark.parametrize(("template", "reference"), SHOWN, ids=[case[0][:40] for case in SHOWN])
+def test_what_templates_use_beyond_jinja_is_there(template: str, reference: str) -> None:
+    tokenizer = with_template(template)
+    assert render_chat(ASK, tokenizer) == "[user]say yes[assistant]"
+    assert learned(tokenizer, SAY, YES, SAY, YES) == ["yes", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("template", "complaint"),
+    [
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "got RecursionError"),
+        ("{{ 'a' * 10**15 }}", "got MemoryError"),
+        ("{% for i in range(10**9) %}{% endfor %}", "got OverflowError"),
+        ("{{ ''.__class__.__mro__ }}", "got SecurityError"),
+        ("{% include '/etc/passwd' %}", "got TypeError"),
+    ],
+)
+def test_a_template_that_would_never_end_or_reach_out_is_refused(template: str, complaint: str) -> None:  # own
+    with pytest.raises(UserError, match=complaint):
+        render_chat(ASK, with_template(template + STRINGS))
+
+
 @pytest.mark.parametrize(
     ("templates", "expected"),
     [

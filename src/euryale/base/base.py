@@ -8,6 +8,7 @@ Letters: B batch, T tokens, D width, V vocabulary.
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from transformers import (
 from euryale.base.cache_config import written_by
 from euryale.base.choose_forward import ForwardSettings, choose_forward
 from euryale.base.config import BaseConfig
+from euryale.base.config_check import settle_leftovers
 from euryale.base.families import check_family, context_length
 from euryale.base.fast_llama import FastLlama
 from euryale.base.forward import Forward
@@ -40,6 +42,7 @@ from euryale.base.precision import (
     pick_dtype,
     quantization_config,
 )
+from euryale.base.stored_weights import check_read, check_stored
 from euryale.base.token_ids import eos_ids, one_id
 from euryale.base.tree_attention import adopt_tree_attention
 from euryale.errors import UserError
@@ -190,11 +193,14 @@ def load_base(config: BaseConfig) -> Base:
         keep_freed_memory()
     of_base = read_config_at(config, path, source)
     check_family(of_base, config.path)
+    settle_leftovers(of_base)
     dtype = pick_dtype(config.dtype, device, of_base)
     settings.check(of_base, device, dtype)
     quantization = quantization_config(config.quantization, dtype)
     if is_stored := is_stored_in_4_bits(of_base, config.path):
         multiply_stored_in(of_base, dtype)
+    if Path(path).is_dir():
+        check_stored(Path(path), config.path, is_stored)
     name = "nf4" if quantization or is_stored else "none"
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
@@ -203,6 +209,7 @@ def load_base(config: BaseConfig) -> Base:
             **source,
             config=of_base,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # check_read names them
             dtype=dtype,
             quantization_config=None if is_stored else quantization,
             device_map={"": device} if name == "nf4" else None,
@@ -218,11 +225,7 @@ def load_base(config: BaseConfig) -> Base:
                 "base.dtype=bfloat16, base.quantization=nf4 or a smaller base."
             ) from error
         raise UserError(load_message(config.path, error)) from error
-    if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
-        raise UserError(
-            f"base.path={config.path}: the weights lack {len(missing)} tensors ({', '.join(missing[:3])} ...) that "
-            "config.json calls for. Copy the model again."
-        )
+    check_read(config.path, info["missing_keys"], info["mismatched_keys"], info["unexpected_keys"])
     tell_left_out(model.generation_config, config.path)
     cache_config = prepare_model(model, config.path)
     known, digest = known_as(config.path, path), fingerprint(path, model.config)

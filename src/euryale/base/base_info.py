@@ -51,7 +51,9 @@ def describe_base(config: BaseConfig) -> UnloadedBase:
     except Exception as error:  # transformers reports a user's mistakes with any of these
         raise UserError(load_message(asked, error)) from error
     try:
-        generation = GenerationConfig.from_pretrained(path, **source)
+        generation = GenerationConfig.from_pretrained(
+            path, revision=source["revision"], local_files_only=source["local_files_only"]
+        )
     except OSError:  # the file is optional
         generation = None
     text = of_base.get_text_config()

@@ -1,4 +1,4 @@
-"""Numbers of a config that no model can have, told by their names before anything is built from them."""
+"""Numbers of a config that no model can have, told by their names before anything is built from them; and leftovers."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from euryale.errors import UserError
 
 # A text needs a token to begin with and one to write.
 _LEAST = {"vocab_size": 1, "hidden_size": 1, "num_hidden_layers": 1, "num_attention_heads": 1,
-          "max_position_embeddings": 2}  # fmt: skip
+          "max_position_embeddings": 2, "word_embed_proj_dim": 1}  # fmt: skip
 
 
 def check_numbers(config: PreTrainedConfig, asked: str) -> None:
@@ -35,6 +35,17 @@ def _problems(config: PreTrainedConfig) -> Iterator[str]:
             value = rope.get(name)
             if value is not None and not (isinstance(value, (int, float)) and 0 < value < float("inf")):
                 yield f"{name}={value!r} among its rope_parameters, which must be a number above 0"
+
+
+def settle_leftovers(config: PreTrainedConfig) -> None:
+    """Takes out of a config what another program wrote into it, and what could only keep the model from being built:
+    an attention that may not be installed, and a padding token without a row of its own. Neither changes a text."""
+    if config._attn_implementation not in (None, "eager", "sdpa"):
+        config._attn_implementation = None
+    pad = getattr(config, "pad_token_id", None)
+    if pad is not None and not 0 <= pad < config.vocab_size:
+        config.pad_token_id = None
+    config.return_dict = True
 
 
 def window_of(config: PreTrainedConfig) -> int | None:

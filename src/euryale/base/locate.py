@@ -14,7 +14,7 @@ from euryale.base.config import BaseConfig
 from euryale.base.gguf import SUFFIX, dequantised, find_gguf, source_digest
 from euryale.base.wheel_model import PREFIX, find_wheel_model
 from euryale.errors import UserError
-from euryale.system.paths import PROJECT
+from euryale.system.paths import PROJECT, user_path
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def find_model(path: str) -> str:
     """A folder or GGUF file (from here, from the project, or in an installed package) or a hub id."""
     if path.startswith(PREFIX):
         return find_wheel_model(path)
-    for candidate in (Path(path).expanduser(), PROJECT / path):
+    for candidate in (user_path(path, "base.path"), PROJECT / path):
         if candidate.is_dir() or (candidate.is_file() and candidate.suffix == SUFFIX):
             return str(candidate)
     looks_like_id = path.count("/") <= 1 and not path.startswith((".", "/", "~")) and bool(path)
@@ -54,6 +54,11 @@ def hub_answers(repo: str, revision: str | None) -> bool:
 
 def check_folder(folder: Path, asked: str, is_whole: bool = True) -> None:
     """A model folder has a config, weights and a tokenizer, and all of them can be read; not `is_whole`: a config."""
+    if (adapter := folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"base.path={asked}: {adapter} says that this is an adapter (peft), not a whole model. Merge it into its "
+            "base (peft: merge_and_unload, then save_pretrained) and give that folder."
+        )
     if not (folder / "config.json").is_file():
         raise UserError(
             f"base.path={asked}: {folder} must be a model folder; it has no config.json. Found: {_listing(folder)}."
@@ -116,7 +121,9 @@ def find_source(config: BaseConfig, is_whole: bool = True) -> tuple[str, dict[st
     is_local = Path(path).is_dir()
     if is_local:
         check_folder(Path(path), config.path, is_whole)
-    return path, {"revision": config.revision, "local_files_only": is_local or not hub_answers(path, config.revision)}
+    is_offline = is_local or not hub_answers(path, config.revision)
+    # Code that comes with a model is never run, nor is anybody asked whether it should be.
+    return path, {"revision": config.revision, "local_files_only": is_offline, "trust_remote_code": False}
 
 
 def read_config_at(config: BaseConfig, path: str, source: dict[str, Any]) -> PreTrainedConfig:
@@ -131,11 +138,15 @@ def load_message(asked: str, error: Exception) -> str:
     if len(text) > 400:
         text = text[:400] + " ..."
     text = text if text.endswith((".", "!", "?")) else f"{text}."
-    advice = (
-        "Copy the model again, or correct its files."
-        if Path(find_model(asked)).exists()
-        else "If it is a hub id and this machine is offline, give a folder that holds the model instead."
-    )
+    if "trust_remote_code" in str(error) or "weights_only" in str(
+        error
+    ):  # their advice is to run what came with the model
+        text = "it comes with code of its own, which is never run here."
+        advice = "Give weights in safetensors, of a family in docs/families.md."
+    elif Path(find_model(asked)).exists():
+        advice = "Copy the model again, or correct its files."
+    else:
+        advice = "If it is a hub id and this machine is offline, give a folder that holds the model instead."
     return f"base.path={asked} could not be loaded ({type(error).__name__}): {text} {advice}"
 
 

@@ -4,6 +4,7 @@ Hydra says that a key is unknown but not which keys there are, and it reads comm
 its own grammar. Both are put right here.
 """
 
+import math
 import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -12,6 +13,7 @@ from typing import get_type_hints
 
 from euryale.errors import UserError
 
+_MOST = 2**63 - 1
 _CHOICES = re.compile(r"[\w.+-]+(,[\w.+-]+)*")  # anything else is Hydra's grammar, and Hydra's to judge
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 _ESCAPE = re.compile(r"\\([ntr\\\"'])")
@@ -61,6 +63,22 @@ def _check_key(key: str, schema: type) -> None:
         schema = get_type_hints(schema)[part]
         if not is_dataclass(schema):  # what is below a list or a mapping has no schema
             return
+
+
+def check_numbers(settings: object, key: str = "") -> None:
+    """Raises UserError, with the key, for nan anywhere among the settings (nested dataclasses), infinity where one
+    number stands, and whole numbers that no tensor or random generator can count to."""
+    if is_dataclass(settings):
+        for field in fields(settings):
+            check_numbers(getattr(settings, field.name), f"{key}.{field.name}" if key else field.name)
+    elif isinstance(settings, float) and not math.isfinite(settings):
+        raise UserError(f"{key} must be a finite number; got {settings}.")
+    elif isinstance(settings, int) and not -_MOST <= settings <= _MOST:
+        raise UserError(f"{key} must be a whole number below 2**63; got one of {len(str(abs(settings)))} digits.")
+    elif isinstance(settings, list | tuple):
+        for number in settings:  # -inf in a list is a ban of a token
+            if isinstance(number, float) and math.isnan(number):
+                raise UserError(f"{key} must hold numbers; got nan.")
 
 
 def quote_text(arguments: Sequence[str], keys: Container[str]) -> list[str]:

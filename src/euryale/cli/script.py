@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from euryale.cli import sweeps
-from euryale.cli.overrides import check_keys, is_setting, quote_text, read_escapes
+from euryale.cli.overrides import check_keys, check_numbers, is_setting, quote_text, read_escapes
 from euryale.cli.run_folder import settle_run
 from euryale.cli.schemas import SCHEMAS, TrainConfig
 from euryale.errors import UserError, check_least
@@ -142,11 +142,14 @@ def _check_grammar(arguments: list[str]) -> None:
 
 
 def _to_dataclass(composed: DictConfig) -> object:
-    """The schema's own classes. UserError for what only shows when values are read, as an interpolation does."""
+    """The schema's own classes. UserError for what only shows when values are read, as an interpolation does, and for
+    numbers that no setting can have."""
     try:
-        return OmegaConf.to_object(composed)
+        settings = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         raise UserError(f"the settings cannot be read: {error}") from error
+    check_numbers(settings)
+    return settings
 
 
 def device_of(config: TrainConfig) -> str:

@@ -20,8 +20,11 @@ from euryale.errors import UserError
 if TYPE_CHECKING:  # transformers takes seconds to import and is only named in signatures here
     from transformers import PreTrainedTokenizerBase
 
-# What jinja raises, and what Python does inside of a template: a sum of text and number, a missing key, an index.
-TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
+# What jinja raises, and what Python does inside of a template: a sum of text and number, a missing key, an index, a
+# macro that calls itself for ever, a text without end.
+TEMPLATE_ERRORS = (
+    TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError, MemoryError,
+)  # fmt: skip
 _ROLES_OF_PARTS = ((), ("user", "assistant", "system", "tool"), ("user",), ("user", "assistant"))
 
 

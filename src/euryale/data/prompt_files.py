@@ -19,6 +19,7 @@ from pathlib import Path
 from euryale.data.records import read_records
 from euryale.data.rows import Message, encode, prompt_and_response, read_messages, with_system
 from euryale.errors import UserError, check_least
+from euryale.system.paths import user_path
 
 _KEYS = "prompt, text, turns, question, instruction, messages, conversations"
 _SUFFIXES = (".txt", ".json", ".jsonl")
@@ -36,7 +37,7 @@ class Prompt:
 
 def read_prompts(path: str | Path, limit: int | None = None) -> list[Prompt]:
     """The first `limit` prompts of a file, in its order; UserError names the file and line of what is wrong."""
-    file = Path(path).expanduser()
+    file = user_path(str(path), "prompts")
     if not file.is_file():
         raise UserError(f"prompts={path}: there is no such file (looked in {Path.cwd()}). Bundled: data/prompts.txt")
     suffix = Path(file.name.lower().removesuffix(".gz")).suffix

@@ -6,6 +6,7 @@ be used is given as a `UserError` value instead of being raised: reading goes on
 
 from __future__ import annotations
 
+import codecs
 import glob
 import gzip
 import io
@@ -22,8 +23,10 @@ import pyarrow.parquet
 
 from euryale.data.documents import PIECES, PROBE_CHARS, find_rule, lines_of, split_documents
 from euryale.errors import UserError
+from euryale.system.paths import user_path
 
 SUFFIXES = (".txt", ".md", ".py", ".json", ".jsonl", ".parquet")  # each but parquet also with .gz after it
+_WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # UTF-32 of most machines begins as the first
 
 
 class Record(NamedTuple):
@@ -40,7 +43,7 @@ def find_files(names: list[str]) -> list[Path]:
         raise UserError("data.files is empty. Name files, folders or globs: data.files=my/text.jsonl")
     found: dict[Path, None] = {}
     for name in names:
-        path = Path(name).expanduser()
+        path = user_path(name, "data.files")
         if path.is_dir():
             paths = sorted(p for p in path.rglob("*") if p.is_file() and _is_readable(p) and not _is_hidden(p, path))
             if not paths:
@@ -99,8 +102,12 @@ def _open_binary(path: Path) -> gzip.GzipFile | io.BufferedReader:
 
 
 def _open_text(path: Path) -> io.TextIOWrapper:
+    file = _open_binary(path)
+    if file.peek(2)[:2] in _WIDE:
+        file.close()
+        raise UserError(f"{path} is in UTF-16 or UTF-32, which is not read. Save it in UTF-8")
     # Undecodable bytes become lone surrogates, which rows.py refuses row by row, naming the place.
-    return io.TextIOWrapper(_open_binary(path), encoding="utf-8-sig", errors="surrogateescape")
+    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape")
 
 
 def _json_lines(path: Path, start: int) -> Iterator[Record]:
@@ -112,11 +119,21 @@ def _json_lines(path: Path, start: int) -> Iterator[Record]:
 
 def _parse(line: str, where: str) -> object:
     try:
-        return json.loads(line)
-    except ValueError as error:
+        return json.loads(line, object_pairs_hook=_without_doubles)
+    except (ValueError, RecursionError) as error:
         return UserError(
             f"{where}: not valid JSON ({error}). Mend the line, or set data.on_error=skip to leave such lines out"
         )
+
+
+def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON. Raises ValueError for a name that stands twice: which of the two is meant is not known."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        double = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {double!r} stands twice in one object")
+    return found
 
 
 def _json_file(path: Path, start: int) -> Iterator[Record]:
@@ -127,26 +144,48 @@ def _json_file(path: Path, start: int) -> Iterator[Record]:
         yield from _json_lines(path, start)
         return
     try:
-        items = json.loads(text)
+        items = json.loads(text, object_pairs_hook=_without_doubles)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error
     for number, item in enumerate(items[start:], start=start + 1):
         yield Record(number, f"{path}: item {number}", item)
 
 
 def _parquet_rows(path: Path, start: int) -> Iterator[Record]:
     with pyarrow.parquet.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        if doubles := sorted({name for name in names if names.count(name) > 1}):
+            raise UserError(f"{path}: the column {doubles[0]} stands twice in this table. Rename one of them")
+        # Times hold no text, and not every one of them is a time that Python knows.
+        columns = [field.name for field in file.schema_arrow if not pyarrow.types.is_temporal(field.type)]
         position = 0
         for group in range(file.num_row_groups):
             num_rows = file.metadata.row_group(group).num_rows
             if position + num_rows <= start:
                 position += num_rows
                 continue
-            for batch in file.iter_batches(batch_size=256, row_groups=[group]):
-                for record in batch.to_pylist():
+            for batch in file.iter_batches(batch_size=256, row_groups=[group], columns=columns):
+                for record in _rows_of(batch, path, position):
                     position += 1
                     if position > start:
                         yield Record(position, f"{path}: row {position}", record)
+
+
+def _rows_of(batch: pyarrow.RecordBatch, path: Path, position: int) -> list[object | UserError]:
+    try:
+        return list(batch.to_pylist())
+    except (ValueError, OverflowError):  # bytes that are no UTF-8 in one row, a time that Python does not know
+        return [_row_of(batch.slice(row, 1), f"{path}: row {position + row + 1}") for row in range(batch.num_rows)]
+
+
+def _row_of(batch: pyarrow.RecordBatch, origin: str) -> object | UserError:
+    try:
+        [record] = batch.to_pylist()
+    except (ValueError, OverflowError) as error:
+        return UserError(f"{origin}: cannot be read ({error}). Mend the row, or set data.on_error=skip to leave it out")
+    return record
 
 
 def _documents(path: Path, start: int, separator: str) -> Iterator[Record]:

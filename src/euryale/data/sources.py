@@ -11,7 +11,6 @@ import glob
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from euryale.data.documents import PIECES
@@ -21,6 +20,7 @@ from euryale.data.records import find_files
 from euryale.data.rows import Message, Row, Source
 from euryale.data.transforms import Joined, Mix, Shuffled, Split
 from euryale.errors import UserError, check_least, check_option
+from euryale.system.paths import user_path
 
 __all__ = ["SOURCES", "SPLITS", "DataConfig", "Message", "Row", "Source", "build_source"]
 
@@ -86,7 +86,7 @@ def is_gone(config: DataConfig) -> bool:
     parts = [dict(part) for part in config.mix] if config.kind == "mix" else [vars(config)]
     for part in parts:
         names = _names(part.get({"regenerated": "folder", "files": "files"}.get(str(part.get("kind")), "")))
-        places = [Path(name).expanduser() for name in names]
+        places = [user_path(name, "data.files") for name in names]
         if any(not place.exists() and not glob.glob(str(place)) for place in places):
             return True
     return False
@@ -143,7 +143,9 @@ def _hub(config: DataConfig, split: str) -> Source:
 
 
 def _regenerated(config: DataConfig, split: str) -> Source:
-    source = FileSource(shard_files(Path(config.folder).expanduser()), shard_row, config.seed, config.on_error)
+    source = FileSource(
+        shard_files(user_path(str(config.folder), "data.folder")), shard_row, config.seed, config.on_error
+    )
     return _split_and_shuffle(source, config, split)
 
 

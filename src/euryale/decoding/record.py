@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from euryale.decoding.drafters.interface import Draft
+from euryale.decoding.numbers import is_id, shown
 from euryale.errors import UserError
 
 MOST_LOGPROBS = 20  # ranked tokens at a position
@@ -82,9 +83,13 @@ class Record:
 
     def __post_init__(self) -> None:
         """Raises UserError for a number of logprobs that cannot be."""
-        num = self.num_logprobs
-        if num is not None and not 0 <= num <= MOST_LOGPROBS:
-            raise UserError(f"logprobs must be from 0 to {MOST_LOGPROBS}; got {num}.")
+        if self.num_logprobs is None:
+            return
+        if not is_id(self.num_logprobs) or not 0 <= self.num_logprobs <= MOST_LOGPROBS:
+            raise UserError(
+                f"logprobs must be a whole number from 0 to {MOST_LOGPROBS}; got {shown(self.num_logprobs)}."
+            )
+        self.num_logprobs = int(self.num_logprobs)
 
     def read_prompt(self, logits_MV: Tensor, tokens: Sequence[int]) -> None:
         """The next prompt tokens, and the logits from which each follows."""

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from euryale.data.rows import encode
 from euryale.errors import UserError
 
 
 def check_stop(stop: object) -> tuple[str, ...]:
-    """One string, several or none -> a tuple. Raises UserError for an empty one, which would match everywhere."""
+    """One string, several or none -> a tuple. Raises UserError for an empty one, which would match everywhere, and for
+    half a surrogate pair, which never would."""
     strings = (stop,) if isinstance(stop, str) else () if stop is None else stop
     if not isinstance(strings, Sequence) or isinstance(strings, (bytes, bytearray)):
         raise UserError(f"stop must be a string, or a list of strings; got {type(stop).__name__}.")
@@ -22,6 +24,7 @@ def check_stop(stop: object) -> tuple[str, ...]:
                 f"stop={list(strings)!r}: a stop string must be text of at least one character; got {string!r}. Leave "
                 "stop out for none."
             )
+        encode(string, "stop")
     return tuple(strings)
 
 

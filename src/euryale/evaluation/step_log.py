@@ -8,7 +8,6 @@ a file.
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TextIO
 
 import torch
@@ -17,6 +16,7 @@ from euryale.decoding.engine import Engine
 from euryale.decoding.scheduler import StepSeen
 from euryale.errors import UserError
 from euryale.system.memory import resident
+from euryale.system.paths import user_path
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def log_steps(engine: Engine, file: str | None) -> Iterator[None]:
     if file is None:
         yield
         return
-    path = Path(file).expanduser()
+    path = user_path(file, "steps")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = path.open("a", encoding="utf-8")

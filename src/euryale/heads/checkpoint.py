@@ -21,6 +21,7 @@ from euryale.errors import UserError
 from euryale.heads.config import HeadsConfig
 from euryale.heads.heads import Heads
 from euryale.system.files import json_text, read_json, write_atomically
+from euryale.system.paths import user_path
 from euryale.system.tensor_files import check_finite, read_tensors
 
 FORMAT_VERSION = 1
@@ -167,7 +168,7 @@ def find_checkpoint(name: str, root: Path, setting: str = "checkpoint") -> Path:
     Raises UserError that names the `setting` and lists what exists.
     """
     if name != "last":
-        for folder in (Path(name).expanduser(), root / name):
+        for folder in (user_path(name, setting), root / name):
             if (folder / DESCRIPTION).is_file():
                 return folder
     known = sorted(root.rglob(DESCRIPTION), key=lambda path: path.stat().st_mtime_ns, reverse=True)

@@ -20,6 +20,7 @@ from euryale.base.base import Base
 from euryale.errors import UserError
 from euryale.heads.heads import Heads
 from euryale.system.files import json_text, read_json, write_atomically
+from euryale.system.paths import user_path
 from euryale.system.tensor_files import read_tensors
 from euryale.training.objective import ObjectiveConfig
 from euryale.training.optimizer import OptimConfig, moments, restore_moments
@@ -39,7 +40,7 @@ def find_run(name: str, root: Path) -> Path:
     can be resumed.
     """
     if name != "last":
-        for folder in (Path(name).expanduser(), root / name):
+        for folder in (user_path(name, "resume"), root / name):
             if _latest(folder):
                 return folder
     found = {path.parent for kept in ("resume", CONFIG_FILE) for path in root.rglob(kept)}
