@@ -211,7 +211,8 @@ def greedy(model: PreTrainedModel, prompt: list[int], eos_ids: tuple[int, ...], 
     num = min(_NEW_TOKENS, length - len(prompt))
     try:
         return generated(model, prompt, eos_ids, num)
-    except Exception:  # its cache does not take every config: then the whole text again for each token
+    except Exception:  # its cache and its eager attention do not take every config: the whole text again for each token
+        model.set_attn_implementation("sdpa")
         ids = list(prompt)
         while len(ids) < len(prompt) + num and not (len(ids) > len(prompt) and ids[-1] in eos_ids):
             logits_1TV = model(input_ids=torch.tensor([ids]), use_cache=False, return_dict=True).logits

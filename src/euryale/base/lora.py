@@ -183,6 +183,7 @@ def load_adapter(folder: Path, base: Base) -> None:
     read_json(source / _SETTINGS)
     try:
         settings = peft.LoraConfig.from_pretrained(str(source))
+        _check_kind(settings, source / _SETTINGS, base.merge_adapter)
         settings.inference_mode = True
         adapter = _wrap(base, settings)
     except (TypeError, ValueError, KeyError) as error:  # what peft raises for settings that are not its own
@@ -208,6 +209,16 @@ def load_adapter(folder: Path, base: Base) -> None:
             log.warning(
                 "the adapter was merged into %s weights: the sum was rounded to 4 bits again", base.quantization
             )
+
+
+def _check_kind(settings: Any, file: Path, is_merged: bool) -> None:
+    """Raises UserError for adapters that are no LoRA (some work on the prompt, and would be passed over), and for
+    biases of their own where they are to be merged: a layer has none to add them to."""
+    if settings.peft_type != "LORA":
+        kind = str(settings.peft_type).rpartition(".")[2]
+        raise UserError(f"{file} must be of the kind LORA; got {kind}. Merge it into its base, and give that instead.")
+    if is_merged and settings.lora_bias:
+        raise UserError(f"{file} has lora_bias=true, which cannot be merged. Use base.merge_adapter=false.")
 
 
 def _wrap(base: Base, settings: Any) -> Any:
