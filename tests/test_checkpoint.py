@@ -296,6 +296,36 @@ def test_heads_to_go_on_with_are_the_saved_ones_in_thirty_two_bits(tiny_base: Ba
     assert {p.dtype for p in found.parameters()} == {torch.float32}
 
 
+def test_corrections_are_kept_for_the_draft_vocabulary_alone(tiny_base: Base, tmp_path: Path) -> None:
+    design = plain_heads(num_heads=2, vocab_share=0.3, output="lowrank", output_rank=4)
+    heads = random_heads(tiny_base, design)
+    heads.choose_draft_ids(torch.arange(99).flip(0))
+    save_heads(tmp_path / "run", heads, tiny_base, {})
+    assert heads.draft_ids is not None
+    ids = heads.draft_ids.tolist()
+    stored = load_file(tmp_path / "run/heads.safetensors")
+    assert stored["corrections.1.widen.weight"].shape == (len(ids), 4)
+    found = load_heads(tmp_path / "run", tiny_base)
+    assert found.draft_ids is not None and found.draft_ids.tolist() == ids
+    for k in range(2):
+        before, after = (h.draft_parts(k, tiny_base.lm_head_weight) for h in (heads, found))
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        whole = found.output_parts(k, tiny_base.lm_head_weight)[1]
+        assert whole.shape == (tiny_base.vocab_size, 4)
+        assert not whole[[i for i in range(len(whole)) if i not in ids]].any()
+    # Files of before hold all rows, and their description says nothing of it.
+    description = read_description(tmp_path / "run")
+    del description["rows"]
+    write_json(tmp_path / "run/heads.json", description)
+    with pytest.raises(UserError, match="does not fit its description"):
+        load_heads(tmp_path / "run", tiny_base)
+    save_file({name: t.contiguous() for name, t in heads.state_dict().items()}, tmp_path / "run/heads.safetensors")
+    older = load_heads(tmp_path / "run", tiny_base)
+    assert torch.equal(
+        older.output_parts(0, tiny_base.lm_head_weight)[1], heads.output_parts(0, tiny_base.lm_head_weight)[1]
+    )
+
+
 def test_heads_of_another_design_name_each_field_and_both_values(tiny_base: Base, saved: Path) -> None:
     asked = plain_heads(num_heads=3, width=4.0)
     with pytest.raises(UserError, match=r"got heads.num_heads=2 there, 3 here, heads.width=2.0 there, 4.0 here\."):

@@ -31,11 +31,10 @@ from euryale.base.lora import FOLDER as ADAPTER
 from euryale.decoding.tree.calibration import TREE_FILE
 from euryale.errors import UserError, check_option
 from euryale.heads.blocks import corrected
-from euryale.heads.checkpoint import DESCRIPTION, WEIGHTS, heads_config, load_heads, read_description
+from euryale.heads.checkpoint import DESCRIPTION, WEIGHTS, heads_config, load_heads, read_description, read_weights
 from euryale.heads.config import HeadsConfig
 from euryale.heads.heads import Heads
 from euryale.system.files import json_text, write_atomically
-from euryale.system.tensor_files import read_tensors
 
 # How a person trains heads that the peers can express.
 EXPORTABLE = "heads=medusa heads.body=resblock heads.root_token=false"
@@ -148,8 +147,7 @@ def _read_all(folder: Path) -> tuple[HeadsConfig, dict[str, Tensor]]:
             heads = Heads(config, description["hidden_size"], description["vocab_size"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / DESCRIPTION} lacks {error}. Use another checkpoint.") from error
-    shapes = {name: tuple(tensor.shape) for name, tensor in heads.state_dict().items()}
-    return config, read_tensors(folder / WEIGHTS, shapes)
+    return config, read_weights(folder, description, heads)
 
 
 def _check_exportable(folder: Path, config: HeadsConfig) -> None:

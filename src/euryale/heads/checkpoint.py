@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from euryale.base.base import Base
 from euryale.base.identity import check_same_base
@@ -19,12 +20,14 @@ from euryale.base.lora import FOLDER, load_adapter, save_adapter
 from euryale.base.precision import DTYPES
 from euryale.errors import UserError
 from euryale.heads.config import HeadsConfig
+from euryale.heads.draft_rows import IDS, add_rows, drop_rows, stored_shapes
 from euryale.heads.heads import Heads
 from euryale.system.files import json_text, read_json, write_atomically
 from euryale.system.paths import user_path
 from euryale.system.tensor_files import check_finite, read_tensors
 
 FORMAT_VERSION = 1
+DRAFT_ROWS = "draft"  # corrections hold the rows of the draft vocabulary; a description without it: all rows
 DESCRIPTION = "heads.json"
 WEIGHTS = "heads.safetensors"
 # What older heads are, whose description does not say.
@@ -46,7 +49,7 @@ def save_heads(
     """
     tensors = {
         name: tensor.detach().to("cpu", base.dtype if tensor.is_floating_point() else None).contiguous()
-        for name, tensor in heads.state_dict().items()
+        for name, tensor in drop_rows(heads.state_dict()).items()
     }
     description = {
         "format_version": FORMAT_VERSION,
@@ -57,6 +60,7 @@ def save_heads(
         "vocab_size": heads.vocab_size,
         "num_parameters": heads.num_parameters(),
         "dtype": str(base.dtype).removeprefix("torch."),
+        "rows": DRAFT_ROWS,
         "label_offset": LABEL_OFFSET,
         "adapter": FOLDER if base.adapter is not None else None,
         "objective": dict(objective or {}),
@@ -129,23 +133,32 @@ def _read_heads(folder: Path, description: Mapping[str, Any], base: Base, dtype:
             )
     with torch.device("meta"):  # shapes first, memory after they were found right
         heads = Heads(config, base.hidden_size, base.vocab_size)
-    shapes = {name: tuple(tensor.shape) for name, tensor in heads.state_dict().items()}
-    tensors = read_tensors(folder / WEIGHTS, shapes)
-    check_finite(folder / WEIGHTS, tensors)
+    tensors = read_weights(folder, description, heads)
     # A copy, because tensors from the file are views into it at whatever address the file dictates.
     placed = {
         name: tensor.to(base.device, dtype if tensor.is_floating_point() else None, copy=True)
         for name, tensor in tensors.items()
     }
     heads.load_state_dict(placed, assign=True)
-    if heads.draft_ids is not None:
-        ids = heads.draft_ids.tolist()
-        # A token named twice would be drafted twice below one parent, and both would be accepted.
-        if ids != sorted(set(ids)) or not 0 <= ids[0] <= ids[-1] < base.vocab_size:
-            raise UserError(
-                f"{folder / WEIGHTS}: draft_ids are not increasing ids of the vocabulary. Use another checkpoint."
-            )
     return heads
+
+
+def read_weights(folder: Path, description: Mapping[str, Any], heads: Heads) -> dict[str, Tensor]:
+    """The tensors of heads.safetensors on the CPU, as the state of `heads` (which may be on the meta device).
+
+    Raises UserError: tensors that are missing, misshapen or not finite, a draft vocabulary that cannot be one.
+    """
+    file = folder / WEIGHTS
+    shapes = {name: tuple(tensor.shape) for name, tensor in heads.state_dict().items()}
+    drafts_alone = description.get("rows") == DRAFT_ROWS
+    tensors = read_tensors(file, stored_shapes(shapes) if drafts_alone else shapes)
+    check_finite(file, tensors)
+    if IDS in tensors:
+        ids = tensors[IDS].tolist()
+        # A token named twice would be drafted twice below one parent, and both would be accepted.
+        if ids != sorted(set(ids)) or not 0 <= ids[0] <= ids[-1] < heads.vocab_size:
+            raise UserError(f"{file}: draft_ids are not increasing ids of the vocabulary. Use another checkpoint.")
+    return add_rows(tensors, heads.vocab_size) if drafts_alone else tensors
 
 
 def read_description(folder: Path) -> dict:
