@@ -37,9 +37,9 @@ class Kernel(NamedTuple):
 
 _ATTENTION = (
     "q_ptr:*bf16 k_ptr:*bf16 v_ptr:*bf16 lengths_ptr:*i32 ancestors_ptr:*i32 part_ptr:*fp32 stats_ptr:*fp32 "
-    "scale_log2:fp32"
+    "scale_log2:fp32 SPLITS:i32"
 )
-_TREE = dict(N=16, GROUP=4, G=8, WINDOW=0, SPLITS=16, SPLIT=64, REACH=REACH, TILE=TILE)
+_TREE = dict(N=16, GROUP=4, G=8, WINDOW=0, SPLIT=64, REACH=REACH, TILE=TILE)
 _WALK = (
     "tokens_ptr:*i64 targets_ptr:*i64 parents_ptr:*i32 ancestors_ptr:*i32 is_real_ptr:*i64 lengths_ptr:*i32 "
     "root_ptr:*i64 last_ptr:*i64 ring_ptr:*i64 written_ptr:*i32 limit_ptr:*i32 ends_ptr:*i64 is_done_ptr:*i8 "
@@ -58,7 +58,7 @@ _NF4 = (
 _PRODUCT = dict(INPUTS=4096, SPLITS=8, BLOCK_O=128, NESTED=True, PRMT=True, T="bfloat16")
 KERNELS = [
     Kernel("tree_attention", "prefix_kernel", _ATTENTION, _TREE | dict(D=64, BLOCK_M=64), 128, 4, 4, 2, True),
-    Kernel("tree_attention", "prefix_kernel", _ATTENTION, _TREE | dict(D=128, BLOCK_M=64), 216, 2, 4, 3, True),
+    Kernel("tree_attention", "prefix_kernel", _ATTENTION, _TREE | dict(D=128, BLOCK_M=64), 220, 2, 4, 3, True),
     Kernel("tree_attention", "tail_kernel", f"{_ATTENTION} out_ptr:*bf16", _TREE | dict(D=128, ROWS=16),
            128, 4, 4, 1, True),
     Kernel("nf4_linear", "parts_kernel", _NF4, _PRODUCT | dict(ROWS=16), 128, 4, 4, 3, True),
@@ -67,7 +67,7 @@ KERNELS = [
            64, 16, 1),
     Kernel("kv_commit", "kv_commit_kernel", "kv_ptr:*bf16 paths_ptr:*i32 starts_ptr:*i32 counts_ptr:*i32",
            dict(P=6, BLOCK_P=8, D=128, BLOCK_D=128), 40, 8),
-    Kernel("kv_write", "kv_write_kernel", _WRITE, dict(N=16, H=32, G=8, E=64, BLOCK_E=64, NORM=True), 64, 16, 1),
+    Kernel("kv_write", "kv_write_kernel", _WRITE, dict(H=32, G=8, E=64, BLOCK_E=64, NORM=True), 64, 16, 1),
     Kernel("top_k", "tiles_kernel", "scores_ptr:*bf16 keys_ptr:*i64 V:i32", dict(K=10, TILE=2048), 64, 4, 8),
     Kernel("top_k", "join_kernel", "keys_ptr:*i64 values_ptr:*fp32 ids_ptr:*i64",
            dict(NUM=630, BLOCK=1024, K=10), 64, 8),

@@ -1,5 +1,6 @@
 """The step on the device: the decoder's own answers, without a value that the host reads."""
 
+import logging
 import random
 from collections.abc import Callable
 from typing import Any
@@ -212,13 +213,22 @@ def test_a_row_that_no_token_can_follow_ends_alone() -> None:
 
 
 def test_what_is_recorded_or_follows_the_text_goes_through_the_decoder_s_own_step(
-    steps_are_counted: list[int],
+    steps_are_counted: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
+    """And the log says why, once."""
     base = kernel_base("llama", "torch", seed=4)
-    Engine(base, drafter="none").generate([[1, 2]], 4, logprobs=2)
-    Engine(base, drafter="lookup").generate([[1, 2]], 4)
-    Engine(base, drafter="none", accept="rejection").generate([[1, 2]], 4, temperature=1.0)
-    Engine(with_backend(base, "auto"), drafter="none").generate([[1, 2]], 4)
+    with caplog.at_level(logging.INFO, logger="euryale.decoding"):
+        Engine(base, drafter="none").generate([[1, 2]], 4, logprobs=2)
+        Engine(base, drafter="none").generate([[1, 2], [3], [4]], 4, top_k=3, min_p=0.1, temperature=1.0)
+        Engine(base, drafter="lookup").generate([[1, 2]], 4)
+        Engine(base, drafter="none", accept="rejection").generate([[1, 2]], 4, temperature=1.0)
+        Engine(with_backend(base, "auto"), drafter="none").generate([[1, 2]], 4)
+    assert [message for message in caplog.messages if "not captured" in message] == [
+        "steps are not captured while an answer is recorded",
+        "steps are not captured while a request asks for min_p, top_k",
+        "steps are not captured, because the drafter reads texts on the host",
+        "steps are not captured, because the rule rejection reads what it accepts on the host",
+    ]
     assert steps_are_counted == [0]
     Engine(base, drafter="none").generate([[1, 2]], 4)
     assert steps_are_counted == [5]  # the last is launched before the end of the one before it is known

@@ -76,10 +76,9 @@ class Decoder:
         self._root_B = torch.zeros(0, dtype=torch.long, device=device)
         num_numbers = base.hidden_size * (1 + len(drafter.layers))
         self._hidden_BD = torch.zeros(0, num_numbers, dtype=base.dtype, device=device)
-        self._device: DeviceRows | None = None  # None: every step is one of this file
-        if DeviceLoop.why_not(self.drafter, self._pass, self.rule) is None:
-            loop = DeviceLoop(base, self.drafter, self._pass, self.cache, self.rule)
-            self._device = DeviceRows(base, loop, self.cache, self._requests, self.texts)
+        lists = self._requests, self.texts
+        # None: every step is one of this file.
+        self._device = DeviceRows.of(base, self.drafter, self._pass, self.rule, self.cache, *lists)
 
     @torch.inference_mode()
     def add(self, row: int, requests: Sequence[Request]) -> None:

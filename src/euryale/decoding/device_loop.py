@@ -6,7 +6,6 @@ find (stop strings, more ids that end an answer) comes to light one step later; 
 Letters: B batch, C numbers of a state.
 """
 
-import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor
 
 from euryale.base.base import Base
-from euryale.base.kernel_llama import KernelLlama
 from euryale.decoding.accept import AcceptConfig
 from euryale.decoding.device_step import NUM_ENDS, DeviceState, DeviceStep, RowReport, StepKind
 from euryale.decoding.drafters.interface import Drafter
@@ -25,7 +23,6 @@ from euryale.decoding.tree_pass import TreePass
 from euryale.kernels.backends import on_card
 
 _LEAST_BUCKET = 1024  # slots of the cache that a step sees; the others are powers of two
-log = logging.getLogger(__name__)
 
 
 class Gain(NamedTuple):
@@ -69,16 +66,22 @@ class DeviceLoop:
     @staticmethod
     def why_not(drafter: Drafter, tree_pass: TreePass, rule: AcceptConfig) -> str | None:
         """Why a decoder has no steps on the device; None: it has."""
-        if not isinstance(tree_pass.forward, KernelLlama) or tree_pass.attention is None:
-            return "the base's forward takes masks"
+        if tree_pass.attention is None:
+            return "no kernel takes trees of this size"
         if not drafter.is_on_device:
             return "the drafter reads texts on the host"
         return None if rule.name == "exact" else f"the rule {rule.name} reads what it accepts on the host"
 
     @staticmethod
-    def takes(requests: Sequence[Request]) -> bool:
-        """Whether these rows are greedy, or sampled by temperature alone, and nothing is recorded of them."""
-        return all(r.record is None and not r.sampling.keywords().keys() - {"temperature"} for r in requests)
+    def why_not_rows(requests: Sequence[Request]) -> str | None:
+        """Why a step of these rows is not one on the device; None: it is. They must be greedy, or sampled by
+        temperature alone, and not recorded."""
+        for request in requests:
+            if request.record is not None:
+                return "an answer is recorded"
+            if others := request.sampling.keywords().keys() - {"temperature"}:
+                return f"a request asks for {', '.join(sorted(others))}"
+        return None
 
     @property
     def is_loaded(self) -> bool:

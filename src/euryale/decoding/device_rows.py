@@ -4,16 +4,21 @@ Reports come one step late. Before a row comes, goes, or takes a step of the hos
 report is read, and the state comes back to the decoder. What was gained by then is held until the next step tells it.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from euryale.base.base import Base
+from euryale.base.kernel_llama import KernelLlama
+from euryale.decoding.accept import AcceptConfig
 from euryale.decoding.broken import why_broken
 from euryale.decoding.device_loop import DeviceLoop, Gain
+from euryale.decoding.drafters.interface import Drafter
 from euryale.decoding.kv_cache import KVCache
 from euryale.decoding.request import Request
+from euryale.decoding.tree_pass import TreePass
 
 
 class Told(NamedTuple):
@@ -24,6 +29,7 @@ class Told(NamedTuple):
 
 
 _NOTHING = Told([])
+log = logging.getLogger(__name__)
 
 
 class DeviceRows:
@@ -37,6 +43,25 @@ class DeviceRows:
         self._held: list[Told] | None = None
         self._broken: dict[int, str] = {}  # rows that were found out since rows came or went
         self._is_taken: bool | None = None  # None: not asked since rows came or went
+        self._said: set[str] = set()
+
+    @staticmethod
+    def of(
+        base: Base,
+        drafter: Drafter,
+        tree_pass: TreePass,
+        rule: AcceptConfig,
+        cache: KVCache,
+        requests: list[Request],
+        texts: list[list[int]],
+    ) -> "DeviceRows | None":
+        """None: steps of this drafter, this rule or this base do not run on the device; the log says why."""
+        if not isinstance(tree_pass.forward, KernelLlama):
+            return None
+        if problem := DeviceLoop.why_not(drafter, tree_pass, rule):
+            log.info("steps are not captured, because %s", problem)
+            return None
+        return DeviceRows(base, DeviceLoop(base, drafter, tree_pass, cache, rule), cache, requests, texts)
 
     def add(self, row: int, num_rows: int) -> None:
         """Settled rows, of which these are new."""
@@ -55,7 +80,11 @@ class DeviceRows:
     def takes_step(self) -> bool:
         """Whether the next step runs on the device; asked anew when rows have come or gone."""
         if self._is_taken is None:
-            self._is_taken = self._loop.takes(self._requests)
+            problem = self._loop.why_not_rows(self._requests)
+            if problem is not None and problem not in self._said:
+                self._said.add(problem)
+                log.info("steps are not captured while %s", problem)
+            self._is_taken = problem is None
         return self._is_taken
 
     def step(self, root_B: Tensor, hidden_BC: Tensor) -> list[Told]:

@@ -5,6 +5,7 @@ at the node's position; queries go out, keys and values into the cache at slot l
 
 Replaces, a layer: split, two turns of four operations, two index writes (and two norms): about a dozen launches of a
 few microseconds for (H + 2 G) D N numbers, which are read and written once here.
+The number of nodes is no constant of the code: prompts of another length compile nothing.
 Shapes: those of reference.kv_write; any strides of q, k, v with a last one of 1. Limits: an even D up to 256.
 """
 
@@ -29,7 +30,7 @@ def _unit(first, second, weight_ptr, e, inside, eps, E: tl.constexpr):
 def kv_write_kernel(
     qkv_ptr, cos_ptr, sin_ptr, lengths_ptr, depths_ptr, out_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr, eps,
     stride_xb, stride_xn, stride_xh, stride_dr, stride_kb, stride_kg, stride_ks, stride_vb, stride_vg, stride_vs,
-    N: tl.constexpr, H: tl.constexpr, G: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, NORM: tl.constexpr,
+    H: tl.constexpr, G: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
     """Program (node, head of queries, keys or values, batch row)."""
     node, h = tl.program_id(0), tl.program_id(1)
@@ -56,7 +57,7 @@ def kv_write_kernel(
     a, c = first.to(tl.float32), second.to(tl.float32)
     turned_first, turned_second = (a * cos - c * sin).to(first.dtype), (c * cos + a * sin).to(first.dtype)
     if h < H:
-        out_ptr += ((b * N + node) * H + h) * (2 * E)
+        out_ptr += ((b * tl.num_programs(0) + node) * H + h) * (2 * E)
         tl.store(out_ptr + e, turned_first, mask=inside)
         tl.store(out_ptr + E + e, turned_second, mask=inside)
     else:
@@ -88,6 +89,6 @@ def kv_write(
         qkv_BNHD, cos_TE, sin_TE, lengths_B, depths_RN, out, k_BGSD, v_BGSD, q_norm, k_norm, eps,
         *qkv_BNHD.stride()[:3], depths_RN.stride(0) if len(depths_RN) > 1 else 0,
         *k_BGSD.stride()[:3], *v_BGSD.stride()[:3],
-        N=N, H=H, G=G, E=D // 2, BLOCK_E=triton.next_power_of_2(D // 2), NORM=norms is not None, num_warps=1,
+        H=H, G=G, E=D // 2, BLOCK_E=triton.next_power_of_2(D // 2), NORM=norms is not None, num_warps=1,
     )  # fmt: skip
     return out

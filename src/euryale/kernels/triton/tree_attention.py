@@ -10,7 +10,8 @@ that are masked: these change no bit (exp2(-inf) = 0, and a factor of exp2(0) = 
 Bytes: K and V once for each block of rows (one block up to BLOCK_M = N * H / G), where repeat_kv with a dense mask
 reads H / G times as much, and a mask of N * S numbers. The tail reads REACH + TILE keys a node out of the L2 cache.
 Rows are node * (H / G) + head of the group, so that grouped queries share what is read. Lengths and masks are in
-device memory and the grid does not depend on them: one CUDA graph serves every length.
+device memory and the grid does not depend on them: one CUDA graph serves every length. The number of splits is no
+constant of the code: a cache of another size compiles nothing.
 
 Shapes: q [B, N, H, D], k and v [B, G, S, D], any strides with a last one of 1; lengths [B] int32; ancestors [1 or B,
 N, 2] int32 (reference.pack_ancestors). Limits: N <= 64, depth <= REACH = 32, D a power of two from 16 to 128, H / G
@@ -46,7 +47,7 @@ def prefix_kernel(
     q_ptr, k_ptr, v_ptr, lengths_ptr, ancestors_ptr, part_ptr, stats_ptr, scale_log2,
     stride_qb, stride_qn, stride_qh, stride_kb, stride_kg, stride_ks, stride_vb, stride_vg, stride_vs, stride_ab,
     N: tl.constexpr, GROUP: tl.constexpr, G: tl.constexpr, D: tl.constexpr, WINDOW: tl.constexpr,
-    SPLITS: tl.constexpr, SPLIT: tl.constexpr, REACH: tl.constexpr, TILE: tl.constexpr, BLOCK_M: tl.constexpr,
+    SPLITS, SPLIT: tl.constexpr, REACH: tl.constexpr, TILE: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """Program (block of rows x key/value head, split, batch row): part [B, G, SPLITS, N * GROUP, D] and stats [..,
     2]."""
@@ -98,7 +99,7 @@ def tail_kernel(
     q_ptr, k_ptr, v_ptr, lengths_ptr, ancestors_ptr, part_ptr, stats_ptr, out_ptr, scale_log2,
     stride_qb, stride_qn, stride_qh, stride_kb, stride_kg, stride_ks, stride_vb, stride_vg, stride_vs, stride_ab,
     N: tl.constexpr, GROUP: tl.constexpr, G: tl.constexpr, D: tl.constexpr, WINDOW: tl.constexpr,
-    SPLITS: tl.constexpr, SPLIT: tl.constexpr, REACH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr,
+    SPLITS, SPLIT: tl.constexpr, REACH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Program (node, key/value head, batch row): adds up the splits in order, then the tail; out [B, N, H, D]."""
     node, g = tl.program_id(0), tl.program_id(1)
