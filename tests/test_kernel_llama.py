@@ -1,5 +1,6 @@
 """The kernel forward says what the model says, through the specification of every kernel (backend=torch)."""
 
+import logging
 import random
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from euryale.base.config import BaseConfig
 from euryale.base.fast_llama import FastLlama
 from euryale.base.forward_check import is_near
 from euryale.base.kernel_llama import KernelLlama, Slots, TreeBits
+from euryale.base.lora import LoraConfig, adapter_disabled, adapter_parameters, add_adapter
 from euryale.base.random_base import random_base as base_of_config
 from euryale.decoding.drafters.build import DrafterConfig
 from euryale.decoding.engine import Engine
@@ -165,6 +167,33 @@ def test_a_4_bit_base_runs_in_three_ways_that_agree() -> None:
     on_cpu = with_backend(base, "auto", "expand")  # the CPU's own forward, over matrices that it lays out anew
     assert isinstance(on_cpu.forward(), FastLlama) and on_cpu.is_exact and not with_backend(base, "auto").is_exact
     assert [g.ids for g in Engine(on_cpu, drafter="lookup").generate([IDS, IDS[:3]], 8)] == texts[0]
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_adapters_alongside_are_added_to_the_products_of_their_layers(
+    quantization: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What peft's layers say, with the adapters in use and switched off."""
+    pytest.importorskip("peft", reason="only bases with adapters need it")
+    pytest.importorskip("bitsandbytes", reason="only a 4-bit base needs it")
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+    config = random_base("qwen2", 29, **sizes).model.config  # type: ignore[arg-type]
+    base = base_of_config(config, BaseConfig(quantization=quantization, dtype="float32", device="cpu"))
+    add_adapter(base, LoraConfig(rank=3))
+    for parameter in adapter_parameters(base).values():
+        parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.3
+    with caplog.at_level(logging.INFO, logger="euryale.base.kernel_llama"):
+        forward = KernelLlama(base.model, "torch", "kernel" if quantization == "nf4" else "auto")
+    assert f"{7 * 2} with an adapter" in caplog.text
+    ids_1T = torch.tensor([IDS])
+    packed = (ids_1T, torch.arange(len(IDS))[None], torch.zeros_like(ids_1T))
+    with torch.no_grad():
+        adapted_1TD = base.forward_packed(*packed)
+        torch.testing.assert_close(forward.read_sample(IDS), adapted_1TD, rtol=1e-3, atol=1e-4)
+        with adapter_disabled(base):
+            bare_1TD = base.forward_packed(*packed)
+            torch.testing.assert_close(forward.read_sample(IDS), bare_1TD, rtol=1e-3, atol=1e-4)
+    assert (adapted_1TD - bare_1TD).abs().max() > 0.1
 
 
 def test_a_tree_that_no_kernel_takes_is_refused_when_the_engine_is_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@ a weight that is written to in place is written to in both. Matrices in 4 bits (
     expand   expanded to 16 bits once, then as plain matrices: 4 times the memory, the quickest from some 32 rows on
     bnb      bitsandbytes' modules
 
-A module that is more than its matrix (LoRA) is asked itself.
+A layer with a LoRA adapter alongside (peft) is its matrix in one of these ways and the two matrices of the adapter. A
+module that is more than its matrix in any other way is asked itself.
 
 Letters: M rows, I inputs, O outputs.
 """
@@ -53,6 +54,9 @@ class Products:
         if type(module) is nn.Linear:
             self.ways["plain"] += 1
             return _Plain(module.weight.detach(), module.bias)
+        if (inner := _under_lora(module)) is not None:
+            self.ways["with an adapter"] += 1
+            return _Adapted(module, self._one(inner))
         if not is_4bit(module):
             self.ways[f"asked themselves ({type(module).__name__})"] += 1
             return module
@@ -113,6 +117,35 @@ class _Nf4:
         if len(x_MI) > MOST_ROWS:
             return self._module(x_MI)
         return self._kernel(x_MI, self._weight, self._bias_O)
+
+
+class _Adapted:
+    """peft's layer: y = W x + scaling B A x, for each adapter in use."""
+
+    def __init__(self, module: nn.Module, product: Product) -> None:
+        self._module: Any = module
+        self._product = product
+
+    def __call__(self, x_MI: Tensor) -> Tensor:
+        module, y_MO = self._module, self._product(x_MI)
+        if module.disable_adapters:
+            return y_MO
+        for name in module.active_adapters:
+            if name in module.lora_A:
+                narrow_MR = module.lora_A[name](module.lora_dropout[name](x_MI))
+                y_MO = y_MO + module.lora_B[name](narrow_MR) * module.scaling[name]
+        return y_MO
+
+
+def _under_lora(module: nn.Module) -> nn.Module | None:
+    """The layer that peft has put a plain LoRA alongside of, in the same dtype; None for any other module."""
+    theirs: Any = module
+    if not type(module).__module__.startswith("peft.tuners.lora") or not hasattr(module, "base_layer"):
+        return None
+    dtypes = {parameter.dtype for part in (theirs.lora_A, theirs.lora_B) for parameter in part.parameters()}
+    variants = getattr(theirs, "lora_variant", None)  # DoRA and others, in newer peft
+    is_plain = not theirs.merged and not variants and len(dtypes) == 1
+    return theirs.base_layer if is_plain else None
 
 
 def is_4bit(module: nn.Module) -> bool:
