@@ -86,6 +86,7 @@ def text_of_the_api(server: Served, prompt: str, tokens: int) -> str:
 def test_the_page_shows_the_text_of_the_api_and_the_nodes_of_the_socket(
     page: Page, server: Served, heard: list[dict[str, Any]]
 ) -> None:
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("def fibonacci(n):\n")  # no chat: no question
     ask_for(page, REPEATING, 40)
     wait_until_cut(page)
     assert answer(page) == text_of_the_api(server, REPEATING, 40)

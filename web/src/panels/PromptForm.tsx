@@ -10,8 +10,11 @@ interface Props {
   onCancel: () => void;
 }
 
+const QUESTION = "Explain in two sentences why the sky is blue.";
+const OPENING = "def fibonacci(n):\n"; // for a base that only goes on with a text
+
 export function PromptForm({ ready, isRunning, onGenerate, onCancel }: Props) {
-  const [prompt, setPrompt] = useState("Explain in two sentences why the sky is blue.");
+  const [written, setPrompt] = useState<string | null>(null);
   const [isChat, setChat] = useState(true);
   const [maxTokens, setMaxTokens] = useState("128");
   const [temperature, setTemperature] = useState("0");
@@ -19,6 +22,7 @@ export function PromptForm({ ready, isRunning, onGenerate, onCancel }: Props) {
   const [isCompared, setCompared] = useState(false);
   const canCompare = ready !== null && ready.drafter !== "none";
   const canChat = ready?.chat ?? false;
+  const prompt = written ?? (ready?.chat === false ? OPENING : QUESTION);
 
   const submit = (event: FormEvent) => {
     event.preventDefault();

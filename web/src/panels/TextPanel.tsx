@@ -52,7 +52,7 @@ function HowItWorks({ isLossless }: { isLossless: boolean }) {
   return (
     <ol className="how">
       <li>
-        Small heads <b>guess</b> the next tokens, several at once.
+        Something much smaller than the model <b>guesses</b> the next tokens, several at once.
       </li>
       <li>
         The model <b>checks</b> all guesses in one pass.
