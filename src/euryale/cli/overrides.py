@@ -6,10 +6,10 @@ its own grammar. Both are put right here.
 
 import math
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
-from typing import get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from euryale.errors import UserError
 
@@ -18,6 +18,7 @@ _CHOICES = re.compile(r"[\w.+-]+(,[\w.+-]+)*")  # anything else is Hydra's gramm
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 _ESCAPE = re.compile(r"\\([ntr\\\"'])")
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r"}
+_NUMBER = re.compile(r"[+-]?[\d_]*\.?[\d_]+(e[+-]?\d+)?|true|false|nan|[+-]?inf", re.IGNORECASE)
 _SETTING = re.compile(r"(\+{0,2}[A-Za-z_][\w.]*=|~[A-Za-z_][\w.]*(=|$))")
 
 
@@ -93,6 +94,33 @@ def quote_text(arguments: Sequence[str], keys: Container[str]) -> list[str]:
             argument = f"{key}={_quote(text)}"
         quoted.append(argument)
     return quoted
+
+
+def quote_names(arguments: Sequence[str], schema: type, can_read: Callable[[str], bool]) -> list[str]:
+    """The same arguments, where a setting holds a text, those quoted that Hydra would read as a number (it takes
+    name=2026_11_28 for 20261128) or cannot read at all (a path with ~, quotes, brackets or letters beyond ASCII).
+
+    Lists, null, and what is quoted already are Hydra's to read.
+    """
+    quoted = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if is_setting(argument) and value not in ("", "null") and not value.startswith(("[", "{", "'", '"')):
+            kind = _kind_of(key.lstrip("+"), schema)
+            is_text = kind is str or str in get_args(kind)
+            if (is_text and _NUMBER.fullmatch(value)) or ((is_text or kind is Any) and not can_read(argument)):
+                argument = f"{key}={_quote(value)}"
+        quoted.append(argument)
+    return quoted
+
+
+def _kind_of(key: str, schema: type) -> object:
+    """The type of a setting; None where there is none of this name."""
+    for part in key.split("."):
+        if not is_dataclass(schema) or part not in (hints := get_type_hints(schema)):
+            return None
+        schema = hints[part]
+    return schema
 
 
 def read_escapes(arguments: Sequence[str], keys: Container[str]) -> list[str]:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from euryale.cli import sweeps
-from euryale.cli.overrides import check_keys, check_numbers, is_setting, quote_text, read_escapes
+from euryale.cli.overrides import check_keys, check_numbers, is_setting, quote_names, quote_text, read_escapes
 from euryale.cli.run_folder import settle_run
 from euryale.cli.schemas import SCHEMAS, TrainConfig
 from euryale.errors import UserError, check_least
@@ -81,6 +81,7 @@ def _settle_command_line(name: str) -> None:
         check_keys(sys.argv[1:], SCHEMAS[name], _groups())
         sys.argv[1:] = sweeps.settle_arguments(sys.argv[1:])
         sys.argv[1:] = read_escapes(quote_text(sys.argv[1:], FREE_TEXT), WITH_ESCAPES)
+        sys.argv[1:] = quote_names(sys.argv[1:], SCHEMAS[name], _can_read)
         _check_grammar(sys.argv[1:])
     except UserError as error:
         sys.exit(_refuse(str(error)))
@@ -125,6 +126,14 @@ def _call(main: Callable[[Any], dict[str, object]], settings: object) -> dict[st
 def _groups() -> dict[str, list[str]]:
     """The folders of conf/ and the options in each."""
     return {folder.name: sorted(p.stem for p in folder.glob("*.yaml")) for folder in CONF.iterdir() if folder.is_dir()}
+
+
+def _can_read(argument: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return False
+    return True
 
 
 def _check_grammar(arguments: list[str]) -> None:
