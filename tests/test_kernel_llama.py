@@ -10,7 +10,9 @@ from kernel_bases import SIZES, kernel_base, with_backend
 from random_models import FAMILIES, HEAD_DESIGNS, random_base, random_heads, random_prompts, random_tree
 from torch import nn
 from transformers import AutoModelForCausalLM
+from triton.errors import TritonError
 
+from euryale.base import choose_forward
 from euryale.base.choose_forward import ForwardSettings
 from euryale.base.config import BaseConfig
 from euryale.base.fast_llama import FastLlama
@@ -256,3 +258,18 @@ def test_sizes_that_no_kernel_takes_are_refused_by_the_config_alone(
     config = random_base("llama", 29, **(SIZES["llama"] | sizes)).model.config  # type: ignore[arg-type]
     with pytest.raises(UserError, match=told):
         ForwardSettings(backend="triton").check(config, CPU, dtype)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no C compiler\nsecond line"), TritonError("no C compiler")])
+def test_kernels_that_do_not_run_are_done_without_and_the_log_says_why(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(self: KernelLlama, sample: list[int]) -> None:
+        raise error
+
+    base = kernel_base("llama", "torch")
+    sample = list(range(3, 17))
+    assert choose_forward._checked(base.model, sample, ForwardSettings()) is not None
+    monkeypatch.setattr(KernelLlama, "read_sample", fail)
+    assert choose_forward._checked(base.model, sample, ForwardSettings()) is None
+    assert caplog.messages[-1] == "the kernels do not run on this machine (no C compiler); decoding goes without"

@@ -8,8 +8,10 @@ Each of the first two is compared with the model on a few tokens before it is us
 """
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from subprocess import SubprocessError
 from typing import NamedTuple
 
 import torch
@@ -119,7 +121,7 @@ def _named(model: PreTrainedModel, sample: list[int], settings: ForwardSettings)
 
 
 def _kernels_of_a_card(model: PreTrainedModel, sample: list[int], settings: ForwardSettings) -> KernelLlama | None:
-    """None: no GPU, no kernel for these sizes, or one that does not say what the model says."""
+    """None: no GPU, no kernel for these sizes, or what `_checked` refuses."""
     embeddings = model.get_input_embeddings().weight
     if embeddings.device.type != "cuda" or settings.forward != "auto" or not fits(model):
         return None
@@ -130,11 +132,32 @@ def _kernels_of_a_card(model: PreTrainedModel, sample: list[int], settings: Forw
     if attention.backend == "torch":
         log.info("base.backend=auto: torch's own operations instead of kernels, because %s", attention.reason)
         return None
-    kernels = KernelLlama(model, "auto", settings.nf4_runtime)
-    if is_near(model, kernels.read_sample(sample), sample):
+    return _checked(model, sample, settings)
+
+
+def _checked(model: PreTrainedModel, sample: list[int], settings: ForwardSettings) -> KernelLlama | None:
+    """None, and a warning: the kernels do not run, or do not say what the model says."""
+    try:
+        kernels = KernelLlama(model, "auto", settings.nf4_runtime)
+        hidden = kernels.read_sample(sample)
+    except _kernel_errors() as error:
+        reason = str(error).partition("\n")[0]
+        log.warning("the kernels do not run on this machine (%s); decoding goes without", reason)
+        return None
+    if is_near(model, hidden, sample):
         return kernels
     log.warning("the kernels do not agree with %s on this machine; decoding goes without", type(model).__name__)
     return None
+
+
+def _kernel_errors() -> tuple[type[Exception], ...]:
+    """What compiling and calling a kernel raises: no C compiler, a driver that is too old, memory that is too short.
+
+    Triton has errors of its own, which are known once it was imported.
+    """
+    triton = sys.modules.get("triton.errors")
+    of_triton = () if triton is None else (triton.TritonError,)
+    return (RuntimeError, OSError, SubprocessError, UserError, *of_triton)
 
 
 def _sizes(config: PreTrainedConfig) -> tuple[int, int, int]:

@@ -1,8 +1,8 @@
 """CUDA graphs of a step, by what their shapes depend on; without a card the step is called as it is.
 
 The first steps of a kind run eagerly: kernels compile, and libraries take their workspaces, on the stream that is
-captured later. All graphs share one pool of memory, which is safe because nothing in it outlives a replay. Where memory
-is too short for a graph, the steps of its kind stay eager, and the log says so once.
+captured later. All graphs share one pool of memory, which is safe because nothing in it outlives a replay. A step that
+cannot be captured (memory is too short, an operation that no graph takes) stays eager, and the log says so once.
 
 Not yet run on a GPU.
 """
@@ -30,7 +30,7 @@ class StepGraphs:
         self._pool: Any = None  # torch's handle, from the first capture on
         self._graphs: OrderedDict[Hashable, torch.cuda.CUDAGraph] = OrderedDict()
         self._num_eager: Counter[Hashable] = Counter()
-        self._too_large: set[Hashable] = set()
+        self._eager_for_good: set[Hashable] = set()
 
     def run(self, key: Hashable, step: Callable[[], None]) -> None:
         """Runs `step`, whose tensors must be the same ones for equal keys, after all work queued so far."""
@@ -46,14 +46,18 @@ class StepGraphs:
     def _run_on_card(self, key: Hashable, step: Callable[[], None], stream: torch.cuda.Stream) -> None:
         if key not in self._graphs:
             self._num_eager[key] += 1
-            if self._num_eager[key] <= EAGER_STEPS or key in self._too_large or not self._capture(key, step, stream):
+            if (
+                self._num_eager[key] <= EAGER_STEPS
+                or key in self._eager_for_good
+                or not self._capture(key, step, stream)
+            ):
                 step()
                 return
         self._graphs.move_to_end(key)
         self._graphs[key].replay()
 
     def _capture(self, key: Hashable, step: Callable[[], None], stream: torch.cuda.Stream) -> bool:
-        """False: there is no room. Nothing has run in either case."""
+        """False: it cannot be. Nothing has run in either case."""
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
@@ -63,10 +67,10 @@ class StepGraphs:
                 step()
         except RuntimeError as error:
             # What ends a capture that has failed may report less than what made it fail.
-            if not any(is_out_of_memory(cause) for cause in (error, error.__context__) if cause is not None):
-                raise
-            self._too_large.add(key)
-            log.warning("no memory for a CUDA graph of the step %s; such steps stay eager", key)
+            causes = [cause for cause in (error.__context__, error) if cause is not None]
+            reason = "no memory" if any(map(is_out_of_memory, causes)) else str(causes[0]).partition("\n")[0]
+            self._eager_for_good.add(key)
+            log.warning("no CUDA graph of the step %s (%s); such steps stay eager", key, reason)
             return False
         self._graphs[key] = graph
         while len(self._graphs) > _MOST_GRAPHS:
