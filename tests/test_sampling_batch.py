@@ -259,7 +259,7 @@ def test_candidates_are_ranked_by_each_row_s_own_settings_and_more_of_them_are_r
     for i, (answer, wish) in enumerate(zip(ranked, wishes, strict=True)):
         [alone] = engine.generate([[i, i + 1]], 40, temperature=temperature, seed=i, **wish)  # type: ignore[arg-type]
         assert (answer.ids, answer.accepted) == (alone.ids, alone.accepted)
-    monkeypatch.setattr(LogitsProcessors, "guess", lambda self, scores, ids: scores)
+    monkeypatch.setattr(LogitsProcessors, "guess", lambda self, scores, ids, is_next: scores)
     unranked = answers()
     assert [answer.ids for answer in ranked] == [answer.ids for answer in unranked]
     assert ranked[1].accepted == unranked[1].accepted, "a row without such settings"

@@ -14,8 +14,8 @@ def why_broken(base: Base, text: Sequence[int], drafted: Sequence[int], sampling
     name = first_not_finite(base, text) or first_not_finite(base, with_drafts)
     if name is None and sampling.is_processed:
         return (
-            f"no token is left to write after {len(text)} tokens: logit_bias, banned_tokens and "
-            "min_new_tokens together forbid all. Forbid less."
+            f"no token is left to write after {len(text)} tokens: logit_bias, banned_tokens, min_new_tokens and "
+            "json_schema or regex together forbid all. Forbid less."
         )
     where = f"the first output that is not finite is that of {name}" if name else "a pass without a tree is finite"
     return (

@@ -1,6 +1,7 @@
 """Settings that several scripts share: how to decode and how answers are written."""
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 from euryale.base.config import BaseConfig, base_of_checkpoint
 from euryale.decoding.accept import AcceptConfig
@@ -38,7 +39,7 @@ class EngineConfig:
 
 @dataclass
 class AnswerConfig(SamplingConfig, EngineConfig):
-    """Settings of the scripts that write answers: an engine and the ten knobs."""
+    """Settings of the scripts that write answers: an engine and the knobs."""
 
     max_new_tokens: int = 128
     seed: int = 0
@@ -56,4 +57,15 @@ class AnswerConfig(SamplingConfig, EngineConfig):
             values["logit_bias"] = dict(self.logit_bias)
         except (TypeError, ValueError) as error:
             raise UserError(f"logit_bias must be pairs, [[id, number], ...]; got {self.logit_bias}.") from error
+        if self.json_schema is not None:
+            values["json_schema"] = _read_schema(self.json_schema)
         return Sampling(**values)
+
+
+def _read_schema(file: str) -> str:
+    try:
+        return Path(file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise UserError(
+            f"json_schema={file} cannot be read ({type(error).__name__}). Give a file that holds a JSON schema."
+        ) from error

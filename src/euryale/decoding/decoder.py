@@ -133,7 +133,7 @@ class Decoder:
         for place, request in enumerate(requests, start=row):
             self.cache.add(place, len(request.prompt) - 1)
             self._streams.add(place, request.seed)
-            self._processors.add(place, request.sampling, request.prompt, request.stop.ids)
+            self._processors.add(place, request.sampling, request.prompt, request.stop.ids, request.grammar)
         if self._device is not None:
             self._device.add(row, len(requests))
         self._requests[row:after] = requests

@@ -1,9 +1,9 @@
-"""Logits of the nodes of a tree, changed by bias, penalties, bans and the least length of the row's settings.
+"""Logits of the nodes of a tree, changed by bias, penalties, bans, least length and grammar of the row's settings.
 
-Every node stands for another text: the committed text and the node's own path. So penalties, bans and the least length
-are computed node by node, for all nodes of all rows at once. The order and meaning are those of transformers'
-`generate` (bias, repetition, bans, least length); presence and frequency penalties, which it does not have, are those
-of the OpenAI interface and of vLLM: they count the answer's tokens, not the prompt's.
+Every node stands for another text: the committed text and the node's own path. So all but the bias are computed node
+by node, for all nodes of all rows at once. The order and meaning are those of transformers' `generate` (bias,
+repetition, bans, least length); presence and frequency penalties, which it does not have, are those of the OpenAI
+interface and of vLLM: they count the answer's tokens, not the prompt's. Grammars (grammar.py) come last.
 
 Nothing here runs unless a live row asks for one of these settings. A setting that a row does not ask for leaves the
 row's logits as they are. At most three tables of rows x vocabulary exist, each from the first row that needs it.
@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from euryale.decoding.banned_sequences import BannedSequences
+from euryale.decoding.grammar import GrammarState
+from euryale.decoding.grammar_masks import mask_next, mask_nodes
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree.tree import Shape
 
@@ -27,6 +29,7 @@ class _Row(NamedTuple):
     sampling: Sampling
     num_prompt: int
     end_ids: tuple[int, ...]
+    grammar: GrammarState | None
 
 
 class _Penalties(NamedTuple):
@@ -51,7 +54,7 @@ class _Batch:
         self._rows, self._device = list(rows), device
         self.is_active = any(row.sampling.is_processed for row in rows)
         self.sequences = BannedSequences.of([row.sampling for row in rows], device)
-        ends = {(row, end) for row, (s, _, end_ids) in enumerate(rows) if s.min_new_tokens for end in end_ids}
+        ends = {(row, end) for row, (s, _, end_ids, _) in enumerate(rows) if s.min_new_tokens for end in end_ids}
         self.ends = _Ends(*torch.tensor(sorted(ends), device=device).unbind(1)) if ends else None
         self._penalties: dict[torch.dtype, _Penalties] = {}
 
@@ -85,12 +88,20 @@ class LogitsProcessors:
         """Whether a live row asks for anything."""
         return self._batch.is_active
 
-    def add(self, row: int, sampling: Sampling, prompt: Sequence[int], end_ids: Sequence[int]) -> None:
+    def add(
+        self,
+        row: int,
+        sampling: Sampling,
+        prompt: Sequence[int],
+        end_ids: Sequence[int],
+        grammar: GrammarState | None = None,
+    ) -> None:
         """Makes `row` live: an ended row's place, or the next after the last.
 
-        end_ids: the tokens that would end the answer; min_new_tokens forbids them.
+        end_ids: the tokens that would end the answer; min_new_tokens forbids them. grammar: of the answer; whoever
+        takes the answer's tokens tells it of them.
         """
-        self._rows[row : row + 1] = [_Row(sampling, len(prompt), tuple(end_ids))]
+        self._rows[row : row + 1] = [_Row(sampling, len(prompt), tuple(end_ids), grammar)]
         self._laid_out = None
         if sampling.repetition_penalty != 1.0:
             if self._is_in_text_BV is None:
@@ -153,13 +164,14 @@ class LogitsProcessors:
             scores_BNV = self._batch.sequences.apply(scores_BNV, tokens_BN, shape.parents_RN, texts)
         if self._batch.ends is not None:
             scores_BNV = self._hold_back(self._batch.ends, scores_BNV, shape.depths_RN, texts)
-        return scores_BNV
+        return mask_nodes(scores_BNV, tokens_BN, shape.parents_RN, self._grammars)
 
-    def guess(self, scores_BPV: Tensor, ids: Tensor | None) -> Tensor:
-        """A drafter's scores after bias, bans of single tokens and penalties of the text so far.
+    def guess(self, scores_BPV: Tensor, ids: Tensor | None, is_next: bool = False) -> Tensor:
+        """A drafter's scores after bias, bans of single tokens, penalties and the grammar of the text so far.
 
         The path, bans of sequences and the least length are left out: a guess may be wrong. ids: the tokens that the
-        scores stand for; None: all.
+        scores stand for; None: all. is_next: whether they are scores of the token after the root, the only one that
+        the grammar says something of.
         """
         B = len(scores_BPV)
 
@@ -174,8 +186,14 @@ class LogitsProcessors:
             scores_BPV = _repetition(scores_BPV, of(self._is_in_text_BV), penalties.repetition)
         if self._in_answer_BV is not None and (penalties.frequency is not None or penalties.presence is not None):
             scores_BPV = _count_penalties(scores_BPV, of(self._in_answer_BV), penalties)
+        if is_next:
+            scores_BPV = mask_next(scores_BPV, ids, self._grammars)
         # Not -inf, which is not a score to rank by: a tree may need more candidates than are allowed.
         return scores_BPV.clamp(min=torch.finfo(torch.float32).min / 4)
+
+    @property
+    def _grammars(self) -> list[GrammarState | None]:
+        return [row.grammar for row in self._rows]
 
     @property
     def _batch(self) -> _Batch:

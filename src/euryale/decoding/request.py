@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from euryale.base.base import Base
 from euryale.decoding.detokenizer import Detokenizer
+from euryale.decoding.grammar import GrammarState, grammar_of
 from euryale.decoding.numbers import flag, one_seed, shown, token_ids, whole_number
 from euryale.decoding.prompt import Prompt, encode
 from euryale.decoding.record import Record, TokenLogprob
@@ -25,7 +26,9 @@ class Generation:
     ids: list[int]  # the end-of-text id included when it was written
     num_steps: int  # forwards of the base after the prompt's
     accepted: list[int]  # tokens gained by each step; their sum is len(ids)
-    finish_reason: str  # "eos" | "stop" (a string or an id) | "length" | "context" | "cancelled" | "error"
+    finish_reason: (
+        str  # "eos" | "stop" (a string, an id, a grammar's end) | "length" | "context" | "cancelled" | "error"
+    )
     seconds: float  # wall clock from its submission to its end, prompt included
     is_lossless: bool = True  # of the rule: False where `typical` may write what the base alone would not
     is_exact: bool = False  # of the numbers too: the ids of plain decoding, bit by bit, as proven on this machine
@@ -96,6 +99,7 @@ class Request:
     is_lossless: bool = True
     is_exact: bool = False
     record: Record | None = None
+    grammar: GrammarState | None = None  # that its sampling asks for
     num_cached: int = 0  # prompt tokens that were known from earlier texts (prefix_cache.py)
     ids: list[int] = field(default_factory=list)  # of the answer so far
     accepted: list[int] = field(default_factory=list)  # tokens gained by each step
@@ -113,8 +117,8 @@ class Request:
     def of(
         base: Base, prompt: Prompt, max_new_tokens: int, stop: StopConditions, sampling: Sampling, seed: int | None
     ) -> "Request":
-        """seed: None draws one. Raises UserError for a prompt that leaves no room in the context, and for numbers out
-        of range."""
+        """seed: None draws one. Raises UserError for a prompt that leaves no room in the context, for numbers out of
+        range, and for a grammar that cannot be followed (grammar_of)."""
         max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=1)
         seed = one_seed(seed)
         ids = encode(base, prompt)
@@ -126,7 +130,9 @@ class Request:
             )
         sampling.check_tokens(base.vocab_size, max_new_tokens)
         reason_at_max = "length" if max_new_tokens <= room else "context"
-        return Request(ids, base.tokenizer, sampling, seed, stop, min(max_new_tokens, room), reason_at_max)
+        grammar = grammar_of(base, sampling, stop.ids)
+        max_ids = min(max_new_tokens, room)
+        return Request(ids, base.tokenizer, sampling, seed, stop, max_ids, reason_at_max, grammar=grammar)
 
     @property
     def num_tokens(self) -> int:
@@ -144,18 +150,27 @@ class Request:
         start = len(self.ids)
         for token in tokens:
             self.ids.append(token)
-            if token in self.stop.eos_ids:
-                self.finish_reason = "eos"
-            elif token in self.stop.stop_ids or self._detokenizer is not None and self._detokenizer.add(token):
-                self.finish_reason = "stop"
-            elif len(self.ids) == self.max_ids:
-                self.finish_reason = self.reason_at_max
+            self.finish_reason = self._ending(token)
             if self.finish_reason:
                 break
         self.accepted.append(len(self.ids) - start)
         self.nodes.append(num_nodes)
         if self.record is not None:
             self.record.cut(len(self.ids), self.accepted[-1])
+
+    def _ending(self, token: int) -> str | None:
+        """Why the answer ends with this token, the last of its ids; None: it goes on."""
+        if token in self.stop.eos_ids:
+            return "eos"
+        if token in self.stop.stop_ids or (self._detokenizer is not None and self._detokenizer.add(token)):
+            return "stop"
+        if self.grammar is not None:
+            if self.grammar.accept(token):
+                return "stop"
+            if self.grammar.error is not None:
+                self.error = _too_complex(self.grammar.error)
+                return "error"
+        return self.reason_at_max if len(self.ids) == self.max_ids else None
 
     def new_text(self) -> str:
         """The text written since the last call; a piece is never taken back and never half a character."""
@@ -203,6 +218,10 @@ class Request:
 
     def _new_detokenizer(self) -> Detokenizer:
         return Detokenizer(self.tokenizer, self.stop.strings, self.prompt, self.sampling.min_new_tokens)
+
+
+def _too_complex(reason: str) -> str:
+    return f"no token is left to write: json_schema or regex is too complex to follow ({reason}). Make it simpler."
 
 
 def has_drafts(drafter: str | None) -> bool:

@@ -1,10 +1,11 @@
-"""Sampling settings of one answer: the ten knobs of the API, the command line and YAML, named here alone.
+"""Sampling settings of one answer: the knobs of the API, the command line and YAML, named here alone.
 
-Logits are first processed (logits_processors.py: bias, penalties, bans), then divided by the temperature, then filtered
-by top-k, top-p and min-p (sampling_batch.py), in the order and the meaning of transformers' `generate`; the token is
-the argmax of the filtered scores plus keyed Gumbel noise. Temperature 0 is the argmax of the processed logits.
+Logits are first processed (logits_processors.py: bias, penalties, bans, grammar), then divided by the temperature, then
+filtered by top-k, top-p and min-p (sampling_batch.py), in the order and the meaning of transformers' `generate`; the
+token is the argmax of the filtered scores plus keyed Gumbel noise. Temperature 0 is the argmax of the processed logits.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -69,6 +70,10 @@ class SamplingConfig:
     # Nothing but the context ends the answer before it has so many tokens: end and stop ids are banned, stop strings
     # passed over.
     min_new_tokens: int = 0
+    # The answer is JSON that fits this schema, or matches this regular expression from its first character to its last.
+    # It ends where nothing can follow, whatever min_new_tokens says (grammar.py).
+    json_schema: Any = None  # a file: a command line has no mappings
+    regex: str | None = None
 
 
 @dataclass
@@ -80,6 +85,7 @@ class Sampling(SamplingConfig):
 
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> what is added to its logit
     banned_tokens: Banned = ()  # ids, or sequences of ids, that are never written
+    json_schema: Mapping[str, Any] | str | None = None  # a mapping, or its text; kept as text
 
     def __post_init__(self) -> None:
         for name, limits in RANGES.items():
@@ -90,6 +96,8 @@ class Sampling(SamplingConfig):
         self.min_new_tokens = whole_number("min_new_tokens", self.min_new_tokens, least=0)
         self.logit_bias = _biases(self.logit_bias)
         self.banned_tokens = _bans(self.banned_tokens)
+        self.json_schema = _schema(self.json_schema)
+        self.regex = _regex(self.regex, self.json_schema)
 
     @staticmethod
     def of(**knobs: object) -> "Sampling":
@@ -120,13 +128,14 @@ class Sampling(SamplingConfig):
 
     @cached_property
     def is_processed(self) -> bool:
-        """Whether bias, penalties, bans or a least length change the logits before anything is drawn."""
+        """Whether bias, penalties, bans, a least length or a grammar change the logits before anything is drawn."""
         return self != Sampling(self.temperature, self.top_p, self.top_k, self.min_p)
 
     @property
     def is_known_to_transformers(self) -> bool:
         """Whether transformers' `generate` can be told all of it."""
-        return not self.presence_penalty and not self.frequency_penalty
+        has_grammar = self.json_schema is not None or self.regex is not None
+        return not self.presence_penalty and not self.frequency_penalty and not has_grammar
 
     def keywords(self) -> dict[str, Any]:
         """What differs from the defaults, as keyword arguments of `Sampling` and of `Engine.generate`."""
@@ -153,6 +162,31 @@ def _biases(logit_bias: object) -> dict[int, float]:
             )
         biases[int(token)] = bias
     return biases
+
+
+def _schema(schema: object) -> str | None:
+    """As text. Raises UserError for what is not a JSON object; whether it is a schema shows in grammar.py."""
+    if schema is None:
+        return None
+    try:
+        text = schema if isinstance(schema, str) else json.dumps(schema, allow_nan=False)
+        is_object = isinstance(json.loads(text), dict)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"json_schema must be a mapping, or JSON text of an object; got {shown(schema)}.") from error
+    if not is_object:
+        raise UserError(f"json_schema must be a mapping, or JSON text of an object; got {shown(schema)}.")
+    return text
+
+
+def _regex(regex: object, schema: object) -> str | None:
+    """Raises UserError for what is not text, and beside a schema."""
+    if regex is None:
+        return None
+    if not isinstance(regex, str) or not regex:
+        raise UserError(f"regex must be text of at least one character; got {shown(regex)}. None is off.")
+    if schema is not None:
+        raise UserError("json_schema and regex must not both be given. Leave one out.")
+    return regex
 
 
 def _bans(banned: object) -> tuple[int | tuple[int, ...], ...]:

@@ -57,8 +57,8 @@ class BenchSettings:
         others = [name for name in self.contenders if name.startswith("hf_")]
         if others and not self.sampling.is_known_to_transformers:
             raise UserError(
-                f"contenders=[{','.join(self.contenders)}]: transformers has no presence and frequency penalties, so "
-                f"its text would be another. Leave out: {', '.join(others)}."
+                f"contenders=[{','.join(self.contenders)}]: transformers has no presence and frequency penalties "
+                f"and no grammars, so its text would be another. Leave out: {', '.join(others)}."
             )
 
 

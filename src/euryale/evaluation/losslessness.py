@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from euryale.base.base import Base
+from euryale.decoding.grammar import grammar_of
 from euryale.decoding.logits_processors import LogitsProcessors
 from euryale.decoding.noise import gumbel
 from euryale.decoding.sampling import Sampling
@@ -62,7 +63,11 @@ def judge(base: Base, prompt: Sequence[int], new: Sequence[int], sampling: Sampl
         part = slice(start, start + _CHUNK)
         logits_TV = base.logits(hidden_TD[part]).float()
         if sampling.is_processed:
-            processors.add(0, sampling, prompt, base.eos_ids)
+            grammar = grammar_of(base, sampling, base.eos_ids)
+            if grammar is not None:
+                for token in new[:start]:
+                    grammar.accept(token)
+            processors.add(0, sampling, prompt, base.eos_ids, grammar)
             logits_TV = _processed(processors, logits_TV, prompt, new, start)
         scores_TV = _scores(logits_TV, sampling, seed, len(prompt) + start)
         best_T2 = scores_TV.topk(2).values

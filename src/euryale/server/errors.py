@@ -10,6 +10,8 @@ _SHOWN = 80  # characters of a refused value that a message repeats
 _UNIONS = {
     "prompt": "prompt must be a string, a list of strings, a list of token ids or a list of lists of token ids, "
     "none of them empty but the string",
+    "guided_json": "guided_json must be a JSON schema or its text",
+    "json": "json must be a JSON schema or its text",
     "stop": "stop must be a string or a list of strings of 1 to 256 characters",
     "content": "content must be a string or a list of parts like {'type': 'text', 'text': '...'}",
 }

@@ -9,7 +9,8 @@ from euryale.server.backend import StepView
 from euryale.server.errors import ApiError, bad_request, from_validation
 from euryale.server.limits import MAX_MESSAGES, MAX_STOPS, RANDOM_SEEDS
 from euryale.server.logprobs import TextOf
-from euryale.server.schemas import ChatMessage, SamplingFields, Stop, Strict
+from euryale.server.schemas import ChatMessage, SamplingFields, Stop
+from euryale.server.strict import Strict
 
 VERSION = 1
 DEFAULT_TOKENS = 128

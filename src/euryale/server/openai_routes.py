@@ -60,6 +60,7 @@ def _complete(service: Service, request: CompletionRequest) -> Answer:
         max_tokens = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
         wants_prompt = bool(request.echo) and request.logprobs is not None
         plan = plan_jobs(request, ids, max_tokens, service.info, request.logprobs, wants_prompt)
+        await service.tokens.check_form(request.form, plan.jobs[0].sampling)
         shown = [await service.tokens.decode(p) if t is None else t for t, p in zip(texts, ids, strict=True)]
         generation = service.generate(plan, request_id)
         head = _head(service, request_id, "text_completion")
@@ -82,7 +83,9 @@ def _chat(service: Service, request: ChatRequest) -> Answer:
     async def prepare() -> tuple[Generation, Writer]:
         ids = [await service.tokens.encode_chat(messages)]
         num_logprobs = (request.top_logprobs or 0) if request.logprobs else None
-        generation = service.generate(plan_jobs(request, ids, max_tokens, service.info, num_logprobs), request_id)
+        plan = plan_jobs(request, ids, max_tokens, service.info, num_logprobs)
+        await service.tokens.check_form(request.form, plan.jobs[0].sampling)
+        generation = service.generate(plan, request_id)
         head = _head(service, request_id, "chat.completion.chunk" if request.stream else "chat.completion")
         return generation, ChatWriter(request, generation, service.info, head, service.tokens.text_of)
 

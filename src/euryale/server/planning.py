@@ -106,11 +106,25 @@ def _sampling(request: SamplingFields, vocab_size: int) -> Sampling:
         "top_k": max(request.top_k or 0, 0),  # vLLM's -1 is all
         "logit_bias": _biases(request.logit_bias or {}, vocab_size),
         "min_new_tokens": request.min_tokens or 0,
+        **_form(request),
     }
     try:
         return Sampling.of(**knobs)
     except UserError as error:
         raise bad_request(str(error)) from error
+
+
+def _form(request: SamplingFields) -> dict[str, str | None]:
+    """The grammar alone, so that an error names its field."""
+    form = request.form
+    if form is None:
+        return {}
+    asked = {"json_schema": form.json_schema, "regex": form.regex}
+    try:
+        Sampling.of(**asked)
+    except UserError as error:
+        raise bad_request(f"{form.param}: {error}", form.param) from error
+    return asked
 
 
 def _biases(asked: dict[str, float], vocab_size: int) -> dict[int, float]:

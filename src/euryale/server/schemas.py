@@ -6,11 +6,13 @@ to ignore them would answer another question than the client's.
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from euryale.decoding.sampling import RANGES
 from euryale.server import limits
 from euryale.server.errors import bad_request
+from euryale.server.response_format import FormFields
+from euryale.server.strict import Strict
 
 _OFF: dict[str, tuple[Any, ...]] = {  # known fields: the values that ask for nothing
     "suffix": ("",),
@@ -18,7 +20,6 @@ _OFF: dict[str, tuple[Any, ...]] = {  # known fields: the values that ask for no
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
@@ -27,10 +28,6 @@ _OFF: dict[str, tuple[Any, ...]] = {  # known fields: the values that ask for no
     "prompt_logprobs": (),
     "allowed_token_ids": ([],),
     "bad_words": ([],),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
     "guided_grammar": (),
     "truncate_prompt_tokens": (),
     "include_stop_str_in_output": (False,),
@@ -52,12 +49,6 @@ def _knob(name: str, most: float | None = None) -> Any:
     return Field(default=None, gt=gt, ge=ge, le=highest if most is None else most)
 
 
-class Strict(BaseModel):
-    """`true` is not a number and "5" is not 5."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-
 class StreamOptions(Strict):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
@@ -73,7 +64,7 @@ class ChatMessage(Strict):
     content: str | list[TextPart] | None = None
 
 
-class SamplingFields(Strict):
+class SamplingFields(FormFields):
     """What both kinds of completions share."""
 
     model_config = ConfigDict(strict=True, extra="allow")  # the extras are looked at once, below

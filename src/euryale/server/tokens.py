@@ -15,8 +15,11 @@ from transformers import PreTrainedTokenizerBase
 
 from euryale.data.rows import Message
 from euryale.data.tokens import prompt_ids
+from euryale.decoding.grammar import check_grammar
+from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError
 from euryale.server.errors import bad_request
+from euryale.server.response_format import Form
 
 T = TypeVar("T")
 
@@ -28,6 +31,7 @@ class Tokens:
         self.has_chat_template = bool(tokenizer.chat_template)
         self._vocab_size = vocab_size
         self._bos_id = bos_id
+        self._of_engine = tokenizer
         self._in_worker = copy.deepcopy(tokenizer)
         self._in_loop = copy.deepcopy(tokenizer)
         self._worker = ThreadPoolExecutor(1, "tokenizer")
@@ -68,6 +72,16 @@ class Tokens:
 
     async def decode(self, ids: Sequence[int]) -> str:
         return await self._run(lambda tokenizer: _decode(tokenizer, ids))
+
+    async def check_form(self, form: Form | None, sampling: Sampling) -> None:
+        """Makes the grammar that a form asks for, so that the engine finds it made. Raises ApiError 400 where that
+        cannot be."""
+        if form is None:
+            return
+        try:
+            await self._run(lambda _: check_grammar(self._of_engine, sampling))
+        except UserError as error:
+            raise bad_request(f"{form.param}: {error}", form.param) from error
 
     def check_ids(self, ids: Sequence[int], param: str) -> None:
         """Raises ApiError 400 for an id that the model does not have."""

@@ -26,8 +26,8 @@ class DraftInput(NamedTuple):
     temperature_B11: Tensor | float = 1.0  # rows at T = 0 have no noise and count as 1
     texts: Sequence[Sequence[int]] = ()  # each row's prompt and answer so far, its root last
     targets: Sequence[Sequence[int]] = ()  # the base's token after each node of a row's last draft; new rows: none
-    process: Callable[[Tensor, Tensor | None], Tensor] | None = None  # scores [B, P, V] of these ids (None: all) as the
-    # settings of the rows change them: bias, bans, penalties of the text so far
+    process: Callable[[Tensor, Tensor | None, bool], Tensor] | None = None  # scores [B, P, V] of these ids (None: all)
+    # as the settings of the rows change them; whether they are of the token after the root (LogitsProcessors.guess)
     draws: bool = False  # the noise is the drafter's own: candidates are draws, and the draft says of what (log_q_BNV)
 
 

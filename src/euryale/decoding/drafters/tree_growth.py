@@ -64,7 +64,7 @@ def rank(logits_BPV: Tensor, draft_input: DraftInput, level: int, ids: Tensor | 
     for; None: all.
     """
     if draft_input.process is not None:
-        logits_BPV = draft_input.process(logits_BPV, ids)
+        logits_BPV = draft_input.process(logits_BPV, ids, level == 0)
     if draft_input.noise_BPV is None:
         return logits_BPV
     noise_BV = draft_input.noise_BPV[:, level]
