@@ -11,6 +11,7 @@ from typing import Any
 from euryale.base.config import BaseConfig, base_of_checkpoint
 from euryale.base.lora import LoraConfig
 from euryale.base.shape import ShapeConfig
+from euryale.cli.doctor_schema import DoctorConfig
 from euryale.cli.kernel_schemas import BenchKernelsConfig, ListKernelsConfig
 from euryale.cli.load_levels import LoadConfig
 from euryale.cli.serve_schema import ServeConfig
@@ -230,6 +231,7 @@ SCHEMAS: dict[str, type] = {
     "bench": BenchConfig,
     "compare": CompareConfig,
     "eval": EvalConfig,
+    "doctor": DoctorConfig,
     "calibrate": CalibrateScriptConfig,
     "export": ExportConfig,
     "rank": RankConfig,
