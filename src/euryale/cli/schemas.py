@@ -204,6 +204,16 @@ class ExportConfig:
 
 
 @dataclass
+class ImportHeadsConfig:
+    """infer/import_heads.py"""
+
+    source: str | None = None
+    base: BaseConfig = field(default_factory=base_of_checkpoint)
+    output: str | None = None
+    threads: int = 0
+
+
+@dataclass
 class RankConfig:
     """infer/rank.py"""
 
@@ -234,6 +244,7 @@ SCHEMAS: dict[str, type] = {
     "doctor": DoctorConfig,
     "calibrate": CalibrateScriptConfig,
     "export": ExportConfig,
+    "import_heads": ImportHeadsConfig,
     "rank": RankConfig,
     "plot_sweep": PlotSweepConfig,
     "list_kernels": ListKernelsConfig,

@@ -1,0 +1,47 @@
+"""Takes Medusa heads published for other servers: python infer/import_heads.py source=DIR [base.path=MODEL]"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from euryale.base.base import load_base
+from euryale.cli.schemas import ImportHeadsConfig
+from euryale.cli.script import script, use_threads
+from euryale.data.prompt_files import read_prompts
+from euryale.data.tokens import prompt_ids
+from euryale.decoding.engine import Engine
+from euryale.errors import UserError
+from euryale.heads.published import import_heads, named_base
+from euryale.system.paths import PROJECT
+from euryale.system.provenance import provenance
+
+_NUM_PROMPTS, _NUM_TOKENS = 4, 32  # of the answers that show whether the heads fit the base
+
+
+@script("import_heads")
+def main(config: ImportHeadsConfig) -> dict[str, object]:
+    use_threads(config.threads)
+    if config.source is None:
+        raise UserError("source must be a folder with Medusa heads; got null. Give source=DIR.")
+    source = Path(config.source).expanduser()
+    path = config.base.path or named_base(source)
+    if path is None:
+        raise UserError(f"{source / 'config.json'} names no base. Give the one they were trained for: base.path=MODEL.")
+    quantization = "none" if config.base.quantization == "auto" else config.base.quantization
+    base = load_base(replace(config.base, path=path, quantization=quantization))
+    output = Path(config.output) if config.output else PROJECT / "checkpoints" / source.resolve().name
+    made = import_heads(source, output, base, provenance())
+    texts = read_prompts(PROJECT / "data" / "prompts.txt", _NUM_PROMPTS)
+    prompts = [prompt_ids(text.text, text.messages, base.tokenizer) for text in texts]
+    answers = Engine(base, made.heads, "heads", "chain").generate(prompts, _NUM_TOKENS)
+    tau = sum(len(answer.ids) for answer in answers) / sum(answer.num_steps for answer in answers)
+    print(
+        f"{output}: {made.num_heads} heads of {made.num_layers} layers, output={made.output}; a chain of their first "
+        f"guesses gains tau {tau:.2f} on {_NUM_PROMPTS} openings of code\n"
+        f"next, the fastest tree for this machine: python infer/calibrate.py checkpoint={output} prompts=FILE"
+    )
+    told = {"num_heads": made.num_heads, "num_layers": made.num_layers, "output": made.output}
+    return {"checkpoint": str(output), "base": path} | told | {"tau": tau, "metric": tau}
+
+
+if __name__ == "__main__":
+    main()
