@@ -23,6 +23,7 @@ from euryale.decoding.grammar import GrammarState, check_grammar
 from euryale.decoding.request import Generation, Request, StopConditions
 from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError
+from euryale.evaluation.losslessness import judge
 
 ENDED = ("stop", "eos")
 
@@ -218,6 +219,16 @@ def test_a_grammar_that_exceeds_the_bounds_of_llguidance_is_an_error_and_leaves_
     request.take([brace, quote], 3)
     assert request.finish_reason == "error" and request.ids == [brace]
     assert request.error is not None and request.error.startswith("no token is left to write: json_schema or regex")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_the_test_of_losslessness_knows_the_grammar(temperature: float) -> None:
+    """More tokens than it judges at a time."""
+    base = json_base(seed=6, dtype=torch.float64)
+    settings: dict[str, Any] = {"json_schema": {"type": "array", "items": {"enum": ["ab", 1, 12]}, "minItems": 50}}
+    (answer,) = drafting(base, random.Random(1)).generate([[5]], 150, temperature=temperature, seed=3, **settings)
+    judged = judge(base, [5], answer.ids, Sampling(temperature, **settings), 3)
+    assert len(answer.ids) == 150 and max(judged.emitted_gap) == 0
 
 
 def test_a_tree_walk_leaves_the_automaton_where_the_text_is() -> None:

@@ -31,5 +31,7 @@ class Timeouts:
     stall: float = 30.0  # for a client to read what was sent
     hello: float = 5.0  # for a WebSocket client to say who it is
     step: float = 300.0  # for one step of the engine; longer is a stall
-    keep_alive: int = 5  # between two requests on one connection
+    # Between two requests on one connection. Longer than clients wait themselves (httpx 5 s, aiohttp 15 s), or one may
+    # reuse a connection in the moment in which it is closed here.
+    keep_alive: int = 20
     metrics: float = 0.5  # between two `metrics` messages of a WebSocket
