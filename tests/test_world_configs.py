@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from fuzz_configs import Changes, Outcome, check_case, save_case
+from fuzz_configs import Outcome, check_case, save_case
+from odd_configs import Changes
 from tiny_families import save_config_alone, tiny_config
 from transformers import AutoModelForCausalLM
 

@@ -1,7 +1,7 @@
 """Small tokenizers of every kind that the world has, and bases for them. Not a test file."""
 
 from random_models import random_base
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from euryale.base.base import Base
@@ -57,6 +57,71 @@ def gpt2() -> PreTrainedTokenizerFast:
     return _fast(tokenizer, clean_up_tokenization_spaces=True)
 
 
+def gemma() -> PreTrainedTokenizerFast:
+    """As Llama 2's, but nothing is put before a text and nothing is left out."""
+    tokenizer = llama2()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence(steps)
+    return tokenizer
+
+
+def lower_case() -> PreTrainedTokenizerFast:
+    """A normaliser that changes letters and runs of spaces, as sentencepiece's nmt_nfkc_cf does."""
+    tokenizer = metaspace()
+    steps = [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(" {2,}"), " ")]
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.backend_tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    return tokenizer
+
+
+def word_ends() -> PreTrainedTokenizerFast:
+    """Words that end with a mark, as of GPT and XLM."""
+    pieces = ["<unk>", *SPECIAL, "a", "b", "a</w>", "b</w>", "girl</w>", "little"]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], end_of_word_suffix="</w>", unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
+    return _fast(tokenizer)
+
+
+def repeats_left_out() -> PreTrainedTokenizerFast:
+    """A decoder that takes two equal tokens in a row for one, as of speech models."""
+    vocabulary = {piece: i for i, piece in enumerate(["<unk>", *SPECIAL, "a", "b", "|"])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, "<unk>"))
+    tokenizer.decoder = decoders.CTC(pad_token="<unk>", word_delimiter_token="|")
+    return _fast(tokenizer)
+
+
+def without_decoder() -> PreTrainedTokenizerFast:
+    """Tokens that are put together with spaces between them."""
+    vocabulary = {piece: i for i, piece in enumerate(["<unk>", *SPECIAL, *WORDS])}
+    return _fast(Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>")))
+
+
+def with_words_added(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The same with words that were added later: inside of others, with spaces of their own, of other letters."""
+    words = [
+        AddedToken("girlx"), AddedToken("<tool>", lstrip=True, rstrip=True), AddedToken("b b", single_word=True),
+        AddedToken(" named"), AddedToken("\u4f60\u597d"),
+    ]  # fmt: skip
+    tokenizer.add_tokens(words)
+    return tokenizer
+
+
+# Kinds of which the vocabulary is too small for a chat.
+MORE_KINDS = {
+    "gemma": gemma,
+    "lower case": lower_case,
+    "word ends": word_ends,
+    "repeats left out": repeats_left_out,
+    "without decoder": without_decoder,
+    "llama2 and words": lambda: with_words_added(llama2()),
+    "gpt2 and words": lambda: with_words_added(gpt2()),
+    "metaspace and words": lambda: with_words_added(metaspace()),
+    "wordpiece and words": lambda: with_words_added(wordpiece()),
+}
 KINDS = {"llama2": llama2, "metaspace": metaspace, "wordpiece": wordpiece, "gpt2": gpt2}
 
 
