@@ -282,7 +282,8 @@ def test_a_base_that_answers_nothing_is_told_before_heads_learn_its_silence(
         ({"num_prompts": 0}, "regenerate.num_prompts must be at least 1; got 0"),
         ({"batch_size": -1}, "regenerate.batch_size must be at least 1; got -1"),
         ({"greedy_share": 1.5}, "regenerate.greedy_share must be from 0 to 1; got 1.5"),
-        ({"temperature": 0.0}, "regenerate.temperature must be above 0 to sample; got 0.0"),
+        ({"temperature": 0.0}, "regenerate.temperature must be above 0 to sample, and at most 1e.06; got 0.0"),
+        ({"temperature": 1e308}, "regenerate.temperature must be above 0 to sample, and at most 1e.06"),
         ({"prompt_tokens": 200, "new_tokens": 100}, "= 300, and the context of .* ends at 256"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from euryale.decoding.sampling import LEAST_TEMPERATURE
+from euryale.decoding.sampling import LEAST_TEMPERATURE, MOST_TEMPERATURE
 from euryale.errors import UserError, check_least, check_share
 
 
@@ -28,7 +28,10 @@ class RegenerateConfig:
         positive = ("num_prompts", "prompt_tokens", "new_tokens", "batch_size", "shard_rows", "max_turns")
         check_least(1, "regenerate.", **{name: getattr(self, name) for name in positive})
         check_share("regenerate.greedy_share", self.greedy_share)
-        if self.greedy_share < 1.0 and self.temperature < LEAST_TEMPERATURE:
-            raise UserError(f"regenerate.temperature must be above 0 to sample; got {self.temperature}.")
+        if self.greedy_share < 1.0 and not LEAST_TEMPERATURE <= self.temperature <= MOST_TEMPERATURE:
+            raise UserError(
+                f"regenerate.temperature must be above 0 to sample, and at most {MOST_TEMPERATURE:g}; got "
+                f"{self.temperature}."
+            )
         if self.url is not None and not self.url.startswith(("http://", "https://")):
             raise UserError(f"regenerate.url must be an address as http://HOST:8000/v1; got {self.url}.")
