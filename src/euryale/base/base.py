@@ -43,10 +43,11 @@ from euryale.base.precision import (
     quantization_config,
 )
 from euryale.base.stored_weights import check_read, check_stored
+from euryale.base.tensor_parallel import check_tensor_parallel, division, make_ends_whole
 from euryale.base.token_ids import eos_ids, one_id
 from euryale.base.tree_attention import adopt_tree_attention
 from euryale.errors import UserError
-from euryale.system.memory import is_out_of_memory, keep_freed_memory
+from euryale.system.memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +183,8 @@ def load_base(config: BaseConfig) -> Base:
     """Loads the base, in eval mode, with tree attention in place.
 
     Raises UserError: no path, no such folder or hub id; a folder without config, weights or tokenizer; an unreadable
-    or cut-off file, or one that lacks tensors; a family or a stored quantisation that is not supported; a missing GPU.
+    or cut-off file, or one that lacks tensors; an unsupported family or stored quantisation; a base that its processes
+    cannot divide; a missing GPU.
     """
     transformers.utils.logging.disable_progress_bar()
     path, source = find_source(config)
@@ -199,9 +201,11 @@ def load_base(config: BaseConfig) -> Base:
     quantization = quantization_config(config.quantization, dtype)
     if is_stored := is_stored_in_4_bits(of_base, config.path):
         multiply_stored_in(of_base, dtype)
+    check_tensor_parallel(config, of_base, device, is_stored or quantization is not None)
     if Path(path).is_dir():
         check_stored(Path(path), config.path, is_stored)
     name = "nf4" if quantization or is_stored else "none"
+    divided = division(config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -213,18 +217,15 @@ def load_base(config: BaseConfig) -> Base:
             dtype=dtype,
             quantization_config=None if is_stored else quantization,
             device_map={"": device} if name == "nf4" else None,
+            **divided,
         )
-        if name == "none":
+        if divided:
+            make_ends_whole(model)
+        elif name == "none":
             model = model.to(device)
     # transformers reports a user's mistakes (a wrong id, a damaged file, an unknown family) with any of these.
     except Exception as error:
-        if is_out_of_memory(error):
-            raise UserError(
-                f"base.path={config.path} does not fit into the memory of {device} "
-                f"({str(error).partition(chr(10))[0] or type(error).__name__}). Free memory, or use "
-                "base.dtype=bfloat16, base.quantization=nf4 or a smaller base."
-            ) from error
-        raise UserError(load_message(config.path, error)) from error
+        raise UserError(load_message(config.path, error, device)) from error
     check_read(config.path, info["missing_keys"], info["mismatched_keys"], info["unexpected_keys"])
     tell_left_out(model.generation_config, config.path)
     cache_config = prepare_model(model, config.path)

@@ -2,7 +2,8 @@
 
     kernels       KernelLlama, through the kernel registry: on a GPU, or where base.backend names a backend
     fast forward  FastLlama: on a CPU, and on a GPU for sizes that no kernel takes
-    transformers  PlainForward: other families, and where a faster one does not agree with it
+    transformers  PlainForward: other families, and where a faster one does not agree with it; ParallelForward: a base
+                  that is divided over several processes
 
 Each of the first two is compared with the model on a few tokens before it is used (forward_check.py).
 """
@@ -24,6 +25,7 @@ from euryale.base.forward_check import is_near
 from euryale.base.kernel_layer import backend_for, layer_kernels
 from euryale.base.kernel_llama import KernelLlama
 from euryale.base.kernel_products import NF4_RUNTIMES
+from euryale.base.tensor_parallel import ParallelForward
 from euryale.errors import UserError
 from euryale.kernels.backends import BACKENDS
 from euryale.kernels.registry import find
@@ -38,11 +40,12 @@ class ForwardSettings(NamedTuple):
     forward: str = "auto"
     backend: str = "auto"
     nf4_runtime: str = "auto"
+    tensor_parallel: int = 1
 
     @staticmethod
     def of(config: BaseConfig) -> "ForwardSettings":
         """Raises UserError for unknown names and for settings that exclude each other."""
-        settings = ForwardSettings(config.forward, config.backend, config.nf4_runtime)
+        settings = ForwardSettings(config.forward, config.backend, config.nf4_runtime, config.tensor_parallel)
         for name, value, known in (
             ("forward", settings.forward, FORWARDS),
             ("backend", settings.backend, ("auto", *BACKENDS)),
@@ -98,6 +101,8 @@ def _named_in_full() -> Iterator[None]:
 
 def choose_forward(model: PreTrainedModel, sample: list[int], settings: ForwardSettings) -> Forward:
     """The forward of this model. Raises UserError where kernels that are named do not fit or do not agree with it."""
+    if settings.tensor_parallel > 1:
+        return ParallelForward(model)
     if settings.forward == "plain":
         return PlainForward(model)
     if settings.backend != "auto":

@@ -16,6 +16,7 @@ class BaseConfig:
     backend: str = "auto"
     nf4_runtime: str = "auto"
     merge_adapter: bool = False
+    tensor_parallel: int = 1
 
 
 def base_of_checkpoint() -> BaseConfig:

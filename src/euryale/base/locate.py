@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import torch
 from huggingface_hub import constants
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -14,6 +15,7 @@ from euryale.base.config import BaseConfig
 from euryale.base.gguf import SUFFIX, dequantised, find_gguf, source_digest
 from euryale.base.wheel_model import PREFIX, find_wheel_model
 from euryale.errors import UserError
+from euryale.system.memory import is_out_of_memory
 from euryale.system.paths import PROJECT, user_path
 
 log = logging.getLogger(__name__)
@@ -133,7 +135,14 @@ def read_config_at(config: BaseConfig, path: str, source: dict[str, Any]) -> Pre
         raise UserError(load_message(str(config.path), error)) from error
 
 
-def load_message(asked: str, error: Exception) -> str:
+def load_message(asked: str, error: Exception, device: torch.device | None = None) -> str:
+    """What to tell a user whose base did not load onto `device`, or whose config could not be read."""
+    if device is not None and is_out_of_memory(error):
+        return (
+            f"base.path={asked} does not fit into the memory of {device} "
+            f"({str(error).partition(chr(10))[0] or type(error).__name__}). Free memory, or use base.dtype=bfloat16, "
+            "base.quantization=nf4 or a smaller base."
+        )
     text = " ".join(str(error).split())
     if len(text) > 400:
         text = text[:400] + " ..."

@@ -175,8 +175,10 @@ def load_adapter(folder: Path, base: Base) -> None:
     """Puts the adapter of the checkpoint `folder` on `base`, to be used: in the base's dtype, not to be trained.
 
     With base.merge_adapter it is added to the weights and gone: quicker, but a 4-bit base rounds the sum to 4 bits
-    again. Raises UserError for an adapter of another base, a damaged one, and without peft.
+    again. Raises UserError for an adapter of another base, a damaged one, a divided base, and without peft.
     """
+    if base.forward_settings.tensor_parallel > 1:
+        raise UserError(f"base.tensor_parallel must be 1 with the adapter of {folder}: adapters are not divided.")
     peft = _peft()
     source = folder / FOLDER
     check_same_base(f"The adapters in {source}", read_json(source / _BASE), base.identity())

@@ -20,10 +20,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from euryale.base.config import BaseConfig
 from euryale.cli import sweeps
 from euryale.cli.overrides import check_keys, check_numbers, is_setting, quote_names, quote_text, read_escapes
 from euryale.cli.run_folder import settle_run
-from euryale.cli.schemas import SCHEMAS, TrainConfig
+from euryale.cli.schemas import SCHEMAS, InferConfig, TrainConfig
 from euryale.errors import UserError, check_least
 from euryale.system import processes
 from euryale.system.determinism import be_deterministic, refusal
@@ -158,7 +159,20 @@ def _to_dataclass(composed: DictConfig) -> object:
     except OmegaConfBaseException as error:
         raise UserError(f"the settings cannot be read: {error}") from error
     check_numbers(settings)
+    _check_divided(settings)
     return settings
+
+
+def _check_divided(settings: object) -> None:
+    """Raises UserError for a divided base in a script whose processes would not all do the same."""
+    base = getattr(settings, "base", None)
+    if not isinstance(base, BaseConfig) or base.tensor_parallel == 1:
+        return
+    if not isinstance(settings, InferConfig) or settings.prompt in (None, "-"):
+        raise UserError(
+            f"base.tensor_parallel must be 1, except for infer/run.py with prompt=TEXT; got {base.tensor_parallel}. "
+            "From Python load_base(BaseConfig(tensor_parallel=...)) divides a base for any Engine."
+        )
 
 
 def device_of(config: TrainConfig) -> str:

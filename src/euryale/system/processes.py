@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 # For others to come to the same point. The longest waits: while the first process makes a tokenizer, and for the end of
 # the slowest share of written text. The launcher notices a process that died; this ends one that hangs.
 PATIENCE = timedelta(hours=2)
-HOLD_BACK_S = 2.0
+HOLD_BACK_S = 5.0  # longer than a process with torch takes to end on a busy machine
 
 
 def count() -> int:
