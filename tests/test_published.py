@@ -64,7 +64,8 @@ def test_what_was_exported_comes_back_bit_for_bit_and_decodes(
     assert all(torch.equal(tensor, heads.state_dict()[name]) for name, tensor in back.state_dict().items())
     assert read_description(tmp_path / "back")["provenance"]["imported_from"] == str(tmp_path / "out")
     found, expected = (
-        Engine(base, some, "heads", "chain").generate([[1, 2, 3]], 20, temperature=0.8, seed=2)[0] for some in (back, heads)
+        Engine(base, some, "heads", "chain").generate([[1, 2, 3]], 20, temperature=0.8, seed=2)[0]
+        for some in (back, heads)
     )
     assert (found.ids, found.accepted) == (expected.ids, expected.accepted)
 
