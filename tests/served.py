@@ -26,13 +26,13 @@ class Served:
 
 
 @contextmanager
-def served(*settings: str, seconds: float = 300.0) -> Iterator[Served]:
-    """`python infer/serve.py SETTINGS`, from the line that names its address on. It lives `seconds` at most.
+def served(*settings: str, seconds: float = 300.0, script: str = "infer/serve.py") -> Iterator[Served]:
+    """`python SCRIPT SETTINGS`, from the line that names its address on. It lives `seconds` at most.
 
     Its stdout is a pipe that the test may read; what it logs after its start is thrown away.
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "infer/serve.py", *settings]
+    command = [sys.executable, script, *settings]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:  # type: ignore[call-overload]
         watchdog = threading.Timer(seconds, process.kill)

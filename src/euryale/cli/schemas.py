@@ -14,7 +14,7 @@ from euryale.base.shape import ShapeConfig
 from euryale.cli.doctor_schema import DoctorConfig
 from euryale.cli.kernel_schemas import BenchKernelsConfig, ListKernelsConfig
 from euryale.cli.load_levels import LoadConfig
-from euryale.cli.serve_schema import ServeConfig
+from euryale.cli.serve_schema import ServeConfig, ServeRayConfig
 from euryale.data.sources import DataConfig, data_of_checkpoint
 from euryale.decoding.config import AnswerConfig
 from euryale.decoding.stop_strings import check_stop
@@ -237,6 +237,7 @@ SCHEMAS: dict[str, type] = {
     "measure": MeasureConfig,
     "infer": InferConfig,
     "serve": ServeConfig,
+    "serve_ray": ServeRayConfig,
     "load": LoadConfig,
     "bench": BenchConfig,
     "compare": CompareConfig,

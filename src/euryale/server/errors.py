@@ -64,6 +64,10 @@ def shutting_down() -> ApiError:
     return _unavailable("the server shuts down. Send the request to another replica, or later.", "shutting_down")
 
 
+def replica_lost() -> ApiError:
+    return _unavailable("the replica that had this request is gone. Send it again.", "replica_lost")
+
+
 def not_alive() -> ApiError:
     return _unavailable("the engine has stopped after repeated failures. Restart the server.", "server_error")
 

@@ -2,15 +2,12 @@
 
 from dataclasses import dataclass
 
-from euryale.decoding.record import MOST_LOGPROBS
-
 BODY_BYTES = 1 << 20
 HEAD_BYTES = 64 << 10
 MAX_SEQUENCES = 16  # prompts times n
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_STOP_IDS = 256
-MAX_LOGPROBS = MOST_LOGPROBS
 MAX_BIASES = 300
 MAX_CHOICES = 1000  # answers of which one is to be given
 MAX_FORM_CHARACTERS = 120_000  # of a schema or an expression: about half a second of a processor

@@ -62,10 +62,7 @@ class DrainingServer(uvicorn.Server):
         self._drain_task = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
-        end = asyncio.get_running_loop().time() + self._drain_seconds
-        while self._service.admission.num_taken and asyncio.get_running_loop().time() < end:
-            await asyncio.sleep(0.02)
-        self._service.stopping.set()
+        await self._service.drain(self._drain_seconds)
         self.should_exit = True
 
     def _cut(self) -> None:

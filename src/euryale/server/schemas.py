@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from euryale.decoding.record import MOST_LOGPROBS
 from euryale.decoding.sampling import RANGES
 from euryale.server import limits
 from euryale.server.errors import bad_request
@@ -110,7 +111,7 @@ class CompletionRequest(SamplingFields):
 
     prompt: str | Annotated[list[str], Field(min_length=1)] | Ids | Annotated[list[Ids], Field(min_length=1)]
     best_of: int | None = None
-    logprobs: int | None = Field(default=None, ge=0, le=limits.MAX_LOGPROBS)
+    logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
     echo: bool | None = None
 
     @model_validator(mode="after")
@@ -126,7 +127,7 @@ class ChatRequest(SamplingFields):
     messages: list[ChatMessage] = Field(min_length=1, max_length=limits.MAX_MESSAGES)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=limits.MAX_LOGPROBS)
+    top_logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
 
     @model_validator(mode="after")
     def _ranks_of_something(self) -> Self:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -62,6 +62,9 @@ class Service:
         self.is_draining = False
         self.stopping = asyncio.Event()  # set when those that are left are cut off
         self.on_death: Callable[[], None] = lambda: None
+        self.gather: Callable[[], Awaitable[bytes]] | None = (
+            None  # metrics of all replicas, where this is one of several
+        )
         self._backend = backend
         self._warm_up = warm_up
         self._thread: EngineThread | None = None
@@ -103,6 +106,19 @@ class Service:
         generation = Generation(plan, request_id, self.thread, time.perf_counter())
         generation.start()
         return generation
+
+    async def exposition(self) -> bytes:
+        """What Prometheus reads."""
+        return self.metrics.exposition() if self.gather is None else await self.gather()
+
+    async def drain(self, seconds: float) -> None:
+        """Takes no new requests, waits for those that are being answered, and cuts off what is left after a while."""
+        self.is_draining = True
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while self.admission.num_taken and loop.time() < end:
+            await asyncio.sleep(0.02)
+        self.stopping.set()
 
     @property
     def is_alive(self) -> bool:

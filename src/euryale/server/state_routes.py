@@ -54,7 +54,7 @@ def state_routes(service: Service) -> APIRouter:
     @router.head("/metrics", include_in_schema=False)  # aiperf looks whether it is there
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        return PlainTextResponse(service.metrics.exposition(), media_type=CONTENT_TYPE)
+        return PlainTextResponse(await service.exposition(), media_type=CONTENT_TYPE)
 
     return router
 
