@@ -7,6 +7,8 @@ import pytest
 from fake_engine import FakeEngine
 from on_loopback import MODEL, Running, running
 
+from euryale.server.limits import Timeouts
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
@@ -111,6 +113,14 @@ def test_a_stream_of_a_chat_is_the_same_answer_in_pieces(server: Running, fields
             told = [token for c in mine if c["logprobs"] for token in c["logprobs"]["content"]]
             assert told == choice["logprobs"]["content"]
     assert "usage" not in events[-1], "only where it was asked for"
+
+
+def test_a_quick_models_steps_come_together_but_the_first_token_and_the_end_do_not_wait() -> None:
+    """Ten tokens in seven steps: with a pause longer than the answer there are the first event and the last one."""
+    with running(FakeEngine(step_seconds=0.002), timeouts=Timeouts(events=20.0)) as server:
+        events = server.complete(stream=True, max_tokens=10).events()
+        assert [len(event["choices"][0]["text"]) for event in events] == [1, 9]
+        assert events[1]["choices"][0]["finish_reason"] == "length"
 
 
 def test_usage_can_come_with_every_event(server: Running) -> None:

@@ -31,11 +31,12 @@ class Written:
 class Generation:
     """The sequences of a plan, from `start` until all have ended or `cancel`."""
 
-    def __init__(self, plan: Plan, request_id: str, thread: EngineThread, now: float) -> None:
+    def __init__(self, plan: Plan, request_id: str, thread: EngineThread, now: float, pause: float = 0.0) -> None:
+        """pause: seconds that news of more tokens wait at least after the last ones were taken."""
         self.plan = plan
         self.request_id = request_id
         self._thread = thread
-        self._collector = Collector(len(plan.jobs), now)
+        self._collector = Collector(len(plan.jobs), now, pause)
         self.sequences = [Written(timing) for timing in self._collector.timings]
 
     def start(self) -> None:

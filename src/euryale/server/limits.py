@@ -32,3 +32,4 @@ class Timeouts:
     # reuse a connection in the moment in which it is closed here.
     keep_alive: int = 20
     metrics: float = 0.5  # between two `metrics` messages of a WebSocket
+    events: float = 0.02  # between two events of a stream; the first token and the end do not wait

@@ -103,7 +103,7 @@ class Service:
 
     def generate(self, plan: Plan, request_id: str) -> Generation:
         """Starts a plan's jobs. Raises ApiError 503."""
-        generation = Generation(plan, request_id, self.thread, time.perf_counter())
+        generation = Generation(plan, request_id, self.thread, time.perf_counter(), self.timeouts.events)
         generation.start()
         return generation
 
