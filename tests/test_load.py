@@ -1,20 +1,22 @@
 """infer/load.py against servers on loopback: what it counts, what it calls an error, and equal texts."""
 
+import asyncio
 import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from fake_engine import FakeEngine
 from on_loopback import MODEL, Running, running
 from scripts import assert_refused, run_script
 
 from euryale.cli.load_levels import LoadConfig, measure_load
-from euryale.data.prompt_files import read_prompts
+from euryale.data.prompt_files import Prompt, read_prompts
 from euryale.errors import UserError
 from euryale.evaluation.load import closed_loop, open_loop, same_texts, spread, summarise
-from euryale.evaluation.load_client import Timed
+from euryale.evaluation.load_client import Asked, Timed, ask
 from euryale.report.load_tables import load_table
 
 TAU = 12 / 8  # the fake engine gains 1, 2, 1, 2, ... tokens: 12 in 8 steps
@@ -94,6 +96,21 @@ def test_refusals_failures_and_cut_streams_are_errors_by_name(prompts: str) -> N
     assert gone.error == "ConnectError" and gone.status is None and gone.text == ""
     with pytest.raises(UserError, match=f"url={url} must be the address"):
         LoadConfig(url=url).targets()
+
+
+@pytest.mark.parametrize(("ending", "error"), [("length", None), (None, "stream cut off")])
+def test_a_stream_without_done_is_whole_where_it_says_why_it_ended(ending: str | None, error: str | None) -> None:
+    """transformers' own server sends no [DONE]; a server that was killed sends no finish_reason either."""
+    choices = [[{"delta": {"content": "ab"}, "finish_reason": None}], [{"delta": {}, "finish_reason": ending}]]
+    body = "".join(f"data: {json.dumps({'choices': choice})}\n\n" for choice in choices)
+
+    async def asked() -> Timed:
+        transport = httpx.MockTransport(lambda request: httpx.Response(200, text=body))
+        async with httpx.AsyncClient(transport=transport, base_url="http://peer/v1") as client:
+            return await ask(client, Asked(MODEL, 2, 0.0, 0, False), Prompt("why", None, "1"), 0, 0.0)
+
+    timed = asyncio.run(asked())
+    assert (timed.error, timed.text, timed.num_tokens) == (error, "ab", 1)
 
 
 def test_a_level_without_answers_has_no_speeds() -> None:

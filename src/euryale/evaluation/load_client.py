@@ -10,6 +10,8 @@ import httpx
 
 from euryale.data.prompt_files import Prompt
 
+CUT_OFF = "stream cut off"
+
 
 @dataclass
 class Timed:
@@ -86,11 +88,12 @@ async def ask(client: httpx.AsyncClient, asked: Asked, prompt: Prompt, number: i
 
 
 async def _read(response: httpx.Response, timed: Timed, begin: float) -> None:
-    """Reads the stream to its [DONE]; without one it was cut off."""
-    num_pieces, timed.error = 0, "stream cut off"
+    """Reads the stream to its [DONE]. One without it was cut off, unless it says why it ended, as transformers' does."""
+    num_pieces, timed.error = 0, CUT_OFF
     async for event in _events(response):
+        if event is None or any(choice.get("finish_reason") for choice in event.get("choices") or []):
+            timed.error = timed.error if timed.error != CUT_OFF else None
         if event is None:
-            timed.error = timed.error if timed.error != "stream cut off" else None
             break
         if event.get("error"):
             timed.error = "error in the stream"
