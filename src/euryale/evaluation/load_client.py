@@ -88,7 +88,7 @@ async def ask(client: httpx.AsyncClient, asked: Asked, prompt: Prompt, number: i
 
 
 async def _read(response: httpx.Response, timed: Timed, begin: float) -> None:
-    """Reads the stream to its [DONE]. Without one it was cut off, unless it says why it ended, as transformers' does."""
+    """Reads the stream to its [DONE]. Without one it was cut off, unless it said why it ended, as transformers' do."""
     num_pieces, timed.error = 0, CUT_OFF
     async for event in _events(response):
         if event is None or any(choice.get("finish_reason") for choice in event.get("choices") or []):
