@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from euryale.cli.chat import chat, read_all, stream_answer
+from euryale.cli.chat import chat, notice_of_plain_text, read_all, stream_answer
 from euryale.cli.open_engine import open_checkpoint, open_engine
 from euryale.cli.schemas import InferConfig
 from euryale.cli.script import script, use_threads
@@ -30,6 +30,8 @@ def main(config: InferConfig) -> dict[str, object]:
     if prompt is None:
         with log_steps(engine, config.steps):
             return chat(engine, config, sys.stdin, sys.stdout)
+    if notice := notice_of_plain_text(prompt, engine.base.tokenizer):
+        log.info(notice)
     start = time.perf_counter()
     with log_steps(engine, config.steps if processes.is_first() else None), speaking() as out:
         answer = stream_answer(engine, prompt, config, out)

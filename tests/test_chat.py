@@ -8,7 +8,7 @@ from random_models import random_heads
 from tiny_llama import character_tokenizer
 
 from euryale.base.base import Base
-from euryale.cli.chat import HELP, chat, read_all, stream_answer
+from euryale.cli.chat import HELP, chat, notice_of_plain_text, read_all, stream_answer
 from euryale.cli.schemas import InferConfig
 from euryale.data.rows import Message
 from euryale.data.tokens import prompt_ids
@@ -114,6 +114,13 @@ def test_a_chat_that_outgrew_the_context_says_so_and_goes_on(talking: Engine) ->
     first = answer_to(talking, ("user", "hello"))
     third = answer_to(talking, ("user", "hello"), ("assistant", first), ("user", "again"))
     assert f"> {third}\n[" in out
+
+
+def test_a_plain_prompt_to_a_chat_model_is_noticed(engine: Engine, talking: Engine) -> None:
+    asked = talking.base.tokenizer
+    assert "leave prompt out (a chat opens)" in str(notice_of_plain_text("What is rain?", asked))
+    assert notice_of_plain_text(f"{asked.all_special_tokens[0]}u:What is rain?\na:", asked) is None
+    assert notice_of_plain_text("What is rain?", engine.base.tokenizer) is None
 
 
 def test_a_whole_prompt_is_read_as_it_is() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from euryale.cli.overrides import check_keys, quote_text
+from euryale.cli.overrides import check_are_settings, check_keys, quote_text
 from euryale.errors import UserError
 
 
@@ -52,6 +52,16 @@ def test_an_unknown_key_is_met_with_those_there_are(argument: str, message: str)
     with pytest.raises(UserError) as refused:
         check_keys(["prompt=ok", argument], Schema, groups={"recipe": ["x"]})
     assert str(refused.value).startswith(message)
+
+
+@pytest.mark.parametrize("arguments", [["prompt", "=", "hi"], ["prompt=two", "words"], ["=hi"], [""]])
+def test_an_argument_that_sets_nothing_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(UserError, match="sets nothing. Write KEY=VALUE, without spaces beside the ="):
+        check_are_settings(arguments)
+
+
+def test_flags_and_what_follows_them_are_arguments_too() -> None:
+    check_are_settings(["-m", "--config-dir", "folder", "~optim.lr", "base@other=x", "hydra/launcher=joblib", "a=b"])
 
 
 def test_a_group_is_not_switched_off_with_null() -> None:

@@ -163,7 +163,7 @@ def test_a_cluster_that_cannot_be_asked_is_one_message(
 
 def test_a_setting_that_one_job_cannot_read_is_refused_before_any(arguments: list[str], place: Path) -> None:
     result = run_script("train/run.py", "-m", *arguments, "name=unread", "heads.width=1,wide")
-    assert_refused(result, "error: Error merging override heads.width=wide")
+    assert_refused(result, "error: heads.width must be a number; got wide.")
     assert not (place / "unread" / "0").exists()
 
 

@@ -1,13 +1,18 @@
 """Chat with the engine in a terminal."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from euryale.cli.schemas import InferConfig
 from euryale.data.rows import Message
 from euryale.data.tokens import prompt_ids
 from euryale.decoding.engine import Engine, Prompt
 from euryale.errors import UserError
+
+if TYPE_CHECKING:  # transformers takes seconds to import and is only named in a signature here
+    from transformers import PreTrainedTokenizerBase
 
 HELP = "Type a message and press Enter. An empty line or Ctrl-D ends the chat; /new forgets what was said."
 
@@ -24,6 +29,19 @@ def _as_text(read: Callable[[], str]) -> str:
     except UnicodeError as error:
         raise UserError(f"stdin must be UTF-8 text; got other bytes ({error}). Convert it first.") from error
     return text
+
+
+def notice_of_plain_text(prompt: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What to tell a person who asks a chat model as if it were one that goes on with texts; None where nothing is odd.
+
+    A prompt that holds tokens of the template was rendered through it already.
+    """
+    if not tokenizer.chat_template or any(token in prompt for token in tokenizer.all_special_tokens):
+        return None
+    return (
+        "prompt is a text to go on from, and this base is a chat model: to ask it, leave prompt out (a chat opens), or "
+        "use infer/compare.py questions='[\"...\"]'"
+    )
 
 
 def stream_answer(engine: Engine, prompt: Prompt, config: InferConfig, out: TextIO) -> dict[str, Any]:

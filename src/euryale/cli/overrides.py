@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Any, get_args, get_type_hints
 
 from euryale.errors import UserError
@@ -20,6 +21,17 @@ _ESCAPE = re.compile(r"\\([ntr\\\"'])")
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r"}
 _NUMBER = re.compile(r"[+-]?[\d_]*\.?[\d_]+(e[+-]?\d+)?|true|false|nan|[+-]?inf", re.IGNORECASE)
 _SETTING = re.compile(r"(\+{0,2}[A-Za-z_][\w.]*=|~[A-Za-z_][\w.]*(=|$))")
+
+
+def check_are_settings(arguments: Sequence[str]) -> None:
+    """Raises UserError for the first argument that sets nothing: no KEY=VALUE, flag, or word after a flag."""
+    for before, argument in pairwise(["", *arguments]):
+        is_loose = argument.startswith("=") or not ("=" in argument or argument.startswith(("-", "~")))
+        if is_loose and not before.startswith("-"):
+            raise UserError(
+                f"{argument or 'an empty argument'} sets nothing. Write KEY=VALUE, without spaces beside the =, and a "
+                'value with spaces in quotes: prompt="two words".'
+            )
 
 
 def check_keys(arguments: Sequence[str], schema: type, groups: Mapping[str, Sequence[str]]) -> None:
@@ -106,7 +118,7 @@ def quote_names(arguments: Sequence[str], schema: type, can_read: Callable[[str]
     for argument in arguments:
         key, _, value = argument.partition("=")
         if is_setting(argument) and value not in ("", "null") and not value.startswith(("[", "{", "'", '"')):
-            kind = _kind_of(key.lstrip("+"), schema)
+            kind = kind_of(key.lstrip("+"), schema)
             is_text = kind is str or str in get_args(kind)
             if (is_text and _NUMBER.fullmatch(value)) or ((is_text or kind is Any) and not can_read(argument)):
                 argument = f"{key}={_quote(value)}"
@@ -114,8 +126,8 @@ def quote_names(arguments: Sequence[str], schema: type, can_read: Callable[[str]
     return quoted
 
 
-def _kind_of(key: str, schema: type) -> object:
-    """The type of a setting; None where there is none of this name."""
+def kind_of(key: str, schema: type) -> object:
+    """The type of a setting of the schema; None where there is none of this name."""
     for part in key.split("."):
         if not is_dataclass(schema) or part not in (hints := get_type_hints(schema)):
             return None

@@ -22,7 +22,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from euryale.base.config import BaseConfig
 from euryale.cli import sweeps
-from euryale.cli.overrides import check_keys, check_numbers, is_setting, quote_names, quote_text, read_escapes
+from euryale.cli.kinds import check_kinds
+from euryale.cli.overrides import (
+    check_are_settings,
+    check_keys,
+    check_numbers,
+    is_setting,
+    quote_names,
+    quote_text,
+    read_escapes,
+)
 from euryale.cli.run_folder import settle_run
 from euryale.cli.schemas import SCHEMAS, InferConfig, TrainConfig
 from euryale.errors import UserError, check_least
@@ -79,11 +88,13 @@ def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable
 def _settle_command_line(name: str) -> None:
     """Checks sys.argv and makes it what Hydra reads as it is meant. Ends the process for a wrong one."""
     try:
+        check_are_settings(sys.argv[1:])
         check_keys(sys.argv[1:], SCHEMAS[name], _groups())
         sys.argv[1:] = sweeps.settle_arguments(sys.argv[1:])
         sys.argv[1:] = read_escapes(quote_text(sys.argv[1:], FREE_TEXT), WITH_ESCAPES)
         sys.argv[1:] = quote_names(sys.argv[1:], SCHEMAS[name], _can_read)
         _check_grammar(sys.argv[1:])
+        check_kinds(sys.argv[1:], SCHEMAS[name])
     except UserError as error:
         sys.exit(_refuse(str(error)))
 

@@ -65,7 +65,10 @@ class ServerConfig:
             try:
                 keys += [line.strip() for line in Path(self.api_key_file).read_text(encoding="utf-8").splitlines()]
             except (OSError, UnicodeError) as error:
-                raise UserError(f"api_key_file={self.api_key_file} cannot be read ({type(error).__name__}).") from error
+                raise UserError(
+                    f"api_key_file={self.api_key_file} cannot be read ({type(error).__name__}). "
+                    "Name a UTF-8 file with a key on each line."
+                ) from error
             if not any(keys):
                 raise UserError(f"api_key_file={self.api_key_file} holds no key. Write one on each line.")
         found = tuple(key for key in keys if key)

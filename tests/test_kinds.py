@@ -1,0 +1,54 @@
+"""A value of the wrong kind is met with what its setting takes."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from euryale.cli.kinds import check_kinds
+from euryale.errors import UserError
+
+
+@dataclass
+class Optim:
+    lr: float = 1.0
+    steps: int = 2
+    seed: int | None = None
+    nesterov: bool = False
+
+
+@dataclass
+class Schema:
+    optim: Optim = field(default_factory=Optim)
+    files: list[str] = field(default_factory=list)
+    name: str | None = None
+    checkpoint: str = "last"
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["optim.lr=3", "optim.lr=1e-3", "optim.lr=inf", "optim.steps=5", "optim.steps='5'", "optim.seed=null",
+     "optim.nesterov=yes", "optim.nesterov=1", "name=null", "name=5", "files=[a,b]", "optim.lr=1,2",
+     "optim.lr=${optim.steps}", "optim.lr=interval(0,1)",
+     "optim.steps=range(1,3)", "~optim.lr", "optim=adamw", "-m", "hydra.verbose=true"],
+)  # fmt: skip
+def test_what_a_setting_takes_passes(argument: str) -> None:
+    check_kinds([argument], Schema)
+
+
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("optim.steps=abc", "optim.steps must be a whole number; got abc."),
+        ("optim.steps=1.5", "optim.steps must be a whole number; got 1.5."),
+        ("optim.steps=null", "optim.steps must be a whole number; got null."),
+        ("+optim.seed=x", "optim.seed must be a whole number; got x."),
+        ("optim.lr=[1,2]", "optim.lr must be a number; got [1, 2]."),
+        ("optim.lr=1,wide", "optim.lr must be a number; got wide."),
+        ("checkpoint=null", "checkpoint must be a text; got null."),
+        ("optim.nesterov=perhaps", "optim.nesterov must be true or false; got perhaps."),
+    ],
+)
+def test_what_it_cannot_take_is_refused_in_its_own_words(argument: str, message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        check_kinds(["name=ok", argument], Schema)
+    assert str(refused.value).startswith(message)
