@@ -4,8 +4,8 @@ Hydra says of a wrong one which classes of its own could not be converted; here 
 """
 
 from collections.abc import Sequence
-from types import NoneType
-from typing import get_args
+from types import NoneType, UnionType
+from typing import Union, get_args, get_origin
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -26,7 +26,7 @@ def check_kinds(arguments: Sequence[str], schema: type) -> None:
     for argument in filter(is_setting, arguments):
         key = argument.lstrip("+").partition("=")[0]
         taken = kind_of(key, schema)
-        kinds = set(get_args(taken)) or {taken}
+        kinds = set(get_args(taken)) if get_origin(taken) in (Union, UnionType) else {taken}
         [kind, *others] = sorted(kinds - {NoneType}, key=str)
         if others or kind not in _NAMES or argument.startswith("~"):
             continue
