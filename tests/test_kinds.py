@@ -29,9 +29,8 @@ class Schema:
 @pytest.mark.parametrize(
     "argument",
     ["optim.lr=3", "optim.lr=1e-3", "optim.lr=inf", "optim.steps=5", "optim.steps='5'", "optim.seed=null",
-     "optim.nesterov=yes", "optim.nesterov=1", "name=null", "name=5", "files=[a,b]", "counts=[1,4]", "stop=[a]", "stop=null",
-     "optim.lr=1,2",
-     "optim.lr=${optim.steps}", "optim.lr=interval(0,1)",
+     "optim.nesterov=yes", "optim.nesterov=1", "name=null", "name=5", "files=[a,b]", "counts=[1,4]", "stop=[a]",
+     "stop=null", "optim.lr=1,2", "optim.lr=${optim.steps}", "optim.lr=interval(0,1)",
      "optim.steps=range(1,3)", "~optim.lr", "optim=adamw", "-m", "hydra.verbose=true"],
 )  # fmt: skip
 def test_what_a_setting_takes_passes(argument: str) -> None:
