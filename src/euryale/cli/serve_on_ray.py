@@ -87,10 +87,11 @@ def serve_on_ray(config: ServeRayConfig) -> dict[str, object]:
 
 
 class _Signals:
-    """SIGINT and SIGTERM within: the first one asks for an end, the second one for an end at once."""
+    """SIGINT and SIGTERM: before `wait` they interrupt; then the first asks for an end, the second for one at once."""
 
     def __init__(self) -> None:
         self._asked = threading.Event()
+        self._is_serving = False
         self.is_urgent = False
 
     def __enter__(self) -> "_Signals":
@@ -102,10 +103,14 @@ class _Signals:
             signal.signal(sign, handler)
 
     def wait(self) -> None:
+        """Returns after the first signal."""
+        self._is_serving = True
         while not self._asked.wait(0.5):
             pass
 
     def _take(self, number: int, frame: FrameType | None) -> None:
+        if not self._is_serving:
+            raise KeyboardInterrupt
         self.is_urgent = self._asked.is_set()
         self._asked.set()
 
