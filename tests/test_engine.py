@@ -239,7 +239,9 @@ def test_a_broken_answer_leaves_nothing_in_the_place_of_the_next(num_rows: int) 
 
 def test_settings_that_leave_no_token_say_so() -> None:
     base = five_tokens(eos=[3, 4])
-    with pytest.raises(UserError, match="no token is left to write after 3 tokens: logit_bias, banned_tokens and"):
+    with pytest.raises(
+        UserError, match="no token is left to write after 3 tokens: logit_bias, banned_tokens, min_new_tokens"
+    ):
         engine_of(base).generate([PROMPT], banned_tokens=[0, 1, 2], min_new_tokens=5)
 
 

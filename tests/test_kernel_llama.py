@@ -211,8 +211,8 @@ def test_a_tree_that_no_kernel_takes_is_refused_when_the_engine_is_made(monkeypa
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"backend": "cublas"}, r"base\.backend must be one of: auto, triton, cuda, torch; got cublas"),
-        ({"nf4_runtime": "fast"}, r"base\.nf4_runtime must be one of: auto, kernel, expand, bnb; got fast"),
+        ({"backend": "cublas"}, r"base\.backend must be one of auto, triton, cuda, torch; got cublas"),
+        ({"nf4_runtime": "fast"}, r"base\.nf4_runtime must be one of auto, kernel, expand, bnb; got fast"),
         ({"backend": "torch", "forward": "plain"}, r"base\.forward must be auto with base\.backend=torch; got plain"),
     ],
 )

@@ -52,7 +52,7 @@ class ForwardSettings(NamedTuple):
             ("nf4_runtime", settings.nf4_runtime, NF4_RUNTIMES),
         ):
             if value not in known:
-                raise UserError(f"base.{name} must be one of: {', '.join(known)}; got {value}.")
+                raise UserError(f"base.{name} must be one of {', '.join(known)}; got {value}.")
         if settings.backend != "auto" and settings.forward != "auto":
             raise UserError(
                 f"base.forward must be auto with base.backend={settings.backend}; got {settings.forward}. The kernels "
