@@ -25,6 +25,7 @@ from euryale.decoding.engine import Engine
 from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import Shape, chain
 from euryale.errors import UserError
+from euryale.kernels import registry
 
 CPU = torch.device("cpu")
 IDS = [1, 5, 2, 8, 3, 9, 4, 7]
@@ -198,9 +199,15 @@ def test_adapters_alongside_are_added_to_the_products_of_their_layers(
     assert (adapted_1TD - bare_1TD).abs().max() > 0.1
 
 
+def seem_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the registry sees it. A kernel imported now would stay interpreted in this process, for every later test."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(registry, "_load", lambda kernel, implementation: len)
+
+
 def test_a_tree_that_no_kernel_takes_is_refused_when_the_engine_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton", reason="the message is that of an installed triton")
-    monkeypatch.setenv("TRITON_INTERPRET", "1")  # as the registry sees it; nothing is run
+    seem_interpreted(monkeypatch)
     base = kernel_base("llama", "triton")
     with pytest.raises(UserError, match="base.backend=triton cannot run: num_nodes must be 1 to 64; got 66"):
         Engine(base, drafter="lookup", tree=TreeConfig("dynamic", 66))
@@ -254,7 +261,7 @@ def test_sizes_that_no_kernel_takes_are_refused_by_the_config_alone(
     sizes: dict[str, object], dtype: torch.dtype, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("triton", reason="the message is that of an installed triton")
-    monkeypatch.setenv("TRITON_INTERPRET", "1")  # as the registry sees it; nothing is run
+    seem_interpreted(monkeypatch)
     config = random_base("llama", 29, **(SIZES["llama"] | sizes)).model.config  # type: ignore[arg-type]
     with pytest.raises(UserError, match=told):
         ForwardSettings(backend="triton").check(config, CPU, dtype)
