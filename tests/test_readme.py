@@ -6,12 +6,12 @@ random base that takes the place of the reader's own model and texts. `make` lin
 
 import json
 import re
-import runpy
 import shlex
 import sys
 from pathlib import Path
 
 import pytest
+from scripts import Result, run_script
 
 import euryale.cli.pipeline
 import euryale.cli.script  # noqa: F401  (both import every module that the scripts use, before PROJECT is moved)
@@ -58,24 +58,20 @@ def reader(tmp_path: Path, tiny_llama_folder: Path, monkeypatch: pytest.MonkeyPa
     return tmp_path
 
 
-def run_script(line: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_line(line: str, project: Path) -> Result:
     _, script, *arguments = shlex.split(line)
     extra = EXTRA.get(script, [])
     if script == "train/run.py":
         extra = [*extra, f"output={project / 'checkpoints'}", f"regenerate.output={project / 'regenerated'}"]
-    monkeypatch.setattr(sys, "argv", [script, *arguments, *extra])
-    runpy.run_path(str(ROOT / script), run_name="__main__")
+    return run_script(script, *arguments, *extra)
 
 
-def test_the_readme_s_commands_and_python_run(
-    reader: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_readme_s_commands_and_python_run(reader: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line for line in commands() if line.startswith("python ")]
     assert len(lines) >= 3
     for line in lines:
-        run_script(line, reader, monkeypatch)
-        last = capsys.readouterr().out.strip().splitlines()[-1]
-        assert isinstance(json.loads(last), dict), line
+        result = run_line(line, reader)
+        assert result.status == 0 and isinstance(result.last_line, dict), (line, result.err)
     [snippet] = blocks("python")
     exec(compile(snippet, "README.md", "exec"), {})
     assert len(capsys.readouterr().out) > 0
