@@ -9,9 +9,14 @@ import torch
 from transformers import LlamaConfig
 
 from euryale.base import precision
+from euryale.base.base import load_base
 from euryale.base.config import BaseConfig
 from euryale.base.precision import pick_dtype
 from euryale.cli.open_engine import open_base
+from euryale.decoding.engine import Engine
+from euryale.kernels import packed_linear
+from euryale.training import optimizer
+from euryale.training.optimizer import OptimConfig
 
 CPU, WIDE, NARROW = torch.device("cpu"), LlamaConfig(hidden_size=512), LlamaConfig(hidden_size=256)
 
@@ -73,9 +78,49 @@ def test_the_clock_gives_a_number() -> None:
     assert 0.0 <= precision.bfloat16_speedup() < 100.0
 
 
-@pytest.mark.parametrize("asked, expected", [("auto", torch.bfloat16), ("float32", torch.float32)])
-def test_heads_are_decoded_in_their_own_dtype_unless_another_is_asked_for(
-    tiny_llama_folder: Path, asked: str, expected: torch.dtype
+@pytest.mark.parametrize(
+    "asked, ratio, expected",
+    [
+        ("auto", 1.9, torch.bfloat16),
+        ("auto", 0.3, torch.float32),
+        ("auto", 0.0, torch.float32),
+        ("float32", 1.9, torch.float32),
+        ("bfloat16", 0.0, torch.bfloat16),
+    ],
+)
+def test_heads_are_decoded_in_their_own_dtype_unless_another_is_asked_for_or_it_is_slow_here(
+    tiny_llama_folder: Path, asked: str, ratio: float, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with_speedup(monkeypatch, ratio)
     description = {"dtype": "bfloat16", "base": {"path": str(tiny_llama_folder), "quantization": "none"}}
     assert open_base(BaseConfig(path=None, dtype=asked, device="cpu"), description).dtype == expected
+
+
+def test_that_heads_are_not_decoded_in_their_own_dtype_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with_speedup(monkeypatch, 0.3)
+    with caplog.at_level(logging.INFO, logger="euryale"):
+        assert precision.dtype_of_heads("bfloat16", CPU) == "float32"
+    assert "float32, because this processor multiplies bfloat16 only 0.3 times as fast" in caplog.text
+
+
+@pytest.mark.parametrize("ratio, enabled", [(1.9, True), (0.3, False)])
+def test_fast_autocast_is_bfloat16_where_it_is_quicker(
+    ratio: float, enabled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimizer, "bfloat16_speedup", lambda: ratio)
+    with optimizer.autocast(OptimConfig(autocast="fast"), CPU):
+        assert torch.is_autocast_enabled("cpu") == enabled
+
+
+def test_a_bfloat16_base_decodes_exactly_on_a_processor_without_bfloat16_products(
+    tiny_llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_linear, "multiplies_bfloat16", lambda: False)
+    base = load_base(BaseConfig(path=str(tiny_llama_folder), dtype="bfloat16", device="cpu"))
+    plain, drafted = (Engine(base, None, drafter) for drafter in ("none", "lookup"))
+    [expected] = plain.generate([[1, 5, 9, 5, 9, 5]], 24, ignore_eos=True)
+    [found] = drafted.generate([[1, 5, 9, 5, 9, 5]], 24, ignore_eos=True)
+    assert not found.is_exact or found.ids == expected.ids
+    assert len(found.ids) == 24

@@ -13,7 +13,7 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from euryale.errors import UserError, check_option
-from euryale.kernels.packed_linear import packed
+from euryale.kernels.packed_linear import multiplies_bfloat16, packed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FROM_WIDTH = 512  # below, a product costs its call rather than its weights, and float32 is as quick
@@ -73,14 +73,26 @@ def _cpu_dtype(is_wide: bool) -> torch.dtype:
 def _warn_if_slow() -> None:
     ratio = bfloat16_speedup()
     if ratio < 1.0:
-        log.warning("base.dtype=bfloat16 is slower than float32 on this processor (%.1f times its speed)", ratio)
+        speed = f"{ratio:.1f} times its speed" if ratio else "it has no products of it"
+        log.warning("base.dtype=bfloat16 is slower than float32 on this processor (%s)", speed)
+
+
+def dtype_of_heads(trained_on: str, device: torch.device) -> str:
+    """What base.dtype=auto is for heads of a base in the dtype `trained_on`: that, unless this processor is quicker in
+    float32 than in bfloat16. One line says so where it is."""
+    if trained_on != "bfloat16" or device.type != "cpu" or bfloat16_speedup() >= 1.0:
+        return trained_on
+    ratio = bfloat16_speedup()
+    speed = f"multiplies bfloat16 only {ratio:.1f} times as fast" if ratio else "has no products of bfloat16"
+    log.info("base.dtype=auto: float32, because this processor %s, which the heads were trained on", speed)
+    return "float32"
 
 
 @cache
 @torch.no_grad()
 def bfloat16_speedup() -> float:
     """How many times as fast as float32 a packed bfloat16 product is here, timed in turns; 0.0 where there is none."""
-    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    if not multiplies_bfloat16():
         return 0.0
     rows, inputs, outputs = _TIMED
     ways = []

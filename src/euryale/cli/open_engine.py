@@ -69,7 +69,7 @@ def check_tree(config: EngineConfig, folder: Path, description: dict[str, Any]) 
 def open_base(config: BaseConfig, description: dict) -> Base:
     """The base that a checkpoint's description names, or the one that the settings name instead.
 
-    base.dtype=auto is the dtype that the heads were trained and calibrated on.
+    base.dtype=auto is the dtype that the heads were trained and calibrated on, where this processor is quick in it.
     """
     if not description:
         return load_base(config)
@@ -78,7 +78,7 @@ def open_base(config: BaseConfig, description: dict) -> Base:
         raise UserError("the checkpoint's heads.json does not say which base it belongs to. Use another checkpoint.")
     if config.quantization == "auto":
         config = replace(config, quantization=trained_on.get("quantization", "none"))
-    config = replace(config, dtype=dtype_for(config.dtype, description))
+    config = replace(config, dtype=dtype_for(config.dtype, description, config.device))
     if config.path is None:
         config = replace(config, path=trained_on["path"], revision=config.revision or trained_on.get("revision"))
     return load_base(config)

@@ -79,7 +79,8 @@ class Engine:
     ) -> "Engine":
         """Loads a heads checkpoint and the base it names (or `base`: another path to it, or one already loaded).
 
-        dtype `auto` is the one that the heads were trained and calibrated on, where their folder says it.
+        dtype `auto` is the one that the heads were trained and calibrated on, where their folder says it and this
+        processor is quick in it.
         backend: of the kernels that the base's forward takes, auto | triton | cuda | torch (docs/gpu.md).
         An adapter that the heads were trained with is put on the base, or with `merge_adapter` into its weights.
 
@@ -101,7 +102,7 @@ class Engine:
                 BaseConfig(
                     path=base or trained_on["path"],
                     revision=None if base else trained_on.get("revision"),
-                    dtype=dtype_for(dtype, description),
+                    dtype=dtype_for(dtype, description, device),
                     quantization=trained_on.get("quantization", "none"),
                     device=device,
                     merge_adapter=merge_adapter,

@@ -17,7 +17,7 @@ from torch import Tensor
 from euryale.base.base import Base
 from euryale.base.identity import check_same_base
 from euryale.base.lora import FOLDER, load_adapter, save_adapter
-from euryale.base.precision import DTYPES
+from euryale.base.precision import DTYPES, dtype_of_heads, pick_device
 from euryale.errors import UserError
 from euryale.heads.config import HeadsConfig
 from euryale.heads.draft_rows import IDS, add_rows, drop_rows, stored_shapes
@@ -74,11 +74,11 @@ def save_heads(
         (staged / DESCRIPTION).write_text(json_text(description))
 
 
-def dtype_for(asked: str, description: Mapping[str, Any]) -> str:
+def dtype_for(asked: str, description: Mapping[str, Any], device: str) -> str:
     """base.dtype for these heads: `auto` is the dtype that they were trained and calibrated on, where heads.json says
-    it."""
+    it and the device is quick in it."""
     stored = description.get("dtype")
-    return stored if asked == "auto" and stored in DTYPES else asked
+    return dtype_of_heads(stored, pick_device(device)) if asked == "auto" and stored in DTYPES else asked
 
 
 def load_heads(folder: Path, base: Base) -> Heads:

@@ -12,6 +12,7 @@ Letters: M rows, I inputs, O outputs.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -44,7 +45,6 @@ class Linear(Protocol):
         ...
 
 
-_PACKED_DTYPES = (torch.float32, torch.bfloat16)
 _WORTH_IT = 1 << 17  # numbers in a float32 matrix from which the quicker product pays for its call
 _ROWS_HINT = 4  # the layout differs for 1 row and for more; this one is quick for 1 to 16
 
@@ -137,7 +137,15 @@ def packed(weight_OI: Tensor, bias_O: Tensor | None = None) -> Linear:
 
 def can_pack(weight: Tensor) -> bool:
     """Whether oneDNN has a layout of its own for such a matrix here."""
-    return weight.device.type == "cpu" and weight.dtype in _PACKED_DTYPES and torch.backends.mkldnn.is_available()
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and multiplies_bfloat16())
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether oneDNN has products of bfloat16 on this processor: not where AVX-512 and AVX-NE-CONVERT are missing."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def has_room(model: nn.Module) -> bool:
