@@ -7,6 +7,7 @@ import torch
 from plain_heads import plain_heads
 from random_models import five_tokens, random_base, random_heads
 
+from euryale.base import precision
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
 from euryale.decoding.engine import Engine
@@ -112,7 +113,10 @@ def test_a_loaded_engine_answers_as_the_one_that_was_saved(checkpoint: Path, tin
         assert Engine.load(checkpoint, base=base, drafter="none").tree() == ROOT_ONLY
 
 
-def test_heads_are_loaded_with_the_base_in_the_dtype_they_were_trained_on(tmp_path: Path, tiny_base: Base) -> None:
+def test_heads_are_loaded_with_the_base_in_the_dtype_they_were_trained_on(
+    tmp_path: Path, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "bfloat16_speedup", lambda: 2.0)
     base = load_base(BaseConfig(path=tiny_base.path, dtype="bfloat16"))
     save_heads(tmp_path / "heads", random_heads(plain_heads("hydra", num_heads=3), base), base, {})
     for asked, dtype in (("auto", torch.bfloat16), ("float32", torch.float32)):
