@@ -3,8 +3,6 @@
 A sweep: python infer/bench.py -m tree.num_nodes=1,4,16 temperature=0,0.8 output=FILE.jsonl, then infer/plot_sweep.py.
 """
 
-from pathlib import Path
-
 from euryale.cli.open_engine import open_checkpoint, open_engine
 from euryale.cli.schemas import BenchConfig
 from euryale.cli.script import script, use_threads
@@ -17,6 +15,7 @@ from euryale.evaluation.step_log import log_steps
 from euryale.report.bench_tables import batch_table, bench_table
 from euryale.report.result_file import check_result, write_result
 from euryale.system.hardware import hardware
+from euryale.system.paths import user_path
 from euryale.system.provenance import provenance
 
 
@@ -51,7 +50,7 @@ def main(config: BenchConfig) -> dict[str, object]:
         "provenance": provenance(),
     }
     if config.output is not None:
-        write_result(Path(config.output), result)
+        write_result(user_path(config.output, "output"), result)
     return result | {"metric": next(iter(measured["contenders"].values()))["tokens_per_s"]}
 
 

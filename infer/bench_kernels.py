@@ -1,7 +1,5 @@
 """Times every kernel against its specification and a copy: python infer/bench_kernels.py [output=FILE.jsonl]"""
 
-from pathlib import Path
-
 from euryale.base.precision import pick_device
 from euryale.cli.kernel_schemas import BenchKernelsConfig
 from euryale.cli.script import script, use_threads
@@ -10,6 +8,7 @@ from euryale.report.kernel_tables import kernel_bench_table, kernel_plot
 from euryale.report.result_file import check_result, write_result
 from euryale.system.files import write_atomically
 from euryale.system.hardware import hardware
+from euryale.system.paths import user_path
 from euryale.system.provenance import provenance
 
 
@@ -29,7 +28,7 @@ def main(config: BenchKernelsConfig) -> dict[str, object]:
         "rows": rows, "hardware": hardware(), "provenance": provenance(),
     }  # fmt: skip
     if config.output is not None:
-        file = Path(config.output).expanduser()
+        file = user_path(config.output, "output")
         write_result(file, result)
         with write_atomically(file.with_suffix(".png")) as staged:
             staged.write_bytes(kernel_plot(rows, gb_per_s, hardware()))

@@ -3,7 +3,6 @@
 Same weights, prompts, machine and threads; by default transformers' generate, plain decoding, and the heads.
 """
 
-from pathlib import Path
 from typing import Any
 
 from euryale.cli.open_engine import open_checkpoint, open_engine
@@ -14,6 +13,7 @@ from euryale.evaluation.compare import compare, read_questions
 from euryale.report.compare_tables import comparison_table, question_block
 from euryale.report.result_file import check_result, write_result
 from euryale.system.hardware import hardware
+from euryale.system.paths import user_path
 from euryale.system.provenance import provenance
 
 
@@ -35,7 +35,7 @@ def main(config: CompareConfig) -> dict[str, object]:
         "provenance": provenance(),
     }
     if config.output is not None:
-        write_result(Path(config.output), result)
+        write_result(user_path(config.output, "output"), result)
     told = compared["contenders"]
     return result | {"metric": told.get("euryale", next(iter(told.values())))["tokens_per_s"]}
 

@@ -1,7 +1,5 @@
 """Says why tau is low on your prompts, and what helps: python infer/doctor.py checkpoint=DIR prompts=FILE"""
 
-from pathlib import Path
-
 from euryale.cli.open_engine import open_checkpoint, open_engine
 from euryale.cli.schemas import DoctorConfig
 from euryale.cli.script import script, use_threads
@@ -12,6 +10,7 @@ from euryale.report.doctor_table import doctor_table
 from euryale.report.result_file import check_result, write_result
 from euryale.system.files import read_json
 from euryale.system.hardware import hardware
+from euryale.system.paths import user_path
 from euryale.system.provenance import provenance
 
 
@@ -33,7 +32,7 @@ def main(config: DoctorConfig) -> dict[str, object]:
     ]
     result = {"checkpoint": str(folder), "prompts": config.prompts, "findings": told, "seen": seen}
     if config.output is not None:
-        write_result(Path(config.output), result | {"hardware": hardware(), "provenance": provenance()})
+        write_result(user_path(config.output, "output"), result | {"hardware": hardware(), "provenance": provenance()})
     causes = [finding.cause for finding in findings]
     return {"checkpoint": str(folder), "tau": case.asked.tau, "causes": causes, "metric": case.asked.tau}
 

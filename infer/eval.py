@@ -3,7 +3,6 @@
 With suite=NAME prompts=FILE: tau and speed on a published set of prompts, task by task.
 """
 
-from pathlib import Path
 from typing import Any
 
 from euryale.cli.open_engine import open_checkpoint, open_engine
@@ -19,6 +18,7 @@ from euryale.report.bench_tables import suite_table
 from euryale.report.result_file import check_result, write_result
 from euryale.report.tables import accuracy_table, evaluation_table
 from euryale.system.hardware import hardware
+from euryale.system.paths import user_path
 from euryale.system.provenance import provenance
 
 SUITE_CONTENDERS = ("euryale", "ar", "hf_generate")
@@ -34,7 +34,7 @@ def main(config: EvalConfig) -> dict[str, object]:
     metric = result.pop("metric")
     result = origin | result | {"hardware": hardware(), "provenance": provenance()}
     if config.output is not None:
-        write_result(Path(config.output), result)
+        write_result(user_path(config.output, "output"), result)
     return result | {"metric": metric}
 
 

@@ -1,19 +1,17 @@
 """Writes a checkpoint as another server reads it: python infer/export.py checkpoint=DIR format=vllm output=DIR"""
 
-from pathlib import Path
-
 from euryale.cli.open_engine import open_base
 from euryale.cli.schemas import ExportConfig
 from euryale.cli.script import script
 from euryale.export import export
 from euryale.heads.checkpoint import find_checkpoint, read_description
-from euryale.system.paths import PROJECT
+from euryale.system.paths import PROJECT, user_path
 
 
 @script("export")
 def main(config: ExportConfig) -> dict[str, object]:
     folder = find_checkpoint(config.checkpoint, PROJECT / "checkpoints")
-    output = Path(config.output) if config.output else folder.with_name(f"{folder.name}-{config.format}")
+    output = user_path(config.output, "output") if config.output else folder.with_name(f"{folder.name}-{config.format}")
     files = export(folder, config.format, output, lambda: open_base(config.base, read_description(folder)))
     for file in files:
         print(f"{file} ({file.stat().st_size:,} bytes)")

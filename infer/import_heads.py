@@ -1,7 +1,6 @@
 """Takes Medusa heads published for other servers: python infer/import_heads.py source=DIR [base.path=MODEL]"""
 
 from dataclasses import replace
-from pathlib import Path
 
 from euryale.base.base import load_base
 from euryale.cli.schemas import ImportHeadsConfig
@@ -11,7 +10,7 @@ from euryale.data.tokens import prompt_ids
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
 from euryale.heads.published import import_heads, named_base
-from euryale.system.paths import PROJECT
+from euryale.system.paths import PROJECT, user_path
 from euryale.system.provenance import provenance
 
 _NUM_PROMPTS, _NUM_TOKENS = 4, 32  # of the answers that show whether the heads fit the base
@@ -22,13 +21,13 @@ def main(config: ImportHeadsConfig) -> dict[str, object]:
     use_threads(config.threads)
     if config.source is None:
         raise UserError("source must be a folder with Medusa heads; got null. Give source=DIR.")
-    source = Path(config.source).expanduser()
+    source = user_path(config.source, "source")
     path = config.base.path or named_base(source)
     if path is None:
         raise UserError(f"{source / 'config.json'} names no base. Give the one they were trained for: base.path=MODEL.")
     quantization = "none" if config.base.quantization == "auto" else config.base.quantization
     base = load_base(replace(config.base, path=path, quantization=quantization))
-    output = Path(config.output) if config.output else PROJECT / "checkpoints" / source.resolve().name
+    output = user_path(config.output, "output") if config.output else PROJECT / "checkpoints" / source.resolve().name
     made = import_heads(source, output, base, provenance())
     texts = read_prompts(PROJECT / "data" / "prompts.txt", _NUM_PROMPTS)
     prompts = [prompt_ids(text.text, text.messages, base.tokenizer) for text in texts]

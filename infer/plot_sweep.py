@@ -1,21 +1,20 @@
 """Plots a sweep of infer/bench.py: python infer/plot_sweep.py results=FILE.jsonl [by=temperature]"""
 
-from pathlib import Path
-
 from euryale.cli.schemas import PlotSweepConfig
 from euryale.cli.script import script
 from euryale.errors import UserError
 from euryale.report.plot_sweep import sweep_plot
 from euryale.report.sweep_results import read_sweep, sweep_table
 from euryale.system.files import write_atomically
+from euryale.system.paths import user_path
 
 
 @script("plot_sweep")
 def main(config: PlotSweepConfig) -> dict[str, object]:
     if config.results is None:
         raise UserError("results=FILE.jsonl is missing: the file that infer/bench.py output=FILE.jsonl adds to.")
-    results = Path(config.results).expanduser()
-    picture = Path(config.output).expanduser() if config.output else results.with_suffix(".png")
+    results = user_path(config.results, "results")
+    picture = user_path(config.output, "output") if config.output else results.with_suffix(".png")
     if picture.suffix != ".png":
         raise UserError(f"output must be a .png file; got {config.output}.")
     sweep = read_sweep(results, config.by)

@@ -1,24 +1,22 @@
 """Ranks the runs of a sweep, or of any folder: python infer/rank.py runs=DIR [metric=tau]"""
 
-from pathlib import Path
-
 from euryale.cli.schemas import RankConfig
 from euryale.cli.script import script
 from euryale.errors import UserError
 from euryale.report.ranking import rank_jobs, ranking_table, save_ranking, summary
-from euryale.system.paths import output_root
+from euryale.system.paths import output_root, user_path
 
 
 @script("rank")
 def main(config: RankConfig) -> dict[str, object]:
-    here, ours = Path(config.runs).expanduser(), output_root(config.runs)
+    here, ours = user_path(config.runs, "runs"), output_root(config.runs)
     root = here if here.is_dir() else ours
     if not root.is_dir():
         looked = " and ".join(dict.fromkeys([str(here.absolute()), str(ours)]))
         raise UserError(f"runs={config.runs}: there is no such folder (looked at {looked}).")
     jobs = rank_jobs(root, config.metric)
     print(ranking_table(jobs, config.metric))
-    paths = save_ranking(Path(config.output).expanduser() if config.output else root, jobs, config.metric)
+    paths = save_ranking(user_path(config.output, "output") if config.output else root, jobs, config.metric)
     print("\n" + "\n".join(str(path) for path in paths))
     return summary(root, jobs, config.metric)
 

@@ -164,7 +164,7 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         ("data=files", ["data.files is empty"]),
         ("data=checkpoint", ["data.kind must be one of stdlib, files, hub", "got checkpoint"]),
         ("metric=speed", ["metric must be one of tau, tau_16, speedup", "got speed"]),
-        ("threads=-1", ["threads must be at least 0; got -1"]),
+        ("threads=-1", ["threads must be from 0 to 1024; got -1"]),
     ],
 )
 def test_a_wrong_setting_is_one_message_and_nothing_is_left(output: str, argument: str, words: list[str]) -> None:
@@ -445,5 +445,5 @@ def test_threads_are_set_as_asked() -> None:
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
-    with pytest.raises(UserError, match="threads must be at least 0; got -2"):
+    with pytest.raises(UserError, match="threads must be from 0 to 1024; got -2"):
         use_threads(-2)

@@ -111,11 +111,12 @@ class Settings:
     [
         (Settings(part=Part(rate=math.nan)), "part.rate must be a finite number; got nan"),
         (Settings(part=Part(rate=math.inf)), "part.rate must be a finite number; got inf"),
+        (Settings(part=Part(rate=1e300)), "part.rate must be a finite number of float32, at most 3.4e38; got 1e\\+300"),
         (Settings(seed=2**63), "seed must be a whole number below 2\\*\\*63; got one of 19 digits"),
         (Settings(seed=-(10**400)), "seed must be a whole number below 2\\*\\*63; got one of 401 digits"),
         (Settings(part=Part(bounds=[1.0, math.nan])), "part.bounds must hold numbers; got nan"),
     ],
-    ids=["nan", "1e400", "2**63", "-10**400", "nan in a list"],
+    ids=["nan", "1e400", "1e300", "2**63", "-10**400", "nan in a list"],
 )
 def test_no_setting_of_a_command_line_is_a_number_that_none_can_be(settings: Settings, words: str) -> None:  # own
     """weight_decay=nan and block_size=2**63 were let in, and were seen after minutes of work."""

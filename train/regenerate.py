@@ -10,6 +10,7 @@ from euryale.cli.schemas import RegenerateScriptConfig
 from euryale.cli.script import script, use_threads
 from euryale.cli.text_stage import write_text, writing_base, written_questions
 from euryale.regenerate.manifest import MANIFEST
+from euryale.regenerate.regenerate import check_settings
 from euryale.system import processes
 from euryale.system.files import read_json
 
@@ -21,6 +22,7 @@ def main(config: RegenerateScriptConfig) -> dict[str, object]:
     config.regenerate.check()
     processes.first(lambda: check_rows(config.data, needs_held_out=False))
     base = writing_base(config)
+    check_settings(config.regenerate, base)  # before questions are written, which may take long
     data = written_questions(base, config.data, config.regenerate)
     folder = write_text(base, data, config.regenerate)
     processes.leave()

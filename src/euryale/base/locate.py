@@ -9,6 +9,8 @@ from typing import Any
 import huggingface_hub
 import torch
 from huggingface_hub import constants
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, PreTrainedConfig
 
 from euryale.base.config import BaseConfig
@@ -28,15 +30,21 @@ def find_model(path: str) -> str:
     for candidate in (user_path(path, "base.path"), PROJECT / path):
         if candidate.is_dir() or (candidate.is_file() and candidate.suffix == SUFFIX):
             return str(candidate)
-    looks_like_id = path.count("/") <= 1 and not path.startswith((".", "/", "~")) and bool(path)
-    looks_like_id = looks_like_id and not path.endswith(SUFFIX)
-    if not looks_like_id or path.startswith("checkpoints/"):
+    if not _is_hub_id(path) or path.endswith(SUFFIX) or path.startswith("checkpoints/"):
         looked = " and ".join(dict.fromkeys([str(Path.cwd()), str(PROJECT)]))
         raise UserError(
             f"base.path={path}: there is no such folder (looked in {looked}). "
             "Give a folder that holds a Hugging Face model, or a hub id like meta-llama/Llama-3.1-8B."
         )
     return path
+
+
+def _is_hub_id(path: str) -> bool:
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        return False
+    return True
 
 
 def hub_answers(repo: str, revision: str | None) -> bool:

@@ -12,6 +12,7 @@ from euryale.evaluation.load import Target, closed_loop, find_model, open_loop, 
 from euryale.evaluation.load_client import Asked, Timed
 from euryale.report.load_tables import load_plot
 from euryale.system.files import check_writable, write_json
+from euryale.system.paths import user_path
 
 
 @dataclass
@@ -46,7 +47,7 @@ class LoadConfig:
         if self.warm_up < 0 or self.timeout <= 0 or self.temperature < 0:
             raise UserError("warm_up and temperature must be at least 0, and timeout above 0.")
         if self.output is not None:
-            check_writable(Path(self.output).expanduser(), f"output={self.output}")
+            check_writable(user_path(self.output, "output"), f"output={self.output}")
 
     def loads(self) -> list[tuple[int | None, float | None]]:
         """The levels: so many clients, or so many requests a second."""
@@ -86,7 +87,7 @@ def measure_load(config: LoadConfig) -> dict[str, Any]:
     if len(by_server) == 2:
         result["same_text"] = same_texts(*by_server)
     if config.output is not None:
-        _write(Path(config.output).expanduser(), result, lines)
+        _write(user_path(config.output, "output"), result, lines)
     return result
 
 

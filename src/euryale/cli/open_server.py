@@ -12,6 +12,7 @@ from euryale.base.wheel_model import PREFIX
 from euryale.cli.serve_schema import ServeConfig
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
+from euryale.server.address import find_port
 from euryale.server.limits import Timeouts
 
 if TYPE_CHECKING:
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 def open_server(config: ServeConfig) -> Callable[[Engine], dict[str, object]]:
     """What serves an engine until it is stopped, and returns what was served.
 
-    Raises UserError where a package of the extra `serve` is missing, before a base is loaded.
+    Raises UserError where a package of the extra `serve` is missing or the address is taken, before a base is loaded.
     """
+    find_port(config)
     with extra("serve"):
         from euryale.server.app import build_app  # here: the extra `serve` is optional
         from euryale.server.run import serve

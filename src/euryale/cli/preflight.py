@@ -20,6 +20,7 @@ from euryale.errors import UserError, check_least, check_option
 from euryale.evaluation.breadth import MEASURED_A_KIND
 from euryale.evaluation.calibrate import check as check_calibration
 from euryale.heads.checkpoint import check_initial, find_checkpoint
+from euryale.regenerate.regenerate import check_settings as check_regeneration
 from euryale.report.ranking import check_metric
 from euryale.system import processes
 from euryale.system.files import check_writable
@@ -147,8 +148,8 @@ def check_parallel(config: TrainConfig) -> None:
         )
 
 
-def check_rows(data: DataConfig, needs_held_out: bool) -> None:
-    """Reads one row of each split. Raises UserError when there is none, or it cannot be read."""
+def check_rows(data: DataConfig, needs_held_out: bool, advice: str = "Give more rows") -> None:
+    """Reads one row of each split. Raises UserError, with the advice, when there is none, or it cannot be read."""
     if data.kind == "self":  # its rows are yet to be written
         return
     if data.kind == "mix":
@@ -161,14 +162,16 @@ def check_rows(data: DataConfig, needs_held_out: bool) -> None:
         if next(iter(build_source(unshuffled, split)), None) is None:
             raise UserError(
                 f"{where} gives no row for the split {split}, with data.held_out_one_in={data.held_out_one_in} (one "
-                "row in so many, by a hash of the row; 0: none). Give more rows, or another number (20 is usual)."
+                f"row in so many, by a hash of the row; 0: none). {advice}, or another number (20 is usual)."
             )
 
 
 def check_base(base: Base, config: TrainConfig) -> None:
-    """Raises UserError for blocks that the base cannot read, an optimizer that its device lacks, and adapters of
-    layers that it does not have."""
+    """Raises UserError for blocks and written text that the base cannot hold, an optimizer that its device lacks, and
+    adapters of layers that it does not have."""
     check_block(config.data, base.max_length, base.path)
+    if config.data.regenerate and config.data.kind != "regenerated":
+        check_regeneration(config.regenerate, base)
     check_optimizer(config.optim, base.device)
     if OBJECTIVES[config.objective.kind].trains_adapter:
         chosen_targets(base.model, config.lora)

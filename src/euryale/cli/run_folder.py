@@ -1,10 +1,10 @@
 """Folders of runs: made whole or not at all, resumed with the settings that they were started with."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -16,10 +16,12 @@ from euryale.cli.schemas import TrainConfig
 from euryale.errors import UserError
 from euryale.system import processes
 from euryale.system.files import check_writable, remove, write_atomically
+from euryale.system.locks import alone
 from euryale.system.paths import output_root
 from euryale.training.resume import CONFIG_FILE, find_run
 
 _BEFORE_SETTINGS = {"initial", "wandb"}  # what a run makes before its settings are saved
+_LOCK = ".running.tmp"  # held while the run goes on
 
 
 def settle_run(config: TrainConfig) -> tuple[TrainConfig, Path]:
@@ -61,19 +63,34 @@ def _precedes_settings(path: Path) -> bool:
 @contextmanager
 def whole_or_nothing(folder: Path) -> Iterator[None]:
     """Removes what a run has put into its folder when the run ends, refused or interrupted, before its settings were
-    saved; and the folder, if the run made it. What was there before stays."""
-    is_new = not folder.exists()
-    before = set() if is_new else set(folder.iterdir())
+    saved; and the folders that the run made. What was there before stays. Raises UserError while another process
+    writes the same run."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    before = set() if made else set(folder.iterdir())
     try:
-        yield
+        with ExitStack() as held:
+            processes.first(lambda: held.enter_context(_alone(folder)))
+            yield
     except BaseException:
         if processes.is_first() and folder.is_dir() and not (folder / CONFIG_FILE).exists():
             for path in set(filter(_precedes_settings, folder.iterdir())) - before:
                 remove(path)
-            if is_new:
-                with suppress(OSError):  # something that no run has made is in it
-                    folder.rmdir()
+            with suppress(OSError):  # something that no run has made is in it
+                for path in made:
+                    path.rmdir()
         raise
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Raises UserError while another process holds the folder: two runs of one name would write over each other."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def refuse() -> NoReturn:
+        raise UserError(f"another process is writing the run {folder}. Wait for it, or give another name=.")
+
+    with alone(folder / _LOCK, refuse):
+        yield
 
 
 def save_settings(config: TrainConfig, folder: Path) -> None:

@@ -5,7 +5,6 @@ stand in conf/*.yaml, a comment with each.
 """
 
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 from euryale.base.config import BaseConfig, base_of_checkpoint
@@ -23,6 +22,7 @@ from euryale.evaluation.config import CalibrateConfig
 from euryale.heads.config import HeadsConfig
 from euryale.regenerate.config import RegenerateConfig
 from euryale.system.files import check_writable
+from euryale.system.paths import user_path
 from euryale.training.new_base import ScratchConfig
 from euryale.training.objective import ObjectiveConfig
 from euryale.training.optimizer import OptimConfig
@@ -176,7 +176,7 @@ class EvalConfig(AnswerConfig):
 def check_steps(file: str | None) -> None:
     """Raises UserError when lines could not be added to `steps=`."""
     if file is not None:
-        check_writable(Path(file).expanduser().parent, f"steps={file}")
+        check_writable(user_path(file, "steps").parent, f"steps={file}")
 
 
 @dataclass

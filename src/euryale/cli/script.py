@@ -34,13 +34,14 @@ from euryale.cli.overrides import (
 )
 from euryale.cli.run_folder import settle_run
 from euryale.cli.schemas import SCHEMAS, InferConfig, TrainConfig
-from euryale.errors import UserError, check_least
+from euryale.errors import UserError
 from euryale.system import processes
 from euryale.system.determinism import be_deterministic, refusal
 from euryale.system.paths import PROJECT
 from euryale.training.signals import Interrupted
 
 USER_ERROR_STATUS = 2
+MOST_THREADS = 1024
 CONF = PROJECT / "conf"
 log = logging.getLogger(__name__)
 FREE_TEXT = {"prompt"}  # settings whose value is taken letter by letter
@@ -194,11 +195,12 @@ def device_of(config: TrainConfig) -> str:
 def use_threads(threads: int, deterministic: bool = False, seed: int = 0) -> None:
     """Sets the number of CPU threads; 0 keeps torch's choice (one a core; one at all when it has to be deterministic).
 
-    Raises UserError below 0.
+    Raises UserError below 0, and for more than any machine has.
     """
     import torch  # here: composing a config must not wait for torch
 
-    check_least(0, threads=threads)
+    if not 0 <= threads <= MOST_THREADS:
+        raise UserError(f"threads must be from 0 to {MOST_THREADS}; got {threads}. 0 takes what is fastest here.")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if threads:
         torch.set_num_threads(threads)

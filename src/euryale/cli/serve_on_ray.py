@@ -5,7 +5,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import threading
 import time
 from types import FrameType
@@ -17,6 +16,7 @@ from euryale.cli.open_engine import open_checkpoint
 from euryale.cli.open_server import extra
 from euryale.cli.serve_schema import ServeRayConfig
 from euryale.errors import UserError
+from euryale.server.address import find_port
 from euryale.server.limits import MAX_SEQUENCES
 
 NAME = "euryale"
@@ -33,7 +33,7 @@ def serve_on_ray(config: ServeRayConfig) -> dict[str, object]:
     """
     open_checkpoint(config)  # what its settings and files say is refused here, not in a replica
     num_gpus = _gpus(config)
-    port = _port(config)
+    port = find_port(config)  # Ray's proxy would try for long, and then tell its own log
     _prepare_environment()
     with extra("ray"):
         import ray
@@ -136,19 +136,6 @@ def _gpus(config: ServeRayConfig) -> int:
             "Start fewer, or use base.device=cpu."
         )
     return 1
-
-
-def _port(config: ServeRayConfig) -> int:
-    """Ray's proxy would try for long, and then tell its own log. Raises UserError where the address is taken."""
-    try:
-        with socket.create_server((config.host, config.port), family=_family(config.host)) as listener:
-            return int(listener.getsockname()[1])
-    except OSError as error:
-        raise UserError(f"host={config.host} port={config.port} cannot be listened at. Choose another port.") from error
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _prepare_environment() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from euryale.base.base import Base, load_base
 from euryale.base.base_info import UnloadedBase, describe_base
+from euryale.cli.preflight import check_rows
 from euryale.cli.run_folder import settings_of
 from euryale.cli.schemas import RegenerateScriptConfig, TrainConfig
 from euryale.data.row_prompts import Opening
@@ -18,8 +19,10 @@ from euryale.regenerate.manifest import check_written
 from euryale.regenerate.questions import QuestionSettings, write_questions
 from euryale.regenerate.regenerate import regenerate
 from euryale.system import processes
-from euryale.system.paths import output_root
+from euryale.system.paths import output_root, user_path
 from euryale.training.trial import try_step
+
+_TOO_FEW = "Raise regenerate.num_prompts, give more rows of data"
 
 
 def draw_prompts(base: Base, config: TrainConfig) -> tuple[list[Opening], list[list[int]]]:
@@ -85,15 +88,20 @@ def _written_part(
 
 
 def prepare_text(base: Base, config: TrainConfig) -> DataConfig:
-    """The data to train on: text that the base writes from the rows' openings, or the rows themselves."""
+    """The data to train on: text that the base writes from the rows' openings, or the rows themselves.
+
+    Raises UserError for written text that is of another base, or too little for both sides of the split.
+    """
     written = [config.data.folder] if config.data.kind == "regenerated" else []
     written += [part.get("folder", "") for part in config.data.mix if part.get("kind") == "regenerated"]
     for name in written:
-        check_written(Path(name).expanduser(), base)
+        check_written(user_path(name, "data.folder"), base)
     if not config.data.regenerate or config.data.kind == "regenerated":
         return config.data
     folder = write_text(base, config.data, config.regenerate)
-    return replace(config.data, kind="regenerated", folder=str(folder))
+    data = replace(config.data, kind="regenerated", folder=str(folder))
+    processes.first(lambda: check_rows(data, config.optim.eval_batches > 0, _TOO_FEW))
+    return data
 
 
 def writing_base(config: RegenerateScriptConfig) -> Base | UnloadedBase:

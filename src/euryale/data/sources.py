@@ -25,6 +25,7 @@ from euryale.system.paths import user_path
 __all__ = ["SOURCES", "SPLITS", "DataConfig", "Message", "Row", "Source", "build_source"]
 
 SPLITS = ("train", "held_out")
+MOST_BLOCKS = 65536  # of a batch: what sizes of memory are still counted for
 
 
 @dataclass
@@ -99,6 +100,8 @@ def check(config: DataConfig) -> None:
     check_option("data.modules", config.modules, ("small", "top", "all"))
     check_least(8, "data.", block_size=config.block_size)
     check_least(1, "data.", batch_size=config.batch_size, shuffle_window=config.shuffle_window)
+    if config.batch_size > MOST_BLOCKS:
+        raise UserError(f"data.batch_size must be at most {MOST_BLOCKS} blocks; got {config.batch_size}.")
     check_least(0, "data.", held_out_one_in=config.held_out_one_in, num_retries=config.num_retries)
     if config.held_out_one_in == 1:
         raise UserError(

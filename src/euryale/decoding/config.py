@@ -1,7 +1,6 @@
 """Settings that several scripts share: how to decode and how answers are written."""
 
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 
 from euryale.base.config import BaseConfig, base_of_checkpoint
 from euryale.decoding.accept import AcceptConfig
@@ -10,6 +9,7 @@ from euryale.decoding.numbers import one_seed
 from euryale.decoding.sampling import Sampling, SamplingConfig
 from euryale.decoding.tree.choose import TreeConfig
 from euryale.errors import UserError, check_least
+from euryale.system.paths import user_path
 
 
 @dataclass
@@ -62,9 +62,11 @@ class AnswerConfig(SamplingConfig, EngineConfig):
         return Sampling(**values)
 
 
-def _read_schema(file: str) -> str:
+def _read_schema(file: object) -> str:
+    if not isinstance(file, str):
+        raise UserError(f"json_schema must be the name of a file that holds a JSON schema; got {file!r:.80}.")
     try:
-        return Path(file).expanduser().read_text(encoding="utf-8")
+        return user_path(file, "json_schema").read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
         raise UserError(
             f"json_schema={file} cannot be read ({type(error).__name__}). Give a file that holds a JSON schema."

@@ -8,6 +8,7 @@ from euryale.errors import UserError, check_least, check_option
 KINDS = ("medusa", "hydra", "eagle")
 BODIES = ("resblock", "mlp")
 OUTPUTS = ("shared", "own", "lowrank")
+MOST_WIDTH = 64.0  # times the hidden size
 MOST_INDUCTION = 3  # tokens of a suffix that is looked for
 FEATURES = {"last": 1, "several": 3}  # how many states of the base a head reads
 
@@ -44,8 +45,10 @@ class HeadsConfig:
             raise UserError(f"heads.num_heads must be from 1 to 16; got {self.num_heads}. Use 3 to 5.")
         if not 1 <= self.num_layers <= 8:
             raise UserError(f"heads.num_layers must be from 1 to 8; got {self.num_layers}.")
-        if not 0.0 < self.width < math.inf:
-            raise UserError(f"heads.width must be a positive multiple of the hidden size; got {self.width}.")
+        if not 0.0 < self.width <= MOST_WIDTH:
+            raise UserError(
+                f"heads.width must be above 0 and at most {MOST_WIDTH:g} times the hidden size; got {self.width}."
+            )
         if not 0.0 < self.vocab_share <= 1.0:
             raise UserError(f"heads.vocab_share must be above 0 and at most 1; got {self.vocab_share}.")
         check_least(1, "heads.", output_rank=self.output_rank)

@@ -1,7 +1,9 @@
 """The manifest of a folder of regenerated text: what was asked, what was written, whether it is whole."""
 
+import glob
 import hashlib
 import logging
+import re
 import shutil
 import time
 from pathlib import Path
@@ -20,6 +22,14 @@ from euryale.system.files import read_json, write_json
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
 log = logging.getLogger(__name__)
+
+
+def folder_of(root: Path, base_path: str, digest: str, kind: str = "") -> Path:
+    """Where the set of this digest lies below `root`, named after its base without what some file systems refuse; one
+    that is there under another name of the same base is taken as it is."""
+    name = re.sub(r'[<>:"|?*\\\x00-\x1f]', "-", Path(base_path).name)
+    there = sorted(glob.glob(f"{glob.escape(str(root))}/{kind}*-{digest}"))
+    return Path(there[0]) if there else root / f"{kind}{name}-{digest}"
 
 
 def check_written(folder: Path, base: Base | UnloadedBase) -> None:

@@ -20,7 +20,7 @@ from euryale.data.rows import Message
 from euryale.data.tokens import prompt_ids
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError, check_least, check_share
-from euryale.regenerate.manifest import template_name
+from euryale.regenerate.manifest import folder_of, template_name
 from euryale.regenerate.question_frame import KINDS, end_of_turn, is_usable, kind_of, question_frame
 from euryale.system.files import check_writable, write_atomically
 from euryale.system.progress import Progress
@@ -61,7 +61,7 @@ def write_questions(base: Base, settings: QuestionSettings, root: Path, num_rows
     identity = {"base": base.identity(), "chat_template": template_name(base), "kinds": KINDS, "part": _PART}
     identity |= asdict(settings)
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    folder = root / f"questions-{Path(base.path).name}-{name}"
+    folder = folder_of(root, base.path, name, "questions-")
     file = folder / FILE
     if file.is_file():
         log.info("questions: reusing %s", file)

@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from euryale.base.base import Base
 from euryale.base.base_info import UnloadedBase
 from euryale.data.row_prompts import Opening, draw_openings
@@ -26,10 +24,11 @@ from euryale.errors import UserError
 from euryale.regenerate.completions import EngineWriter, ServerWriter, Writer
 from euryale.regenerate.config import RegenerateConfig
 from euryale.regenerate.conversations import converse
-from euryale.regenerate.manifest import finish, read_manifest, start, template_name
+from euryale.regenerate.manifest import finish, folder_of, read_manifest, start, template_name
 from euryale.regenerate.shards import batches_of, missing, save_part
 from euryale.system import processes
 from euryale.system.files import check_writable
+from euryale.system.locks import alone
 from euryale.system.progress import Progress
 
 _ROWS = 128  # of a batch that are decoded at once; one that ends makes room for the next
@@ -69,7 +68,7 @@ def regenerate(
         "regenerate": {k: v for k, v in vars(config).items() if k not in ("output", "batch_size", "url")},
     }
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    folder = root / f"{Path(base.path).name}-{name}"
+    folder = folder_of(root, base.path, name)
     manifest = processes.first(lambda: read_manifest(folder, identity))
     is_there = manifest["is_complete"]
     if not is_there:
@@ -147,18 +146,9 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / ".writing.lock"
-    lock = FileLock(file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("on-policy text: another process is writing %s: waiting for it", folder)
-        lock.acquire()
-    try:
+    told = "on-policy text: another process is writing %s: waiting for it"
+    with alone(folder / ".writing.lock", lambda: log.info(told, folder)):
         yield
-    finally:
-        file.unlink(missing_ok=True)  # while it is held: a waiting process opens it anew at every try
-        lock.release()
 
 
 def _answer(

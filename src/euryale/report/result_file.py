@@ -6,6 +6,7 @@ from typing import Any
 
 from euryale.errors import UserError
 from euryale.system.files import check_writable, read_json, write_json
+from euryale.system.paths import user_path
 
 
 def check_result(output: str | None) -> None:
@@ -15,10 +16,11 @@ def check_result(output: str | None) -> None:
     """
     if output is None:
         return
-    check_writable(Path(output).parent, f"output={output}")
-    if Path(output).is_dir():
+    file = user_path(output, "output")
+    check_writable(file.parent, f"output={output}")
+    if file.is_dir():
         raise UserError(f"output must be a file; got the folder {output}. Give a .json or .jsonl file in it.")
-    if Path(output).is_file() and Path(output).suffix != ".jsonl" and not _is_result(Path(output)):
+    if file.is_file() and file.suffix != ".jsonl" and not _is_result(file):
         raise UserError(
             f"output must be a new file or an earlier result; got {output}, which holds something else. Give another."
         )

@@ -42,7 +42,8 @@ class ServerConfig:
         ):
             if not least <= value <= most:
                 raise UserError(f"{name} must be from {least} to {most}; got {value}.")
-        if not self.is_loopback and not self.api_keys():
+        keys = self.api_keys()
+        if not self.is_loopback and not keys:
             raise UserError(
                 f"host={self.host} can be reached from other machines, and there is no API key. Set {KEY_VARIABLE}, or "
                 "api_key_file to a file with a key on each line; or use host=127.0.0.1."

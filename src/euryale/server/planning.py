@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
-from euryale.data.rows import Message
+from euryale.data.rows import ROLES, Message
 from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError
 from euryale.server.backend import BackendInfo, Job
@@ -74,17 +74,24 @@ def plan_jobs(
 
 
 def messages_of(messages: Sequence[ChatMessage]) -> list[Message]:
-    """Raises ApiError 400 for content that is not text."""
+    """Raises ApiError 400 for a turn that is not text alone: a template would show the model another conversation."""
     turns = []
     for number, message in enumerate(messages):
-        content = message.content or ""
+        for name in ("tool_calls", "function_call"):
+            if getattr(message, name):
+                raise bad_request(
+                    f"messages.{number}.{name} is not supported. Leave it out.", f"messages.{number}.{name}"
+                )
+        content = message.content
+        if content is None:
+            raise bad_request(f"messages.{number}.content must be text; got none.", f"messages.{number}.content")
         if isinstance(content, list):
             wrong = next((part.type for part in content if part.type != "text" or part.text is None), None)
             if wrong is not None:
                 param = f"messages.{number}.content"
                 raise bad_request(f"{param} must be text; got a part of type {shown(wrong)}.", param)
             content = "".join(part.text or "" for part in content)
-        turns.append(Message(message.role, content))
+        turns.append(Message(ROLES[message.role], content))
     return turns
 
 

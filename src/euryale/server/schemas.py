@@ -4,7 +4,7 @@ Null is absent and unknown fields are ignored. Fields that are known and asked f
 to ignore them would answer another question than the client's.
 """
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -61,8 +61,12 @@ class TextPart(Strict):
 
 
 class ChatMessage(Strict):
-    role: str = Field(min_length=1, max_length=64)
+    """A turn; the roles are OpenAI's, and a template sees developer as system and function as tool."""
+
+    role: Literal["developer", "system", "user", "assistant", "tool", "function"]
     content: str | list[TextPart] | None = None
+    tool_calls: list[Any] | None = None
+    function_call: dict[str, Any] | None = None
 
 
 class SamplingFields(FormFields):
