@@ -7,7 +7,10 @@ import pytest
 from fake_engine import FakeEngine
 from on_loopback import MODEL, Running, running
 
+from euryale.data.rows import Message
 from euryale.server.limits import Timeouts
+from euryale.server.planning import messages_of
+from euryale.server.schemas import ChatMessage
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +78,13 @@ def test_content_in_parts_is_one_text(server: Running) -> None:
     assert (
         server.chat(messages=[{"role": "user", "content": parts}], max_tokens=4).json()["choices"] == whole["choices"]
     )
+
+
+@pytest.mark.parametrize(("role", "seen"), [("developer", "system"), ("function", "tool"), ("user", "user")])
+def test_a_template_sees_the_roles_that_it_knows(role: str, seen: str) -> None:
+    """The same names as for prompts of the Python API and rows of data."""
+    [turn] = messages_of([ChatMessage(role=role, content="a")])
+    assert turn == Message(seen, "a")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Who may ask: API key, Host and Origin."""
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from on_loopback import MODEL, Running, running
 
 from euryale.errors import UserError
+from euryale.server.address import find_port
 from euryale.server.config import KEY_VARIABLE, ServerConfig
 
 COMPLETIONS = "/v1/completions"
@@ -89,8 +91,26 @@ def test_a_key_file_that_opens_nothing_is_refused(content: str, tmp_path: Path) 
     file.write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match="key"):
         ServerConfig(api_key_file=str(file)).api_keys()
+
+
+def test_a_key_file_that_is_not_there_is_refused_before_a_base_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
-        ServerConfig(api_key_file=str(tmp_path / "none.txt")).api_keys()
+        ServerConfig(api_key_file=str(tmp_path / "none.txt")).check_server()
+
+
+@pytest.mark.parametrize("host", ["1.2.3.4", "..", "a" * 80, "256.1.1.1"])
+def test_a_host_that_is_not_of_this_machine_is_refused(host: str) -> None:
+    with pytest.raises(UserError, match=f"host={host} port=0 cannot be listened at"):
+        find_port(ServerConfig(host=host, port=0))
+
+
+def test_a_port_that_is_taken_is_refused_and_another_found() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        taken = listener.getsockname()[1]
+        with pytest.raises(UserError, match=f"port={taken} cannot be listened at"):
+            find_port(ServerConfig(port=taken))
+    assert find_port(ServerConfig(port=taken)) == taken
+    assert find_port(ServerConfig(port=0)) > 0
 
 
 @pytest.mark.parametrize(

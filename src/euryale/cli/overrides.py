@@ -80,13 +80,14 @@ def _check_key(key: str, schema: type) -> None:
 
 
 def check_numbers(settings: object, key: str = "") -> None:
-    """Raises UserError, with the key, for nan anywhere among the settings (nested dataclasses), infinity or what becomes
-    infinite in float32 where one number stands, and whole numbers that no tensor or random generator can count to."""
+    """Raises UserError, with the key, for nan anywhere among the settings (nested dataclasses), infinity (in float32) where
+    one number stands, and whole numbers that no tensor or random generator can count to."""
     if is_dataclass(settings):
         for field in fields(settings):
             check_numbers(getattr(settings, field.name), f"{key}.{field.name}" if key else field.name)
     elif isinstance(settings, float) and not abs(settings) <= _MOST_FLOAT:
-        raise UserError(f"{key} must be a finite number of float32, at most 3.4e38; got {settings}.")
+        why = ", which is infinite in float32" if math.isfinite(settings) else ""
+        raise UserError(f"{key} must be a finite number; got {settings}{why}.")
     elif isinstance(settings, int) and not -_MOST <= settings <= _MOST:
         raise UserError(f"{key} must be a whole number below 2**63; got one of {len(str(abs(settings)))} digits.")
     elif isinstance(settings, list | tuple):

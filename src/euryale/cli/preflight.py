@@ -157,7 +157,8 @@ def check_rows(data: DataConfig, needs_held_out: bool, advice: str = "Give more 
         if not data.mix:
             return
     unshuffled = replace(data, shuffle_window=1)  # else a whole window is read for it
-    where = data.files or data.repo or data.folder or f"data={data.kind}"
+    of_kind = {"files": data.files, "hub": data.repo, "regenerated": data.folder}
+    where = of_kind.get(data.kind) or f"data={data.kind}"
     for split in SPLITS if needs_held_out else SPLITS[:1]:
         if next(iter(build_source(unshuffled, split)), None) is None:
             raise UserError(

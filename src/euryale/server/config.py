@@ -3,9 +3,9 @@
 import ipaddress
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from euryale.errors import UserError
+from euryale.system.paths import user_path
 
 KEY_VARIABLE = "EURYALE_API_KEY"
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
@@ -64,7 +64,10 @@ class ServerConfig:
         keys = [os.environ.get(KEY_VARIABLE, "").strip()]
         if self.api_key_file is not None:
             try:
-                keys += [line.strip() for line in Path(self.api_key_file).read_text(encoding="utf-8").splitlines()]
+                keys += [
+                    line.strip()
+                    for line in user_path(self.api_key_file, "api_key_file").read_text(encoding="utf-8").splitlines()
+                ]
             except (OSError, UnicodeError) as error:
                 raise UserError(
                     f"api_key_file={self.api_key_file} cannot be read ({type(error).__name__}). "

