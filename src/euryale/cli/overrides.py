@@ -80,8 +80,8 @@ def _check_key(key: str, schema: type) -> None:
 
 
 def check_numbers(settings: object, key: str = "") -> None:
-    """Raises UserError, with the key, for nan anywhere among the settings (nested dataclasses), infinity (in float32) where
-    one number stands, and whole numbers that no tensor or random generator can count to."""
+    """Raises UserError, with the key, for nan anywhere among the (nested) settings, for infinity (in float32) where
+    one number stands, and for whole numbers that no tensor or random generator can count to."""
     if is_dataclass(settings):
         for field in fields(settings):
             check_numbers(getattr(settings, field.name), f"{key}.{field.name}" if key else field.name)

@@ -33,8 +33,8 @@ def time_steps(
     A turn is several steps of one size, as in decoding: single steps would each start with cold caches, which costs
     the smallest the most and makes speculation look better than it is. The number is the median of its steps.
 
-    The context is the prompt repeated to calibrate.context_tokens, at most half of what the base takes; every timed step
-    starts from it again.
+    The context is the prompt repeated to calibrate.context_tokens, at most half of what the base takes; every timed
+    step starts from it again.
     """
     length = min(config.context_tokens, base.max_length // 2)
     context = (prompt * (length // len(prompt) + 1))[:length]
