@@ -3,12 +3,20 @@
 Each case names who met it first; "own" is ours.
 """
 
+import json
+from pathlib import Path
+
 import pytest
+import torch
 from random_models import letter_tokenizer, random_base
 from test_world_ids import PlainTokenizer
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 from world_tokenizers import KINDS, base_with, gpt2, llama2, with_ends
 
-from euryale.base.base import Base
+from euryale.base.base import Base, load_base
+from euryale.base.base_info import describe_base
+from euryale.base.config import BaseConfig
 from euryale.data.chat_template import render_chat
 from euryale.data.rows import Message, row_from_text
 from euryale.data.tokens import prompt_ids, tokenize_row
@@ -149,3 +157,56 @@ def test_a_tokenizer_without_specials_is_as_before() -> None:  # own
     assert engine.encode("abc") == [0, 1, 2]
     with pytest.raises(UserError, match="the prompt is empty"):
         engine.encode("")
+
+
+def save_base(tokenizer: PreTrainedTokenizerBase, family: str, folder: Path) -> None:
+    """A random one-layer model with this tokenizer."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        family, vocab_size=len(tokenizer) + 9, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64, eos_token_id=2,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+SPLITS_OF_ITS_OWN = pre_tokenizers.Sequence(
+    [pre_tokenizers.Split(Regex(r"\d{1,3}"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        pytest.param("qwen2", "PreTrainedTokenizerFast", id="a Qwen2 with another tokenizer (own)"),
+        pytest.param("llama", "GPT2Tokenizer", id="OLMo, Granite (transformers#45812, #45920)"),
+        pytest.param("llama", "Qwen2Tokenizer", id="a Llama with Qwen's class (own)"),
+        pytest.param("llama", "LlamaTokenizerFast", id="DeepSeek distilled (transformers#45920, #48219)"),
+    ],
+)
+def test_text_is_split_as_the_models_own_file_says(tmp_path: Path, family: str, name: str) -> None:
+    """transformers 5 builds some families' tokenizers anew, with rules of the family and not of the model."""
+    tokenizer = gpt2()
+    tokenizer.backend_tokenizer.model = models.BPE(
+        tokenizer.get_vocab() | {"20": 270, "202": 271, "3\u0120": 272}, [("2", "0"), ("20", "2")]
+    )
+    tokenizer.backend_tokenizer.pre_tokenizer = SPLITS_OF_ITS_OWN
+    save_base(tokenizer, family, tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": name}))
+    stored = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    base = load_base(BaseConfig(path=str(tmp_path)))
+    for text in ("in 2023 it's", "a\n\nb  c", "\u4f60"):
+        ids = Engine(base, drafter="none").encode(text)
+        assert ids == stored.encode(text, add_special_tokens=False).ids
+        assert base.tokenizer.decode(ids) == text
+    assert base.tokenizer.eos_token == "</s>"
+    assert describe_base(BaseConfig(path=str(tmp_path))).tokenizer("2023")["input_ids"] == stored.encode("2023").ids
+
+
+def test_a_tokenizer_that_transformers_reads_as_stored_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_base(gpt2(), "llama", tmp_path)
+    load_base(BaseConfig(path=str(tmp_path)))
+    assert "splits text otherwise" not in caplog.text

@@ -16,7 +16,6 @@ import transformers
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -45,6 +44,7 @@ from euryale.base.precision import (
 from euryale.base.stored_weights import check_read, check_stored
 from euryale.base.tensor_parallel import check_tensor_parallel, division, make_ends_whole
 from euryale.base.token_ids import eos_ids, one_id
+from euryale.base.tokenizer import load_tokenizer
 from euryale.base.tree_attention import adopt_tree_attention
 from euryale.errors import UserError
 from euryale.system.memory import keep_freed_memory
@@ -207,7 +207,7 @@ def load_base(config: BaseConfig) -> Base:
     name = "nf4" if quantization or is_stored else "none"
     divided = division(config)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **source)
+        tokenizer = load_tokenizer(path, source)
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
             **source,

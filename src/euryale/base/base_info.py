@@ -7,13 +7,14 @@ come from small files, so that only the server needs memory for the model.
 import logging
 from typing import NamedTuple
 
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, PreTrainedTokenizerBase
 
 from euryale.base.config import BaseConfig
 from euryale.base.families import check_family, context_length
 from euryale.base.locate import find_source, fingerprint, known_as, load_message, read_config
 from euryale.base.precision import is_stored_in_4_bits
 from euryale.base.token_ids import eos_ids
+from euryale.base.tokenizer import load_tokenizer
 from euryale.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def describe_base(config: BaseConfig) -> UnloadedBase:
     asked = str(config.path)
     check_family(of_base, asked)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **source)
+        tokenizer = load_tokenizer(path, source)
     except Exception as error:  # transformers reports a user's mistakes with any of these
         raise UserError(load_message(asked, error)) from error
     try:

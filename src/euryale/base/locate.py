@@ -78,7 +78,7 @@ def check_folder(folder: Path, asked: str, is_whole: bool = True) -> None:
             _check_settings(folder / name, asked)
     if not is_whole:
         return
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+    if not any(path.is_file() for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)):
         raise UserError(
             f"base.path={asked}: {folder} has no weights (*.safetensors or *.bin). Found: {_listing(folder)}."
         )

@@ -81,9 +81,11 @@ def read_calibrations(folder: Path) -> list[Calibration]:
         for calibration in found:
             if not 1 <= calibration.num_nodes <= len(calibration.paths) + 1:
                 raise ValueError(f"num_nodes={calibration.num_nodes} with {len(calibration.paths)} paths")
+            if isinstance(calibration.temperature, bool) or not isinstance(calibration.temperature, int | float):
+                raise ValueError(f"temperature={calibration.temperature!r}")
             calibration.tree()
     except (KeyError, TypeError, ValueError) as error:  # broken JSON, or paths that are not a tree
-        raise UserError(f"{file} cannot be read ({error!r}). Make it again with infer/calibrate.py.") from error
+        raise UserError(f"{file} cannot be read ({error!r:.200}). Make it again with infer/calibrate.py.") from error
     if not found:
         raise UserError(f"{file} holds no calibration. Make it again with infer/calibrate.py.")
     return found
