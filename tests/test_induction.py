@@ -52,8 +52,7 @@ def test_places_are_those_of_a_search_through_every_document(longest: int) -> No
 @pytest.mark.parametrize("longest", [1, 2, 3])
 def test_drafting_finds_the_tokens_that_training_read(longest: int, is_host: bool) -> None:
     """Rows that grow, come and go; paths of every length after the root."""
-    # 8 slots: it has to grow
-    index = HostNgramIndex(longest) if is_host else NgramIndex(longest, 3, 8, torch.device("cpu"))
+    index = HostNgramIndex(longest) if is_host else NgramIndex(longest, 3, 56, torch.device("cpu"))
     generator = torch.Generator().manual_seed(longest)
     texts: list[list[int]] = []
 

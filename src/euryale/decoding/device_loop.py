@@ -15,6 +15,7 @@ from torch import Tensor
 from euryale.base.base import Base
 from euryale.decoding.accept import AcceptConfig
 from euryale.decoding.device_step import NUM_ENDS, DeviceState, DeviceStep, RowReport, StepKind
+from euryale.decoding.device_text import TextRows
 from euryale.decoding.drafters.interface import Drafter
 from euryale.decoding.kv_cache import KVCache
 from euryale.decoding.request import Request
@@ -51,7 +52,11 @@ class DeviceLoop:
         self._graphs = StepGraphs(base.device)
         self._mail = _Mail(base.device)
         width = base.hidden_size * (1 + len(drafter.layers))
-        self._whole = DeviceState.empty(cache.num_rows, self._step.max_path, width, base.dtype, base.device)
+        num_text_slots = cache.kv.shape[4] if drafter.searches_text else 0
+        self._whole = DeviceState.empty(
+            cache.num_rows, self._step.max_path, width, base.dtype, base.device, num_text_slots
+        )
+        self._texts = TextRows(self._whole.text_BS) if drafter.searches_text else None
         self._state = self._whole.first(0)
         self._kind = StepKind(False, False)
         self._written: list[int] = []  # tokens that were read of each row since it was loaded
@@ -83,6 +88,17 @@ class DeviceLoop:
                 return f"a request asks for {', '.join(sorted(others))}"
         return None
 
+    def add(self, row: int, num_rows: int) -> None:
+        """Rows that are new, while none is loaded."""
+        for place in range(row, row + num_rows):
+            if self._texts is not None:
+                self._texts.add(place)
+
+    def swap_remove(self, row: int) -> None:
+        """Removes an ended row, while none is loaded; the last row takes its slot."""
+        if self._texts is not None:
+            self._texts.swap_remove(row)
+
     @property
     def is_loaded(self) -> bool:
         """Whether the rows' state is on the device, and a step of it may be running."""
@@ -106,6 +122,8 @@ class DeviceLoop:
             target.copy_(torch.tensor(numbers, dtype=target.dtype, device=device))
         answers.root_B.copy_(root_B)
         state.hidden_BC.copy_(hidden_BC)
+        if self._texts is not None:
+            self._texts.read(texts)
         for zeroed in (answers.written_B, answers.last_B, answers.is_done_B, state.is_broken_B):
             zeroed.zero_()
         is_sampled = any(r.sampling.temperature > 0 for r in requests)
@@ -129,6 +147,8 @@ class DeviceLoop:
         answers = self._state.answers
         gains = self._read()
         self._written = []
+        if self._texts is not None:
+            self._texts.have_grown([gain.length for gain in gains])
         return Finished(gains, answers.root_B.clone(), self._state.hidden_BC.clone())
 
     def _num_slots(self) -> int:

@@ -66,12 +66,14 @@ class DeviceRows:
     def add(self, row: int, num_rows: int) -> None:
         """Settled rows, of which these are new."""
         self._is_taken, self._broken = None, {}
+        self._loop.add(row, num_rows)
         if self._held is not None:
             self._held[row : row + num_rows] = [_NOTHING] * num_rows
 
     def swap_remove(self, row: int) -> None:
         """Settled rows, of which the last takes the place of an ended one."""
         self._is_taken, self._broken = None, {}
+        self._loop.swap_remove(row)
         if self._held is not None:
             self._held[row] = self._held[-1]
             self._held.pop()

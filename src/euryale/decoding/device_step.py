@@ -16,6 +16,7 @@ from torch import Tensor
 from euryale.base.base import Base
 from euryale.base.kernel_layer import backend_for
 from euryale.base.kernel_llama import KernelLlama, Slots
+from euryale.decoding.device_text import DeviceText
 from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput
 from euryale.decoding.tree_pass import TreePass
 from euryale.kernels.reference import Answers
@@ -35,9 +36,14 @@ class DeviceState(NamedTuple):
     has_drafts_B: Tensor  # bool
     is_broken_B: Tensor  # bool: the base's own token on an accepted path had a score that is not finite
     report_BX: Tensor  # int64: what the host reads, one step later (RowReport)
+    text_BS: Tensor  # int32: DeviceText of all slots, where the drafter searches it
 
     @staticmethod
-    def empty(num_rows: int, max_path: int, width: int, dtype: torch.dtype, device: torch.device) -> "DeviceState":
+    def empty(
+        num_rows: int, max_path: int, width: int, dtype: torch.dtype, device: torch.device, num_slots: int = 0
+    ) -> "DeviceState":
+        """num_slots: of a text; 0 for drafters that search none."""
+
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(num_rows, *shape, dtype=dtype, device=device)
 
@@ -49,7 +55,7 @@ class DeviceState(NamedTuple):
         )  # fmt: skip
         return DeviceState(
             answers, zeros(width, dtype=dtype), zeros(), zeros(dtype=torch.float32), zeros(dtype=flag),
-            zeros(dtype=flag), zeros(max_path + 3),
+            zeros(dtype=flag), zeros(max_path + 3), zeros(num_slots, dtype=narrow),
         )  # fmt: skip
 
     def first(self, num_rows: int) -> "DeviceState":
@@ -111,7 +117,8 @@ class DeviceStep:
         """One step of all rows of `state`; rows that are done stay as they are. kv: of these rows."""
         answers = state.answers
         was_done_B = answers.is_done_B.clone()
-        draft = self._drafter.propose(self._draft_input(state, kind))
+        text = self._text(state, kv_L2BGSE.shape[4])
+        draft = self._drafter.propose(self._draft_input(state, kind, text))
         tokens_BN = draft.tokens_BN.clone(
             memory_format=torch.contiguous_format
         )  # a root alone is a view of what the accept walk writes
@@ -129,6 +136,8 @@ class DeviceStep:
         )  # fmt: skip
         if self.max_path > 1:
             self._kv_commit(kv_L2BGSE.view(-1, *kv_L2BGSE.shape[2:]), walk)
+        if text is not None:  # what it writes after a path is overwritten by later steps, or never read
+            text.put(walk.starts_B, tokens_BN.gather(1, walk.paths_BP.long()))
         on_path_BP = torch.arange(self.max_path, device=was_done_B.device) < walk.counts_B[:, None]
         is_lost_BP = on_path_BP & ~is_finite_BN.gather(1, walk.paths_BP.long())
         state.is_broken_B.logical_or_(is_lost_BP.any(-1))
@@ -137,7 +146,15 @@ class DeviceStep:
         state.hidden_BC.copy_(torch.where(was_done_B[:, None], state.hidden_BC, last_BC))
         state.write_report()
 
-    def _draft_input(self, state: DeviceState, kind: StepKind) -> DraftInput:
+    def _text(self, state: DeviceState, num_slots: int) -> DeviceText | None:
+        """The texts up to their roots; None where the drafter searches none."""
+        if not self._drafter.searches_text:
+            return None
+        text = DeviceText(state.text_BS[:, :num_slots], state.answers.lengths_B)
+        text.put(text.lengths_B, state.answers.root_B[:, None])
+        return text
+
+    def _draft_input(self, state: DeviceState, kind: StepKind, text: DeviceText | None) -> DraftInput:
         answers, noise_BPV = state.answers, None
         is_drawn_B11 = (state.temperature_B > 0)[:, None, None]
         if kind.has_sampled and self._is_coupled and self.max_path > 1:
@@ -147,7 +164,7 @@ class DeviceStep:
             noise_MV = gumbel_noise(seeds_BP.flatten(), positions_BP.flatten(), self._base.vocab_size)
             noise_BPV = torch.where(is_drawn_B11, noise_MV.unflatten(0, (B, depths)), 0.0)
         divisor_B11 = torch.where(is_drawn_B11, state.temperature_B[:, None, None], 1.0)
-        return DraftInput(state.hidden_BC, answers.root_B, noise_BPV, divisor_B11)
+        return DraftInput(state.hidden_BC, answers.root_B, noise_BPV, divisor_B11, text=text)
 
     def _targets(self, state: DeviceState, logits_BNV: Tensor, depths_RN: Tensor) -> Tensor:
         """The base's own token after each node."""

@@ -14,7 +14,13 @@ from euryale.base.base import Base
 from euryale.decoding.drafters.best import top_k_of
 from euryale.decoding.drafters.head_matrices import HeadMatrices
 from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput
-from euryale.decoding.drafters.ngram_index import HostNgramIndex, NgramIndex, build_ngram_index, extend_ends
+from euryale.decoding.drafters.ngram_index import (
+    HostNgramIndex,
+    NgramIndex,
+    TextSearch,
+    build_ngram_index,
+    extend_ends,
+)
 from euryale.decoding.drafters.tree_growth import Levels, build_growth
 from euryale.decoding.tree.calibration import Calibration
 from euryale.decoding.tree.tree import DynamicTree, Tree
@@ -23,6 +29,8 @@ from euryale.heads.heads import Heads
 
 class HeadsDrafter(Drafter):
     """The heads on a fixed tree, or on the one that looks best in each step."""
+
+    is_on_device = True
 
     def __init__(
         self,
@@ -39,11 +47,11 @@ class HeadsDrafter(Drafter):
         self._matrices = matrices or HeadMatrices(base, heads)
         self._matrices.prepare(self.max_depth)
         self.layers = heads.layers_read(base.num_layers) if self.max_depth else ()
-        self.is_on_device = not self._matrices.induction or not self.max_depth
+        self.searches_text = bool(self._matrices.induction and self.max_depth)
         self._index: NgramIndex | HostNgramIndex | None = None  # where heads read what followed earlier
 
     def begin(self, num_rows: int, num_slots: int) -> "HeadsDrafter":
-        if not self._matrices.induction or not self.max_depth:
+        if not self.searches_text:
             return self  # nothing is remembered of a row
         begun = copy(self)
         begun._index = build_ngram_index(self._matrices.induction, num_rows, num_slots, self._matrices.base.device)
@@ -61,15 +69,25 @@ class HeadsDrafter(Drafter):
         return self._growth.grow(draft_input, self._levels(draft_input), self._matrices.draft_ids)
 
     def _levels(self, draft_input: DraftInput) -> Levels:
-        matrices, index = self._matrices, self._index
+        matrices = self._matrices
         entry = matrices.enter(draft_input, self.max_depth)
         path_BPC: Tensor | None = None
-        ends_BP = None if index is None else index.read(draft_input.texts)
+        search, ends_BP = self._search(draft_input)
         found_BP: Tensor | None = None
         for k in range(self.max_depth):
-            if index is not None and ends_BP is not None and (k == 0 or matrices.reads_path):
-                found_BP = index.followers(ends_BP)
+            if search is not None and ends_BP is not None and (k == 0 or matrices.reads_path):
+                found_BP = search.followers(ends_BP)
             slots, tokens_BP = yield matrices.logits(k, entry, path_BPC, found_BP)
             path_BPC = matrices.extend(path_BPC, slots, tokens_BP)
             if ends_BP is not None and matrices.reads_path:
                 ends_BP = extend_ends(ends_BP, slots, tokens_BP)
+
+    def _search(self, draft_input: DraftInput) -> tuple[TextSearch | NgramIndex | HostNgramIndex | None, Tensor | None]:
+        """What finds followers in this step, and the ends of the texts; None where the heads read no followers."""
+        if not self.searches_text:
+            return None, None
+        if draft_input.text is not None:
+            search = TextSearch(draft_input.text, self._matrices.induction)
+            return search, search.ends()
+        assert self._index is not None, "begin has made it"
+        return self._index, self._index.read(draft_input.texts)

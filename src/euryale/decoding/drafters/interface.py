@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from euryale.decoding.device_text import DeviceText
 from euryale.decoding.tree.tree import Shape
 
 
@@ -29,6 +30,7 @@ class DraftInput(NamedTuple):
     process: Callable[[Tensor, Tensor | None, bool], Tensor] | None = None  # scores [B, P, V] of these ids (None: all)
     # as the settings of the rows change them; whether they are of the token after the root (LogitsProcessors.guess)
     draws: bool = False  # the noise is the drafter's own: candidates are draws, and the draft says of what (log_q_BNV)
+    text: DeviceText | None = None  # in a step on the device, for drafters that search it; there are no lists then
 
 
 class Draft(NamedTuple):
@@ -54,6 +56,7 @@ class Drafter(Protocol):
     reads_text: bool = False  # whether `read` is to be called
     # Whether `propose` reads nothing but tensors of the DraftInput, on the device alone: a CUDA graph can hold it.
     is_on_device: bool = False
+    searches_text: bool = False  # whether it needs DraftInput.text there
 
     def begin(self, num_rows: int, num_slots: int) -> "Drafter":
         """The drafter of at most num_rows rows of num_slots tokens, none of which lives; itself if it has no memory."""

@@ -1,10 +1,10 @@
 """The token that followed, earlier in a text, the last tokens of a path.
 
-The fast twin of heads/induction.py. The last three tokens of a place are one number, so that a level compares the ends
-of its paths with all places of the text, for all lengths of a suffix, in one operation. Nothing waits for the device.
-Where the device is the processor itself there is nothing to wait for, and a dictionary is a third of the time.
+The fast twin of heads/induction.py. On a device the ends of a level's paths are compared with all places of the text
+(TextSearch), and nothing waits for it. Where the device is the processor itself there is nothing to wait for, and a
+dictionary is a third of the time. The last three tokens of a path, its end, are one number.
 
-Letters: B batch, P parents of a level, L suffix lengths, S columns: one that stands for nothing, then a text's places.
+Letters: B batch, P parents of a level, L tokens of an end, S slots of a text.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from euryale.decoding.device_text import DeviceText, TextRows
 from euryale.heads.config import MOST_INDUCTION
 
 _BITS = 21  # of a token in the number: vocabularies have up to 2 million; the two largest stand for no token
@@ -23,7 +24,7 @@ _WHOLE = (1 << _BITS * MOST_INDUCTION) - 1
 def build_ngram_index(
     longest: int, num_rows: int, num_slots: int, device: torch.device
 ) -> "NgramIndex | HostNgramIndex":
-    """The index for this device. longest: tokens of a suffix at most; num_rows texts of num_slots tokens at first."""
+    """The index for this device. longest: tokens of a suffix at most; num_rows texts of at most num_slots tokens."""
     return HostNgramIndex(longest) if device.type == "cpu" else NgramIndex(longest, num_rows, num_slots, device)
 
 
@@ -71,65 +72,78 @@ class HostNgramIndex:
 
 
 class NgramIndex:
-    """What stands where in each row's text, and what followed it."""
+    """The same over texts in device memory, brought there step by step."""
 
     def __init__(self, longest: int, num_rows: int, num_slots: int, device: torch.device) -> None:
-        """longest: tokens of a suffix at most. num_rows texts of num_slots tokens; longer ones make it grow."""
+        """longest: tokens of a suffix at most. num_rows texts of at most num_slots tokens."""
         self._longest = longest
-        self._num_rows = num_rows
-        self._device = device
-        self._masks_L = torch.tensor([(1 << _BITS * length) - 1 for length in range(1, longest + 1)], device=device)
-        self._lengths: list[int] = []  # of each row's text so far
-        self._resize(num_slots)
+        self._rows = TextRows(torch.zeros(num_rows, num_slots, dtype=torch.int32, device=device))
+        self._search: TextSearch | None = None  # of this step
 
     def add(self, row: int) -> None:
         """Makes `row` live with a new text: an ended row's place, or the next after the last."""
-        self._lengths[row : row + 1] = [0]
-        self._suffixes_BLS[row] = -1
+        self._rows.add(row)
 
     def swap_remove(self, row: int) -> None:
         """Removes an ended row; the last row takes its slot."""
-        last = len(self._lengths) - 1
-        self._both_BLS[row] = self._both_BLS[last]
-        self._lengths[row] = self._lengths[last]
-        self._lengths.pop()
+        self._rows.swap_remove(row)
 
     def read(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """Takes in what is new of each row's text, whose last token is the root; the ends of the texts, [B, 1]."""
-        if max(map(len, texts)) >= self._both_BLS.shape[-1]:
-            self._resize(2 * max(map(len, texts)))
-        new: list[list[int]] = []  # all rows' in one transfer
-        for row, text in enumerate(texts):
-            first = max(self._lengths[row] - 1, 0)  # the root, in whose place nothing followed yet
-            suffixes = _suffixes(text, first, len(text) - 1)
-            for place, (suffix, following) in enumerate(zip(suffixes, text[first + 1 :], strict=True), start=first):
-                new.append([row, 1 + place, *(suffix & mask for mask in self._masks), following])
-            self._lengths[row] = len(text)
-        if new:
-            new_Nx = torch.tensor(new, device=self._device)
-            self._both_BLS[new_Nx[:, 0], :, new_Nx[:, 1]] = new_Nx[:, 2:]
-        return torch.tensor([[_end(text)] for text in texts], device=self._device)
+        self._search = TextSearch(self._rows.read(texts), self._longest)
+        return self._search.ends()
+
+    def followers(self, ends_BP: Tensor) -> Tensor:
+        """As TextSearch.followers, in the texts that were read last."""
+        assert self._search is not None, "texts are read first"
+        return self._search.followers(ends_BP)
+
+
+class TextSearch:
+    """The search through texts as they are at the beginning of a step.
+
+    No shape depends on a length and nothing is read by the host, so a CUDA graph holds it. A level takes two int32 and
+    a bool for each parent and slot, less than the scores of its candidates where a vocabulary is larger than a context.
+    """
+
+    def __init__(self, text: DeviceText, longest: int) -> None:
+        """longest: tokens of a suffix at most."""
+        self._text = text
+        S = text.tokens_BS.shape[1]
+        self._place_S = torch.arange(S, dtype=torch.int32, device=text.tokens_BS.device)
+        is_place_BS = self._place_S < text.lengths_B[:, None]  # the token after it is decided
+        # The token of every place, and those one place and two places before it; -1 where there is none.
+        before = [torch.nn.functional.pad(text.tokens_BS, (number, 0), value=-1)[:, :S] for number in range(1, longest)]
+        self._before = [torch.where(is_place_BS, text.tokens_BS, -1), *before]
+
+    def ends(self) -> Tensor:
+        """The ends of the texts, [B, 1]."""
+        places_BL = self._text.lengths_B[:, None] - torch.arange(MOST_INDUCTION, device=self._place_S.device)
+        tokens_BL = self._text.tokens_BS.gather(1, places_BL.long().clamp(min=0)).long()
+        tokens_BL = torch.where(places_BL < 0, _BEFORE_A_PATH, tokens_BL)
+        ends_B = tokens_BL[:, 0]
+        for number in range(1, MOST_INDUCTION):
+            ends_B = ends_B | tokens_BL[:, number] << _BITS * number
+        return ends_B[:, None]
 
     def followers(self, ends_BP: Tensor) -> Tensor:
         """The token after the last place where each of these ends stood, the longest suffix first; [B, P].
 
         -1 where not even its last token did. Only what was decided before drafting counts: places before the root.
         """
-        B, S = len(ends_BP), max(self._lengths)
-        alike_BPLS = self._suffixes_BLS[:B, None, :, :S] == (ends_BP[..., None] & self._masks_L)[..., None]
-        best_BP = (alike_BPLS * self._rank_LS[:, :S]).flatten(2).amax(-1)
-        return self._next_BS[:B].gather(1, best_BP & self._place_mask)
-
-    def _resize(self, num_slots: int) -> None:
-        """What was read is read again. Column 0 equals nothing, and -1 follows it."""
-        num_columns = 1 << (num_slots + 1).bit_length()
-        self._masks = self._masks_L.tolist()
-        self._both_BLS = torch.full((self._num_rows, self._longest + 1, num_columns), -1, device=self._device)
-        self._suffixes_BLS, self._next_BS = self._both_BLS[:, :-1], self._both_BLS[:, -1]
-        # A later place goes before an earlier one, and any of a longer suffix before those of shorter ones.
-        self._rank_LS = torch.arange(self._longest * num_columns, device=self._device).view(self._longest, num_columns)
-        self._place_mask = num_columns - 1
-        self._lengths = [0] * len(self._lengths)
+        S = len(self._place_S)
+        alike_BPS = found_BPS = None
+        for number, before_BS in enumerate(self._before):
+            token_BP = (ends_BP >> _BITS * number & _TOKEN).int()
+            is_equal_BPS = before_BS[:, None] == token_BP[..., None]
+            alike_BPS = is_equal_BPS if alike_BPS is None else alike_BPS & is_equal_BPS
+            # A later place goes before an earlier one, and any of a longer suffix before those of shorter ones.
+            rank_S = self._place_S + number * S
+            found_BPS = torch.where(alike_BPS, rank_S, -1 if found_BPS is None else found_BPS)
+        assert found_BPS is not None, "a suffix has a token at least"
+        best_BP = found_BPS.amax(-1)
+        next_BP = (best_BP % S + 1).clamp(max=S - 1).long()
+        return torch.where(best_BP < 0, -1, self._text.tokens_BS.gather(1, next_BP).long())
 
 
 def extend_ends(ends_BP: Tensor, slots: Tensor, tokens_BP: Tensor) -> Tensor:
