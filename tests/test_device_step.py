@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from device_decodes import SEARCHING, any_settings
 from kernel_bases import kernel_base, with_backend
 from random_models import FAMILIES, HEAD_DESIGNS, random_heads, random_prompts, random_tree
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -16,12 +17,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from euryale.base.base import Base
 from euryale.decoding.accept import AcceptConfig
 from euryale.decoding.device_loop import DeviceLoop
-from euryale.decoding.device_step import DeviceState, DeviceStep, StepKind
+from euryale.decoding.device_state import DeviceState, StepKind
+from euryale.decoding.device_step import DeviceStep
 from euryale.decoding.drafters.heads import HeadsDrafter
 from euryale.decoding.drafters.interface import Drafter
 from euryale.decoding.drafters.none import NoDrafter
 from euryale.decoding.engine import Engine
 from euryale.decoding.request import Generation
+from euryale.decoding.sampling import Sampling
+from euryale.decoding.sampling_batch import Asked, columns_of
+from euryale.decoding.token_tables import TokenTables
 from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import DynamicTree, Tree, chain
 from euryale.decoding.tree_pass import TreePass
@@ -31,7 +36,6 @@ from euryale.heads.heads import Heads
 FORKED = Tree.from_paths([(0,), (0, 0), (1,), (0, 1), (0, 0, 2)])
 TREES: tuple[Tree | DynamicTree | None, ...] = (None, chain(3), FORKED, DynamicTree(7, 3))
 NAMES = ["none", "chain", "forked", "dynamic"]
-SEARCHING = tuple(design for design in HEAD_DESIGNS if design.induction)
 READS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique", "lift_fresh")
 
 
@@ -82,17 +86,9 @@ def compare_on_a_random_model(rng: random.Random, number: int, monkeypatch: pyte
     tree: Any = rng.choice([None, chain(2), random_tree(rng, 4, 5, 9), TreeConfig("dynamic", rng.randint(2, 12))])
     accept = AcceptConfig(coupled=rng.random() < 0.8)
     prompts = [
-        (prompt, min(rng.randint(1, 14), 23 - len(prompt)), {
-            "top_k": 5 if number % 4 == 3 and rng.random() < 0.3 else 0,
-            "repetition_penalty": 1.2 if number % 4 == 2 and rng.random() < 0.3 else 1.0,
-            "temperature": rng.choice([0.0, 0.7, 1.3]),
-            "seed": rng.randrange(2**40),
-            "stop": rng.choice([None, "c", ["ab", "d"]]),
-            "stop_ids": rng.choice([(), (5,), tuple(range(6, 14))]),
-            "drafter": rng.choice([None, None, "none"]),
-        })
+        (prompt, min(rng.randint(1, 14), 23 - len(prompt)), any_settings(rng, 29, number // 4))
         for prompt in random_prompts(rng, 12, 29, longest=9)
-    ]  # fmt: skip
+    ]
     answers = []
     for is_on_device in (True, False):
         with monkeypatch.context() as patch:
@@ -114,7 +110,12 @@ def compare_on_a_random_model(rng: random.Random, number: int, monkeypatch: pyte
 def captured(step: DeviceStep, state: DeviceState, kv: torch.Tensor, kind: StepKind) -> Callable[..., Any]:
     """The step as a list of operations, traced on copies; a value that is asked for is an error."""
     copies = torch.utils._pytree.tree_map(torch.clone, (state, kv))
-    return make_fx(lambda state, kv: RUN(step, state, kv, kind))(*copies)
+    tables = [table for table in vars(step._tables).values() if isinstance(table, torch.Tensor)]
+    before = [table.clone() for table in tables]  # make_fx runs what it traces; a CUDA graph does not
+    graph = make_fx(lambda state, kv: RUN(step, state, kv, kind))(*copies)
+    for table, was in zip(tables, before, strict=True):
+        table.copy_(was)
+    return graph
 
 
 RUN = DeviceStep.__call__
@@ -140,7 +141,9 @@ def test_a_step_that_was_captured_once_gives_the_answers_when_it_is_replayed(
         graphs[key](state, kv)
 
     prompts = random_prompts(random.Random(1), 3, 29, longest=9)
-    how = {"max_new_tokens": 9, "temperature": temperature, "seed": [1, 2, 3]}
+    how: dict[str, Any] = {"max_new_tokens": 9, "temperature": temperature, "seed": [1, 2, 3]}
+    if tree is FORKED:
+        how |= {"top_p": 0.9, "repetition_penalty": 1.2, "frequency_penalty": 0.3, "logit_bias": {3: 2.0}}
     own = with_backend(base, "auto")
     expected = Engine(own, drafter="none").generate(prompts, **how)
     tree = TreeConfig("dynamic", tree.num_nodes) if isinstance(tree, DynamicTree) else tree
@@ -169,14 +172,24 @@ def test_no_value_is_read_by_the_host(tree: Any, has_sampled: bool, design: Head
     base = kernel_base("llama", "torch", seed=3, num_hidden_layers=1)
     heads = random_heads(design, base)
     drafter = drafter_of(base, heads, tree)
-    step = DeviceStep(base, TreePass(base, drafter, 64), drafter, is_coupled=True)
-    kind = StepKind(has_sampled, has_undrafted=True)
+    tables = TokenTables(2, base.vocab_size, base.device)
+    step = DeviceStep(base, TreePass(base, drafter, 64), drafter, True, tables)
+    kind = StepKind(Asked(has_greedy=True, has_sampled=has_sampled), has_undrafted=True)
+    if has_sampled:
+        everything = Sampling(0.8, 0.9, 5, 0.1, 1.2, 0.5, 0.5, {3: 1.0}, (7,))
+        for row in range(2):
+            tables.add(row, everything, [1, 2])
+        kind = StepKind(Asked.by([everything, Sampling()]), True, True, (True, True, True))
     width = base.hidden_size * (1 + len(drafter.layers))
+
+    columns_B5 = columns_of([Sampling(0.8, 0.9, 5, 0.1), Sampling()], base.device)
 
     def inputs() -> tuple[DeviceState, torch.Tensor]:
         state = DeviceState.empty(2, step.max_path, width, base.dtype, base.device, num_slots=40)
         state.answers.lengths_B.fill_(9)
         state.answers.limit_B.fill_(100)
+        state.penalties_B3.fill_(1.2)
+        state.columns_B5.copy_(columns_B5)
         return state, torch.zeros(1, 2, 2, 2, 40, 16)
 
     step(*inputs(), kind)  # what is made once is made now, as before a capture
@@ -223,13 +236,13 @@ def test_what_is_recorded_or_follows_the_text_goes_through_the_decoder_s_own_ste
     base = kernel_base("llama", "torch", seed=4)
     with caplog.at_level(logging.INFO, logger="euryale.decoding"):
         Engine(base, drafter="none").generate([[1, 2]], 4, logprobs=2)
-        Engine(base, drafter="none").generate([[1, 2], [3], [4]], 4, top_k=3, min_p=0.1, temperature=1.0)
+        Engine(base, drafter="none").generate([[1, 2], [3], [4]], 4, top_k=3, min_new_tokens=2, banned_tokens=[[7, 8]])
         Engine(base, drafter="lookup").generate([[1, 2]], 4)
         Engine(base, drafter="none", accept="rejection").generate([[1, 2]], 4, temperature=1.0)
         Engine(with_backend(base, "auto"), drafter="none").generate([[1, 2]], 4)
     assert [message for message in caplog.messages if "not captured" in message] == [
         "steps are not captured while an answer is recorded",
-        "steps are not captured while a request asks for min_p, top_k",
+        "steps are not captured while a request asks for banned_tokens, min_new_tokens",
         "steps are not captured, because the drafter reads texts on the host",
         "steps are not captured, because the rule rejection reads what it accepts on the host",
     ]

@@ -11,7 +11,8 @@ from euryale.base.base import Base
 from euryale.base.config import BaseConfig
 from euryale.base.kernel_llama import KernelLlama
 from euryale.base.random_base import random_base as base_of_config
-from euryale.decoding.device_step import DeviceState, DeviceStep, StepKind
+from euryale.decoding.device_state import DeviceState, StepKind
+from euryale.decoding.device_step import DeviceStep
 from euryale.decoding.drafters.heads import HeadsDrafter
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree.choose import TreeConfig

@@ -36,7 +36,7 @@ def of_one(value: float, dtype: torch.dtype = torch.float64) -> Tensor:
 
 def drawn(logits_BNV: Tensor, sampling: Sampling, noise_BNV: Tensor | None) -> Tensor:
     """Every row by the same settings."""
-    return final_scores(logits_BNV, SamplingBatch([sampling] * len(logits_BNV), CPU), noise_BNV).argmax(-1)
+    return final_scores(logits_BNV, SamplingBatch.of([sampling] * len(logits_BNV), CPU), noise_BNV).argmax(-1)
 
 
 def test_greedy_takes_the_lowest_of_equal_logits() -> None:
@@ -87,7 +87,7 @@ def test_all_filters_together_equal_those_of_generate_in_its_order() -> None:
         warpers = model._get_logits_processor(generation_config=config, input_ids_seq_length=1, device="cpu")
         for scores in random_scores():
             scores = scores.float()
-            ours = warp(scores[None], SamplingBatch([Sampling(temperature, top_p, top_k, min_p or 0.0)], CPU))[0]
+            ours = warp(scores[None], SamplingBatch.of([Sampling(temperature, top_p, top_k, min_p or 0.0)], CPU))[0]
             assert torch.equal(ours, warpers(IGNORED, scores))
             num_kept |= set(ours.isfinite().sum(-1).tolist())
     assert {1, 2, 3, 20, 50} < num_kept
@@ -123,11 +123,11 @@ def test_a_row_s_scores_among_others_are_those_it_has_alone_bit_by_bit(dtype: to
     logits_BNV = torch.randn(len(samplings), 5, 60, generator=generator, dtype=torch.float64).to(dtype) * 3
     logits_BNV[:, :, 20:30] = logits_BNV[:, :, 10:20]  # ties
     noise_BNV = torch.randn(logits_BNV.shape, generator=generator)
-    together = final_scores(logits_BNV, SamplingBatch(samplings, CPU), noise_BNV)
+    together = final_scores(logits_BNV, SamplingBatch.of(samplings, CPU), noise_BNV)
     for row, sampling in enumerate(samplings):
         part = slice(row, row + 1)
         noise = noise_BNV[part] if sampling.temperature else None
-        alone = final_scores(logits_BNV[part], SamplingBatch([sampling], CPU), noise)
+        alone = final_scores(logits_BNV[part], SamplingBatch.of([sampling], CPU), noise)
         assert torch.equal(together[part], alone.to(together.dtype)), sampling
 
 

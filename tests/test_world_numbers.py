@@ -146,7 +146,7 @@ def test_all_that_is_let_in_stays_finite(settings: dict, temperature: float) -> 
 @pytest.mark.parametrize("top_p", [1e-46, 1e-45, 1e-30, 1e-9])
 def test_the_smallest_share_is_the_likeliest_token(top_p: float) -> None:  # own
     scores_11V = torch.tensor([[[1.0, 3.0, 2.0, -math.inf]]])
-    kept = keep_top_p(scores_11V, SamplingBatch([Sampling(1.0, top_p)], torch.device("cpu")).top_p_B11)
+    kept = keep_top_p(scores_11V, SamplingBatch.of([Sampling(1.0, top_p)], torch.device("cpu")).top_p_B11)
     assert kept.isfinite().tolist() == [[[False, True, False, False]]]
 
 

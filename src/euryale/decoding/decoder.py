@@ -76,9 +76,9 @@ class Decoder:
         self._root_B = torch.zeros(0, dtype=torch.long, device=device)
         num_numbers = base.hidden_size * (1 + len(drafter.layers))
         self._hidden_BD = torch.zeros(0, num_numbers, dtype=base.dtype, device=device)
-        lists = self._requests, self.texts
+        of_rows = self._processors.tables, self._requests, self.texts
         # None: every step is one of this file.
-        self._device = DeviceRows.of(base, self.drafter, self._pass, self.rule, self.cache, *lists)
+        self._device = DeviceRows.of(base, self.drafter, self._pass, self.rule, self.cache, *of_rows)
 
     @torch.inference_mode()
     def add(self, row: int, requests: Sequence[Request]) -> None:
@@ -210,7 +210,7 @@ class Decoder:
     def _step_here(self) -> list[list[int]]:
         marks = [time.perf_counter()]
         samplings = [request.sampling for request in self._requests]
-        self._settings = settings = self._settings or SamplingBatch(samplings, self.base.device)
+        self._settings = settings = self._settings or SamplingBatch.of(samplings, self.base.device)
         noise = self._streams.at(self.cache.lengths, self.drafter.max_depth + 1, settings)
         draft = self._asked_for(self.drafter.propose(self._draft_input(noise.ranking_BPV, settings)))
         marks.append(time.perf_counter())

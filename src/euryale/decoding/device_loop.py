@@ -14,12 +14,15 @@ from torch import Tensor
 
 from euryale.base.base import Base
 from euryale.decoding.accept import AcceptConfig
-from euryale.decoding.device_step import NUM_ENDS, DeviceState, DeviceStep, RowReport, StepKind
+from euryale.decoding.device_state import NUM_ENDS, DeviceState, RowReport, StepKind, off_device
+from euryale.decoding.device_step import DeviceStep
 from euryale.decoding.device_text import TextRows
 from euryale.decoding.drafters.interface import Drafter
 from euryale.decoding.kv_cache import KVCache
 from euryale.decoding.request import Request
+from euryale.decoding.sampling_batch import columns_of
 from euryale.decoding.step_graphs import StepGraphs
+from euryale.decoding.token_tables import PENALTIES, TokenTables
 from euryale.decoding.tree_pass import TreePass
 from euryale.kernels.backends import on_card
 
@@ -45,10 +48,18 @@ class Finished(NamedTuple):
 class DeviceLoop:
     """Steps of the live rows of a decoder, while none comes or goes."""
 
-    def __init__(self, base: Base, drafter: Drafter, tree_pass: TreePass, cache: KVCache, rule: AcceptConfig) -> None:
-        """The cache has `spare_slots` more than its rows need."""
+    def __init__(
+        self,
+        base: Base,
+        drafter: Drafter,
+        tree_pass: TreePass,
+        cache: KVCache,
+        rule: AcceptConfig,
+        tables: TokenTables,
+    ) -> None:
+        """The cache has `spare_slots` more than its rows need. tables: of bias and penalties, kept by the decoder."""
         self._base, self._drafter, self._cache = base, drafter, cache
-        self._step = DeviceStep(base, tree_pass, drafter, rule.coupled)
+        self._step = DeviceStep(base, tree_pass, drafter, rule.coupled, tables)
         self._graphs = StepGraphs(base.device)
         self._mail = _Mail(base.device)
         width = base.hidden_size * (1 + len(drafter.layers))
@@ -58,7 +69,7 @@ class DeviceLoop:
         )
         self._texts = TextRows(self._whole.text_BS) if drafter.searches_text else None
         self._state = self._whole.first(0)
-        self._kind = StepKind(False, False)
+        self._kind = StepKind.of([])
         self._written: list[int] = []  # tokens that were read of each row since it was loaded
         self._longest = 0  # committed tokens of the longest row, as far as they were read
 
@@ -79,13 +90,12 @@ class DeviceLoop:
 
     @staticmethod
     def why_not_rows(requests: Sequence[Request]) -> str | None:
-        """Why a step of these rows is not one on the device; None: it is. They must be greedy, or sampled by
-        temperature alone, and not recorded."""
+        """Why a step of these rows is not one on the device; None: it is."""
         for request in requests:
             if request.record is not None:
                 return "an answer is recorded"
-            if others := request.sampling.keywords().keys() - {"temperature"}:
-                return f"a request asks for {', '.join(sorted(others))}"
+            if others := off_device(request.sampling):
+                return f"a request asks for {', '.join(others)}"
         return None
 
     def add(self, row: int, num_rows: int) -> None:
@@ -117,17 +127,18 @@ class DeviceLoop:
             (answers.lengths_B, self._cache.lengths), (answers.limit_B, left), (answers.ends_BE, ends),
             (state.seeds_B, [r.seed for r in requests]), (state.has_drafts_B, [r.has_drafts for r in requests]),
             (state.temperature_B, [r.sampling.temperature for r in requests]),
+            (state.penalties_B3, [[getattr(r.sampling, name) for name, _ in PENALTIES] for r in requests]),
         ]  # fmt: skip
         for target, numbers in values:
             target.copy_(torch.tensor(numbers, dtype=target.dtype, device=device))
+        state.columns_B5.copy_(columns_of([r.sampling for r in requests], device))
         answers.root_B.copy_(root_B)
         state.hidden_BC.copy_(hidden_BC)
         if self._texts is not None:
             self._texts.read(texts)
         for zeroed in (answers.written_B, answers.last_B, answers.is_done_B, state.is_broken_B):
             zeroed.zero_()
-        is_sampled = any(r.sampling.temperature > 0 for r in requests)
-        self._kind = StepKind(is_sampled, not all(r.has_drafts for r in requests))
+        self._kind = StepKind.of(requests)
         self._written, self._longest = [0] * B, max(self._cache.lengths)
 
     def advance(self) -> list[Gain] | None:

@@ -18,6 +18,7 @@ from euryale.decoding.device_loop import DeviceLoop, Gain
 from euryale.decoding.drafters.interface import Drafter
 from euryale.decoding.kv_cache import KVCache
 from euryale.decoding.request import Request
+from euryale.decoding.token_tables import TokenTables
 from euryale.decoding.tree_pass import TreePass
 
 
@@ -52,6 +53,7 @@ class DeviceRows:
         tree_pass: TreePass,
         rule: AcceptConfig,
         cache: KVCache,
+        tables: TokenTables,
         requests: list[Request],
         texts: list[list[int]],
     ) -> "DeviceRows | None":
@@ -61,7 +63,7 @@ class DeviceRows:
         if problem := DeviceLoop.why_not(drafter, tree_pass, rule):
             log.info("steps are not captured, because %s", problem)
             return None
-        return DeviceRows(base, DeviceLoop(base, drafter, tree_pass, cache, rule), cache, requests, texts)
+        return DeviceRows(base, DeviceLoop(base, drafter, tree_pass, cache, rule, tables), cache, requests, texts)
 
     def add(self, row: int, num_rows: int) -> None:
         """Settled rows, of which these are new."""

@@ -5,10 +5,10 @@ replayed (step_graphs.py). n = 1 is plain decoding by the same function. The tex
 same draft, and the base's own token at every node, greedy or with the same keyed noise.
 
 Letters: B batch, R rows of a shape (1 or B), N nodes, P longest path, C numbers of a state, S slots, V vocabulary,
-T answer tokens of one step, E ids that end an answer.
+T tokens that a text gains at most.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,94 +16,30 @@ from torch import Tensor
 from euryale.base.base import Base
 from euryale.base.kernel_layer import backend_for
 from euryale.base.kernel_llama import KernelLlama, Slots
+from euryale.decoding.device_state import DeviceState, StepKind
 from euryale.decoding.device_text import DeviceText
 from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput
+from euryale.decoding.sampling_batch import SamplingBatch, warp
+from euryale.decoding.token_tables import TokenTables, above_all_bans
 from euryale.decoding.tree_pass import TreePass
-from euryale.kernels.reference import Answers
+from euryale.kernels.reference import Walk
 from euryale.kernels.reference_small import gumbel_noise
 from euryale.kernels.registry import choose
-
-NUM_ENDS = 4  # ids that end an answer on the device; the host finds the others, one step later
-
-
-class DeviceState(NamedTuple):
-    """What differs from step to step, of each row."""
-
-    answers: Answers  # the ring holds the tokens of one step
-    hidden_BC: Tensor  # what the drafter reads: the base's states at the last committed token
-    seeds_B: Tensor  # int64
-    temperature_B: Tensor  # float32
-    has_drafts_B: Tensor  # bool
-    is_broken_B: Tensor  # bool: the base's own token on an accepted path had a score that is not finite
-    report_BX: Tensor  # int64: what the host reads, one step later (RowReport)
-    text_BS: Tensor  # int32: DeviceText of all slots, where the drafter searches it
-
-    @staticmethod
-    def empty(
-        num_rows: int, max_path: int, width: int, dtype: torch.dtype, device: torch.device, num_slots: int = 0
-    ) -> "DeviceState":
-        """num_slots: of a text; 0 for drafters that search none."""
-
-        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.zeros(num_rows, *shape, dtype=dtype, device=device)
-
-        narrow, flag = torch.int32, torch.bool
-        answers = Answers(
-            lengths_B=zeros(dtype=narrow), root_B=zeros(), last_B=zeros(), ring_BT=zeros(max_path),
-            written_B=zeros(dtype=narrow), limit_B=zeros(dtype=narrow), ends_BE=zeros(NUM_ENDS) - 1,
-            is_done_B=zeros(dtype=flag),
-        )  # fmt: skip
-        return DeviceState(
-            answers, zeros(width, dtype=dtype), zeros(), zeros(dtype=torch.float32), zeros(dtype=flag),
-            zeros(dtype=flag), zeros(max_path + 3), zeros(num_slots, dtype=narrow),
-        )  # fmt: skip
-
-    def first(self, num_rows: int) -> "DeviceState":
-        """The first rows, in the same memory."""
-        answers = Answers(*(x[:num_rows] for x in self.answers))
-        return DeviceState(answers, *(x[:num_rows] for x in self[1:]))
-
-    def write_report(self) -> None:
-        answers = self.answers
-        numbers = (answers.written_B.long(), answers.lengths_B.long(), self.is_broken_B.long())
-        self.report_BX.copy_(torch.cat([answers.ring_BT, torch.stack(numbers, 1)], 1))
-
-
-class RowReport(NamedTuple):
-    """One row of a report, on the host."""
-
-    ring: list[int]
-    written: int  # answer tokens since the row was loaded
-    length: int
-    is_broken: bool
-
-    @staticmethod
-    def of(numbers: list[int]) -> "RowReport":
-        return RowReport(numbers[:-3], numbers[-3], numbers[-2], bool(numbers[-1]))
-
-    def tokens_since(self, written: int) -> list[int]:
-        """The tokens after the first `written` of the answer."""
-        return [self.ring[number % len(self.ring)] for number in range(written, self.written)]
-
-
-class StepKind(NamedTuple):
-    """What a step leaves out where no row asks for it: part of what a captured graph is of."""
-
-    has_sampled: bool
-    has_undrafted: bool
 
 
 class DeviceStep:
     """Everything that does not change from step to step: weights, tree, kernels."""
 
-    def __init__(self, base: Base, tree_pass: TreePass, drafter: Drafter, is_coupled: bool) -> None:
-        """is_coupled: candidates are ranked with the noise that the base draws with.
+    def __init__(
+        self, base: Base, tree_pass: TreePass, drafter: Drafter, is_coupled: bool, tables: TokenTables
+    ) -> None:
+        """is_coupled: candidates are ranked with the noise that the base draws with. tables: of the live rows.
 
         Raises UserError where a backend that is named cannot run one of the kernels.
         """
         assert isinstance(tree_pass.forward, KernelLlama) and tree_pass.attention is not None
         self._forward, self._attention, self._pass = tree_pass.forward, tree_pass.attention, tree_pass
-        self._base, self._drafter, self._is_coupled = base, drafter, is_coupled
+        self._base, self._drafter, self._is_coupled, self._tables = base, drafter, is_coupled, tables
         self.max_path = drafter.max_depth + 1
         backend, num_nodes = base.forward_settings.backend, {"num_nodes": drafter.num_nodes}
         kernels = {"draw": {"dtype": base.dtype}, "accept_walk": num_nodes, "kv_commit": num_nodes}
@@ -127,8 +63,7 @@ class DeviceStep:
             tokens_BN, Slots(kv_L2BGSE, answers.lengths_B), bits, self._attention, self._drafter.layers
         )
         logits_BNV = self._forward.logits(hidden_BNC[..., : self._base.hidden_size])
-        targets_BN = self._targets(state, logits_BNV, bits.depths_RN)
-        is_finite_BN = logits_BNV.gather(-1, targets_BN[..., None])[..., 0].isfinite()
+        targets_BN, is_finite_BN = self._targets(state, logits_BNV, draft, kind)
         accept_walk: Any = self._accept_walk
         walk = accept_walk(
             tokens_BN, targets_BN, self._parents_of(draft), bits.words_RNW, answers, self.max_path,
@@ -136,8 +71,7 @@ class DeviceStep:
         )  # fmt: skip
         if self.max_path > 1:
             self._kv_commit(kv_L2BGSE.view(-1, *kv_L2BGSE.shape[2:]), walk)
-        if text is not None:  # what it writes after a path is overwritten by later steps, or never read
-            text.put(walk.starts_B, tokens_BN.gather(1, walk.paths_BP.long()))
+        self._extend(state, text, tokens_BN, walk, kind)
         on_path_BP = torch.arange(self.max_path, device=was_done_B.device) < walk.counts_B[:, None]
         is_lost_BP = on_path_BP & ~is_finite_BN.gather(1, walk.paths_BP.long())
         state.is_broken_B.logical_or_(is_lost_BP.any(-1))
@@ -154,25 +88,56 @@ class DeviceStep:
         text.put(text.lengths_B, state.answers.root_B[:, None])
         return text
 
+    def _extend(
+        self, state: DeviceState, text: DeviceText | None, tokens_BN: Tensor, walk: Walk, kind: StepKind
+    ) -> None:
+        """What is kept of the texts, with the accepted paths and the tokens after them."""
+        path_BP = tokens_BN.gather(1, walk.paths_BP.long())
+        if text is not None:  # what it writes after a path is overwritten by later steps, or never read
+            text.put(walk.starts_B, path_BP)
+        if any(kind.has_penalty):  # places after a path carry the root, which is in the text
+            place_P = torch.arange(self.max_path, device=path_BP.device)
+            is_below_BP = (place_P > 0) & (place_P < walk.counts_B[:, None])
+            gained_BT = torch.cat([path_BP, state.answers.root_B[:, None]], 1)
+            is_gained_BT = torch.cat([is_below_BP, walk.counts_B[:, None] > 0], 1)
+            self._tables.extend_on_device(gained_BT, is_gained_BT, kind.penalties(state.penalties_B3))
+
     def _draft_input(self, state: DeviceState, kind: StepKind, text: DeviceText | None) -> DraftInput:
         answers, noise_BPV = state.answers, None
         is_drawn_B11 = (state.temperature_B > 0)[:, None, None]
-        if kind.has_sampled and self._is_coupled and self.max_path > 1:
+        if kind.asked.has_sampled and self._is_coupled and self.max_path > 1:
             B, depths = len(answers.root_B), self.max_path - 1
             positions_BP = answers.lengths_B[:, None] + torch.arange(1, depths + 1, device=is_drawn_B11.device)
             seeds_BP = state.seeds_B[:, None].expand(B, depths)
             noise_MV = gumbel_noise(seeds_BP.flatten(), positions_BP.flatten(), self._base.vocab_size)
             noise_BPV = torch.where(is_drawn_B11, noise_MV.unflatten(0, (B, depths)), 0.0)
         divisor_B11 = torch.where(is_drawn_B11, state.temperature_B[:, None, None], 1.0)
-        return DraftInput(state.hidden_BC, answers.root_B, noise_BPV, divisor_B11, text=text)
+        penalties = kind.penalties(state.penalties_B3)
 
-    def _targets(self, state: DeviceState, logits_BNV: Tensor, depths_RN: Tensor) -> Tensor:
-        """The base's own token after each node."""
+        def process(scores_BPV: Tensor, ids: Tensor | None, is_next: bool) -> Tensor:
+            return above_all_bans(self._tables.guess(scores_BPV.float(), ids, penalties))
+
+        return DraftInput(
+            state.hidden_BC, answers.root_B, noise_BPV, divisor_B11,
+            process=process if kind.is_processed else None, text=text,
+        )  # fmt: skip
+
+    def _targets(self, state: DeviceState, logits_BNV: Tensor, draft: Draft, kind: StepKind) -> tuple[Tensor, Tensor]:
+        """The base's own token after each node, and whether its score is finite."""
         B, N = logits_BNV.shape[:2]
-        positions_BN = state.answers.lengths_B[:, None] + 1 + depths_RN
-        rows = (state.temperature_B[:, None].expand(B, N), state.seeds_B[:, None].expand(B, N), positions_BN)
+        scores_BNV, temperature_B = logits_BNV, state.temperature_B
+        if kind.is_processed:
+            penalties = kind.penalties(state.penalties_B3)
+            scores_BNV = self._tables.apply(scores_BNV.float(), draft.tokens_BN, draft.shape.ancestors_RNN, penalties)
+        if kind.asked.has_filters:
+            settings = SamplingBatch(kind.asked, state.columns_B5)
+            scores_BNV = torch.where(settings.is_sampled_B11, warp(scores_BNV, settings), scores_BNV.float())
+            temperature_B = (temperature_B > 0).float()  # it has been divided by
+        positions_BN = state.answers.lengths_B[:, None] + 1 + self._pass.bits(draft.shape).depths_RN
+        rows = (temperature_B[:, None].expand(B, N), state.seeds_B[:, None].expand(B, N), positions_BN)
         draw: Any = self._draw
-        return draw(logits_BNV.flatten(0, 1).contiguous(), *(x.reshape(-1).contiguous() for x in rows)).view(B, N)
+        targets_BN = draw(scores_BNV.flatten(0, 1).contiguous(), *(x.reshape(-1).contiguous() for x in rows)).view(B, N)
+        return targets_BN, scores_BNV.gather(-1, targets_BN[..., None])[..., 0].isfinite()
 
     def _parents_of(self, draft: Draft) -> Tensor:
         """int32; made once for a shape that comes again, which is known by identity."""

@@ -6,9 +6,9 @@ repetition, bans, least length); presence and frequency penalties, which it does
 interface and of vLLM: they count the answer's tokens, not the prompt's. Grammars (grammar.py) come last.
 
 Nothing here runs unless a live row asks for one of these settings. A setting that a row does not ask for leaves the
-row's logits as they are. At most three tables of rows x vocabulary exist, each from the first row that needs it.
+row's logits as they are. Bias and penalties are in token_tables.py, which a step on the device uses alone.
 
-Letters: B batch, R rows of a shape (1 or B), N nodes, P parents, V vocabulary, M entries of a list over all rows.
+Letters: B batch, N nodes, P parents, V vocabulary, M entries of a list over all rows.
 """
 
 import math
@@ -22,6 +22,7 @@ from euryale.decoding.banned_sequences import BannedSequences
 from euryale.decoding.grammar import GrammarState
 from euryale.decoding.grammar_masks import mask_next, mask_nodes
 from euryale.decoding.sampling import Sampling
+from euryale.decoding.token_tables import PENALTIES, Penalties, TokenTables, above_all_bans
 from euryale.decoding.tree.tree import Shape
 
 
@@ -30,14 +31,6 @@ class _Row(NamedTuple):
     num_prompt: int
     end_ids: tuple[int, ...]
     grammar: GrammarState | None
-
-
-class _Penalties(NamedTuple):
-    """[B, 1, 1] each, in the dtype of the scores; None where no row asks."""
-
-    repetition: Tensor | None
-    presence: Tensor | None
-    frequency: Tensor | None
 
 
 class _Ends(NamedTuple):
@@ -56,17 +49,17 @@ class _Batch:
         self.sequences = BannedSequences.of([row.sampling for row in rows], device)
         ends = {(row, end) for row, (s, _, end_ids, _) in enumerate(rows) if s.min_new_tokens for end in end_ids}
         self.ends = _Ends(*torch.tensor(sorted(ends), device=device).unbind(1)) if ends else None
-        self._penalties: dict[torch.dtype, _Penalties] = {}
+        self._penalties: dict[torch.dtype, Penalties] = {}
 
-    def penalties(self, dtype: torch.dtype) -> _Penalties:
+    def penalties(self, dtype: torch.dtype) -> Penalties:
         if dtype not in self._penalties:
             columns = []
-            for name, off in (("repetition_penalty", 1.0), ("presence_penalty", 0.0), ("frequency_penalty", 0.0)):
+            for name, off in PENALTIES:
                 values = [getattr(row.sampling, name) for row in self._rows]
                 is_asked = any(value != off for value in values)
                 column = torch.tensor(values, dtype=dtype, device=self._device)[:, None, None] if is_asked else None
                 columns.append(column)
-            self._penalties[dtype] = _Penalties(*columns)
+            self._penalties[dtype] = Penalties(*columns)
         return self._penalties[dtype]
 
 
@@ -75,12 +68,9 @@ class LogitsProcessors:
 
     def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
         """num_rows: of the batch, at most."""
-        self._shape = (num_rows, vocab_size)
+        self.tables = TokenTables(num_rows, vocab_size, device)
         self._device = device
         self._rows: list[_Row] = []
-        self._is_in_text_BV: Tensor | None = None  # bool, for the repetition penalty
-        self._in_answer_BV: Tensor | None = None  # counts, for presence and frequency penalties
-        self._bias_BV: Tensor | None = None  # logit_bias; -inf for banned tokens
         self._laid_out: _Batch | None = None
 
     @property
@@ -103,43 +93,19 @@ class LogitsProcessors:
         """
         self._rows[row : row + 1] = [_Row(sampling, len(prompt), tuple(end_ids), grammar)]
         self._laid_out = None
-        if sampling.repetition_penalty != 1.0:
-            if self._is_in_text_BV is None:
-                self._is_in_text_BV = torch.zeros(self._shape, dtype=torch.bool, device=self._device)
-            self._is_in_text_BV[row].zero_()[list(prompt)] = True
-        if _counts(sampling):
-            if self._in_answer_BV is None:
-                self._in_answer_BV = torch.zeros(self._shape, device=self._device)
-            self._in_answer_BV[row] = 0
-        bias = dict(sampling.logit_bias) | {word[0]: -math.inf for word in sampling.banned_words() if len(word) == 1}
-        if bias and self._bias_BV is None:
-            self._bias_BV = torch.zeros(self._shape, device=self._device)
-        if self._bias_BV is not None:
-            self._bias_BV[row] = 0
-            if bias:
-                self._bias_BV[row, list(bias)] = torch.tensor(list(bias.values()), device=self._device)
+        self.tables.add(row, sampling, prompt)
 
     def swap_remove(self, row: int) -> None:
         """Removes an ended row; the last row takes its slot."""
         last = len(self._rows) - 1
         self._rows[row] = self._rows[last]
         self._rows.pop()
-        for table_BV in (self._is_in_text_BV, self._in_answer_BV, self._bias_BV):
-            if table_BV is not None and row != last:
-                table_BV[row] = table_BV[last]
+        self.tables.move(last, row)
         self._laid_out = None
 
     def extend(self, gained: Sequence[Sequence[int]]) -> None:
         """Each row's answer has grown by these tokens; the last is its next root."""
-        for table_BV, is_asked in (
-            (self._is_in_text_BV, [row.sampling.repetition_penalty != 1.0 for row in self._rows]),
-            (self._in_answer_BV, [_counts(row.sampling) for row in self._rows]),
-        ):
-            pairs = [(row, token) for row, tokens in enumerate(gained) if is_asked[row] for token in tokens]
-            if table_BV is not None and pairs:
-                row_M, token_M = torch.tensor(pairs, device=self._device).unbind(1)
-                ones_M = torch.ones(len(pairs), dtype=table_BV.dtype, device=self._device)
-                table_BV.index_put_((row_M, token_M), ones_M, accumulate=table_BV.dtype != torch.bool)
+        self.tables.extend(gained, [row.sampling for row in self._rows])
 
     def apply(self, logits_BNV: Tensor, tokens_BN: Tensor, shape: Shape, texts: Sequence[Sequence[int]]) -> Tensor:
         """The logits of what follows each node, float32 (float64 when the logits are); unchanged where no row asks.
@@ -148,18 +114,9 @@ class LogitsProcessors:
         """
         if not self._batch.is_active:
             return logits_BNV
-        B = len(texts)
         scores_BNV = logits_BNV.to(torch.promote_types(logits_BNV.dtype, torch.float32))
-        if self._bias_BV is not None:
-            scores_BNV = scores_BNV + self._bias_BV[:B, None]
         penalties = self._batch.penalties(scores_BNV.dtype)
-        if any(penalty is not None for penalty in penalties):
-            on_path_BNV = _count_path(scores_BNV, tokens_BN, shape.ancestors_RNN)
-        if penalties.repetition is not None and self._is_in_text_BV is not None:
-            is_in_text_BNV = (on_path_BNV > 0) | self._is_in_text_BV[:B, None]
-            scores_BNV = _repetition(scores_BNV, is_in_text_BNV, penalties.repetition)
-        if self._in_answer_BV is not None and (penalties.frequency is not None or penalties.presence is not None):
-            scores_BNV = _count_penalties(scores_BNV, on_path_BNV + self._in_answer_BV[:B, None], penalties)
+        scores_BNV = self.tables.apply(scores_BNV, tokens_BN, shape.ancestors_RNN, penalties)
         if self._batch.sequences is not None:
             scores_BNV = self._batch.sequences.apply(scores_BNV, tokens_BN, shape.parents_RN, texts)
         if self._batch.ends is not None:
@@ -173,23 +130,11 @@ class LogitsProcessors:
         scores stand for; None: all. is_next: whether they are scores of the token after the root, the only one that
         the grammar says something of.
         """
-        B = len(scores_BPV)
-
-        def of(table_BV: Tensor) -> Tensor:
-            return (table_BV[:B] if ids is None else table_BV[:B, ids])[:, None]
-
         scores_BPV = scores_BPV.to(torch.promote_types(scores_BPV.dtype, torch.float32))
-        if self._bias_BV is not None:
-            scores_BPV = scores_BPV + of(self._bias_BV)
-        penalties = self._batch.penalties(scores_BPV.dtype)
-        if penalties.repetition is not None and self._is_in_text_BV is not None:
-            scores_BPV = _repetition(scores_BPV, of(self._is_in_text_BV), penalties.repetition)
-        if self._in_answer_BV is not None and (penalties.frequency is not None or penalties.presence is not None):
-            scores_BPV = _count_penalties(scores_BPV, of(self._in_answer_BV), penalties)
+        scores_BPV = self.tables.guess(scores_BPV, ids, self._batch.penalties(scores_BPV.dtype))
         if is_next:
             scores_BPV = mask_next(scores_BPV, ids, self._grammars)
-        # Not -inf, which is not a score to rank by: a tree may need more candidates than are allowed.
-        return scores_BPV.clamp(min=torch.finfo(torch.float32).min / 4)
+        return above_all_bans(scores_BPV)
 
     @property
     def _grammars(self) -> list[GrammarState | None]:
@@ -213,29 +158,3 @@ class LogitsProcessors:
         node_N = torch.arange(scores_BNV.shape[1], device=self._device)
         index = (ends.row_M[:, None], node_N, ends.token_M[:, None])
         return scores_BNV.index_put(index, loss_BN[ends.row_M], accumulate=True)
-
-
-def _counts(sampling: Sampling) -> bool:
-    return bool(sampling.presence_penalty or sampling.frequency_penalty)
-
-
-def _repetition(scores_BNV: Tensor, is_in_text_BNV: Tensor, penalty_B11: Tensor) -> Tensor:
-    penalised_BNV = torch.where(scores_BNV < 0, scores_BNV * penalty_B11, scores_BNV / penalty_B11)
-    return torch.where(is_in_text_BNV, penalised_BNV, scores_BNV)
-
-
-def _count_penalties(scores_BNV: Tensor, count_BNV: Tensor, penalties: _Penalties) -> Tensor:
-    if penalties.frequency is not None:
-        scores_BNV = scores_BNV - penalties.frequency * count_BNV
-    if penalties.presence is not None:
-        scores_BNV = scores_BNV - penalties.presence * (count_BNV > 0)
-    return scores_BNV
-
-
-def _count_path(scores_BNV: Tensor, tokens_BN: Tensor, ancestors_RNN: Tensor) -> Tensor:
-    """How often each token stands on a node's path below the root (which is in the text already)."""
-    B, N = tokens_BN.shape
-    weights_RNN = ancestors_RNN.to(scores_BNV.dtype, copy=True)
-    weights_RNN[:, :, 0] = 0
-    tokens_BNN = tokens_BN[:, None].expand(B, N, N)
-    return torch.zeros_like(scores_BNV).scatter_add_(2, tokens_BNN, weights_RNN.expand(B, N, N))

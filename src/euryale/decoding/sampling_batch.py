@@ -8,40 +8,74 @@ Letters: B batch, N nodes, V vocabulary.
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from euryale.decoding.sampling import Sampling
 
+NUM_COLUMNS = 5
 _MOST_K = 1 << 24  # above every vocabulary, and exact in float32
 _LEAST_P = 1e-30  # smaller shares would be 0 in float32, and not even the likeliest token would be left
+
+
+class Asked(NamedTuple):
+    """What at least one row asks for; a filter that none asks for costs nothing."""
+
+    has_greedy: bool
+    has_sampled: bool
+    most_k: int = 0  # 0: no row asks for top-k
+    has_top_p: bool = False
+    has_min_p: bool = False
+
+    @staticmethod
+    def by(samplings: Sequence[Sampling]) -> "Asked":
+        return Asked(
+            any(s.temperature == 0 for s in samplings),
+            any(s.temperature > 0 for s in samplings),
+            max((s.top_k for s in samplings), default=0),
+            any(s.top_p < 1.0 for s in samplings),
+            any(s.min_p > 0.0 for s in samplings),
+        )
+
+    @property
+    def has_filters(self) -> bool:
+        return self.most_k > 0 or self.has_top_p or self.has_min_p
+
+
+def columns_of(samplings: Sequence[Sampling], device: torch.device) -> Tensor:
+    """Temperature, top-k, top-p, min-p and whether it is sampled, of each row: float32 [B, 5].
+
+    A row at T = 0 is not divided, and not filtered: its scores are its logits.
+    """
+    rows = [
+        (
+            s.temperature or 1.0,
+            min(s.top_k, _MOST_K),
+            max(s.top_p, _LEAST_P) if s.top_p < 1.0 else math.inf,
+            s.min_p,
+            s.temperature > 0,
+        )
+        for s in samplings
+    ]
+    return torch.tensor(rows, dtype=torch.float32, device=device).reshape(-1, NUM_COLUMNS)
 
 
 class SamplingBatch:
     """Temperature and filters of each row, [B, 1, 1] each. Made when rows come or go, then read in every step."""
 
-    def __init__(self, samplings: Sequence[Sampling], device: torch.device) -> None:
-        self.has_greedy = any(s.temperature == 0 for s in samplings)
-        self.has_sampled = any(s.temperature > 0 for s in samplings)
-        self.most_k = max((s.top_k for s in samplings), default=0)  # 0: no row asks for top-k
-        self.has_top_p = any(s.top_p < 1.0 for s in samplings)
-        self.has_min_p = any(s.min_p > 0.0 for s in samplings)
-        # A row at T = 0 is not divided, and not filtered: its scores are its logits.
-        settings = [
-            (
-                s.temperature or 1.0,
-                min(s.top_k, _MOST_K),
-                max(s.top_p, _LEAST_P) if s.top_p < 1.0 else math.inf,
-                s.min_p,
-                s.temperature > 0,
-            )
-            for s in samplings
-        ]
-        columns = torch.tensor(settings, dtype=torch.float32, device=device).reshape(-1, 5, 1, 1).unbind(1)
+    def __init__(self, asked: Asked, columns_B5: Tensor) -> None:
+        """columns_B5: columns_of the rows."""
+        self.has_greedy, self.has_sampled, self.most_k, self.has_top_p, self.has_min_p = asked
+        columns = columns_B5[..., None, None].unbind(1)
         self.temperature_B11, top_k_B11, self.top_p_B11, self.min_p_B11, is_sampled_B11 = columns
         self.top_k_B11 = top_k_B11.long()
         self.is_sampled_B11 = is_sampled_B11.bool()
+
+    @staticmethod
+    def of(samplings: Sequence[Sampling], device: torch.device) -> "SamplingBatch":
+        return SamplingBatch(Asked.by(samplings), columns_of(samplings, device))
 
 
 def final_scores(logits_BNV: Tensor, settings: SamplingBatch, noise_BNV: Tensor | None) -> Tensor:

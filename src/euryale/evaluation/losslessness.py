@@ -100,7 +100,7 @@ def _processed(
 def _scores(logits_TV: Tensor, sampling: Sampling, seed: int, first_position: int) -> Tensor:
     if sampling.temperature == 0:
         return logits_TV
-    scores_TV = warp(logits_TV[None], SamplingBatch([sampling], logits_TV.device))[0]
+    scores_TV = warp(logits_TV[None], SamplingBatch.of([sampling], logits_TV.device))[0]
     T, V = scores_TV.shape
     return scores_TV + gumbel(seed, first_position, T, V, scores_TV.device)
 
