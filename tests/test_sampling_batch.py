@@ -204,7 +204,7 @@ def test_however_many_settings_there_are_tables_are_made_once() -> None:
     for bias in range(30):
         scheduler.submit([1], 3, logit_bias={bias % 5: bias / 10}, frequency_penalty=bias / 20, repetition_penalty=1.5)
     scheduler.run()
-    tables = [value for value in vars(scheduler._decoder._processors).values() if isinstance(value, Tensor)]
+    tables = [value for value in vars(scheduler._decoder._processors.tables).values() if isinstance(value, Tensor)]
     assert [tuple(table.shape) for table in tables] == [(2, 5)] * 3
 
 
