@@ -4,7 +4,8 @@ from euryale.base.precision import pick_device
 from euryale.cli.kernel_schemas import BenchKernelsConfig
 from euryale.cli.script import script, use_threads
 from euryale.evaluation.bench_kernels import bench_dtype, bench_kernels, copy_bandwidth
-from euryale.report.kernel_tables import kernel_bench_table, kernel_plot
+from euryale.report.kernel_tables import kernel_bench_table
+from euryale.report.plot_kernels import kernel_plot
 from euryale.report.result_file import check_result, write_result
 from euryale.system.files import write_atomically
 from euryale.system.hardware import hardware

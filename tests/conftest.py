@@ -1,5 +1,6 @@
 """What several test files share: a tiny random base on disk."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the network
@@ -15,6 +16,13 @@ from euryale.base.config import BaseConfig
 
 # Tests are small and machines are shared: threads that wait for each other cost more than they bring.
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Takes what imports have made out of the garbage collector's sight: walking it again and again was a quarter of
+    the time of many tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
-"""A program for test_trainer: trains the same tiny run in children that are killed in the middle (kill -9).
+"""The tiny run of test_trainer, in children that are killed in the middle (kill -9). Not a test file itself.
 
-python killed_runs.py BASE_FOLDER OUT_FOLDER. Every scenario dies once or twice and is then resumed to its end, in
-OUT_FOLDER/<scenario>. One process imports everything once and forks, because importing is what takes long.
+The children are forks, because importing is what takes long.
 """
 
 import os
@@ -14,8 +13,7 @@ from types import SimpleNamespace
 import torch
 from plain_heads import plain_heads
 
-from euryale.base.base import Base, load_base
-from euryale.base.config import BaseConfig
+from euryale.base.base import Base
 from euryale.heads.heads import build_heads
 from euryale.training.objective import ObjectiveConfig
 from euryale.training.optimizer import OptimConfig
@@ -131,16 +129,11 @@ def in_child(work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(fork(work), 0)[1])
 
 
-def main(base_folder: str, out: str) -> None:
-    torch.set_num_threads(1)
-    base = load_base(BaseConfig(path=base_folder, dtype="float32", device="cpu"))
+def kill_and_resume(base: Base, out: Path) -> None:
+    """Every scenario in out/<its name>: killed once or twice, then resumed to its end."""
     for name, deaths in SCENARIOS.items():
-        folder = Path(out) / name
+        folder = out / name
         for number, run in enumerate(deaths):
             status = in_child(lambda run=run, folder=folder, number=number: run(base, folder, number > 0))  # type: ignore[misc]
             assert status == -signal.SIGKILL, (name, status)
         assert in_child(lambda folder=folder: make_trainer(base, folder, resume=True).fit()) == 0, name  # type: ignore[misc]
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,13 +1,17 @@
 """Runs infer/serve.py in a process of its own, as a user would. Not a test file itself."""
 
+import logging
 import os
 import re
+import runpy
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.context import ForkProcess
 
 import pytest
 from scripts import ROOT
@@ -17,7 +21,7 @@ from scripts import ROOT
 class Served:
     """The process and its address. `process` may be killed; it is gone when the block of `served` ends."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | ForkProcess
     port: int
 
     @property
@@ -38,7 +42,7 @@ def served(*settings: str, seconds: float = 300.0, script: str = "infer/serve.py
         watchdog = threading.Timer(seconds, process.kill)
         watchdog.start()
         try:
-            port = _port_of(process)
+            port = _port_of(process.stderr or ())
             # Read on, or the process stands still when the pipe is full.
             threading.Thread(target=process.stderr.read, daemon=True).start()
             yield Served(process, port)
@@ -47,10 +51,44 @@ def served(*settings: str, seconds: float = 300.0, script: str = "infer/serve.py
             watchdog.cancel()
 
 
-def _port_of(process: subprocess.Popen[str]) -> int:
+@contextmanager
+def served_by_a_fork(*settings: str, seconds: float = 300.0) -> Iterator[Served]:
+    """The same with a fork of this process, which has imported everything already; what it prints is thrown away.
+
+    Not while playwright's loop is running here: a fork of that does not serve.
+    """
+    read, write = os.pipe()
+    process = get_context("fork").Process(target=_serve, args=(settings, write), daemon=True)
+    process.start()
+    os.close(write)
+    watchdog = threading.Timer(seconds, process.kill)
+    watchdog.start()
+    try:
+        with open(read) as said:
+            port = _port_of(said)
+            threading.Thread(target=said.read, daemon=True).start()
+            yield Served(process, port)
+    finally:
+        process.kill()
+        process.join()
+        watchdog.cancel()
+
+
+def _serve(settings: tuple[str, ...], stderr: int) -> None:
+    """infer/serve.py in a fork, without what pytest has done to logging and to the streams."""
+    os.chdir(ROOT)
+    os.dup2(stderr, 2)
+    logging.getLogger().handlers.clear()
+    sys.argv = ["infer/serve.py", *settings]
+    with open(os.devnull, "w") as out, open(2, "w", buffering=1, closefd=False) as err:
+        sys.stdout, sys.stderr = out, err
+        runpy.run_path(str(ROOT / "infer/serve.py"), run_name="__main__")
+
+
+def _port_of(said: Iterable[str]) -> int:
     """Waits for the line that names the address; a test fails by what the process said where none comes."""
     lines = []
-    for line in process.stderr or ():
+    for line in said:
         lines.append(line)
         if found := re.search(r" at http://127\.0\.0\.1:(\d+): ", line):
             return int(found.group(1))

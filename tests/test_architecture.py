@@ -6,6 +6,7 @@ A unit is a sub-package or a top-level module of euryale. Everything is read wit
 import ast
 import re
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,11 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def unit_of(path: Path) -> str:
     first = path.relative_to(PACKAGE).parts[0]
     return "euryale" if first == "__init__.py" else first.removesuffix(".py")
@@ -54,7 +60,7 @@ def unit_of(path: Path) -> str:
 def imported_modules(path: Path) -> list[str]:
     """Full dotted names that a file imports, also inside functions; `from a import b` gives both a and a.b."""
     names: list[str] = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -62,6 +68,27 @@ def imported_modules(path: Path) -> list[str]:
             assert node.module is not None
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
     return names
+
+
+def imported_at_start(path: Path) -> set[str]:
+    """Top names of what importing a file imports from outside, through the package's own files too."""
+    outside, seen, waiting = set(), set(), [path]
+    while waiting:
+        body = parsed(waiting.pop()).body
+        for node in (node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))):
+            named = [alias.name for alias in node.names]
+            modules = named if isinstance(node, ast.Import) else [node.module or ""]
+            if isinstance(node, ast.ImportFrom) and modules[0].startswith("euryale"):
+                modules += [f"{node.module}.{name}" for name in named]
+            ours = {name for name in modules if name.startswith("euryale.") and is_module(name)}
+            outside |= {name.split(".")[0] for name in modules if not name.startswith("euryale")}
+            waiting += [file for name in ours - seen if (file := file_of(name)).is_file()]
+            seen |= ours
+    return outside
+
+
+def file_of(name: str) -> Path:
+    return (ROOT / "src" / Path(*name.split("."))).with_suffix(".py")
 
 
 def is_module(name: str) -> bool:
@@ -86,16 +113,16 @@ def test_every_unit_of_the_package_has_a_floor() -> None:
     assert {unit_of(path) for path in MODULES} <= set(FLOORS)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_imports_go_down_the_floors(path: Path) -> None:
-    importer = unit_of(path)
-    for name in imported_modules(path):
-        if name != "euryale" and not name.startswith("euryale."):
-            continue
-        imported = name.split(".")[1] if "." in name else "euryale"
-        if imported not in FLOORS or imported == importer:
-            continue
-        assert FLOORS[imported] < FLOORS[importer] or name == "euryale", f"{relative(path)} imports {name}"
+def test_imports_go_down_the_floors() -> None:
+    for path in MODULES:
+        importer = unit_of(path)
+        for name in imported_modules(path):
+            if name != "euryale" and not name.startswith("euryale."):
+                continue
+            imported = name.split(".")[1] if "." in name else "euryale"
+            if imported not in FLOORS or imported == importer:
+                continue
+            assert FLOORS[imported] < FLOORS[importer] or name == "euryale", f"{relative(path)} imports {name}"
 
 
 def test_modules_do_not_import_in_circles() -> None:
@@ -134,27 +161,35 @@ def test_init_files_of_sub_packages_are_empty() -> None:
 @pytest.mark.parametrize("path", SCRIPTS, ids=relative)
 def test_scripts_are_verbs(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert not [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)]
+    assert not [node for node in ast.walk(parsed(path)) if isinstance(node, ast.ClassDef)]
     assert len(text.splitlines()) <= 100
     tops = {name.split(".")[0] for name in imported_modules(path)}
     assert "torch" not in tops, "tensor arithmetic belongs in the package"
 
 
-@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=relative)
-def test_a_file_is_one_idea_in_plain_ascii(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert text.isascii()
-    assert len(text.splitlines()) <= LONGEST_FILE
-    if text.strip():
-        assert ast.get_docstring(ast.parse(text)), "a file says what question it answers"
+@pytest.mark.parametrize("path", SCRIPTS, ids=relative)
+def test_a_script_that_draws_nothing_at_once_does_not_wait_for_matplotlib(path: Path) -> None:
+    """Half a second of every start, and of every refusal."""
+    found = imported_at_start(path)
+    assert "hydra" in found, "the script's own imports were followed"
+    assert ("matplotlib" in found) == (path.name in ("bench_kernels.py", "plot_sweep.py"))
 
 
-@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=relative)
-def test_a_function_fits_on_a_screen(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            assert node.end_lineno is not None
-            assert node.end_lineno - node.lineno + 1 <= LONGEST_FUNCTION, f"{relative(path)}: {node.name}"
+def test_a_file_is_one_idea_in_plain_ascii() -> None:
+    for path in [*MODULES, *SCRIPTS]:
+        text = path.read_text(encoding="utf-8")
+        assert text.isascii(), relative(path)
+        assert len(text.splitlines()) <= LONGEST_FILE, relative(path)
+        if text.strip():
+            assert ast.get_docstring(parsed(path)), f"{relative(path)} says what question it answers"
+
+
+def test_a_function_fits_on_a_screen() -> None:
+    for path in [*MODULES, *SCRIPTS]:
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                assert node.end_lineno is not None
+                assert node.end_lineno - node.lineno + 1 <= LONGEST_FUNCTION, f"{relative(path)}: {node.name}"
 
 
 def test_the_floors_drawn_in_contributing_are_those_that_are_checked() -> None:

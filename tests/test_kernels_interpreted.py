@@ -14,19 +14,14 @@ import pytest
 pytest.importorskip("triton", reason="the Triton kernels need triton (pip install -e '.[dev]')")
 
 FOLDER = Path(__file__).with_name("interpreted")
-TOGETHER = [["tree_attention.py"], ["nf4_linear.py", "small_kernels.py"], ["engine.py"]]  # each list is one process
 
 
-def test_every_file_has_a_process() -> None:
-    files = {path.name for path in FOLDER.glob("*.py")} - {"conftest.py"}
-    assert sorted(name for names in TOGETHER for name in names) == sorted(files)
-
-
-@pytest.mark.parametrize("names", TOGETHER, ids=" ".join)
-def test_in_the_interpreter(names: list[str]) -> None:
+def test_in_the_interpreter() -> None:
+    """One process for all files: to import torch takes as long as the tests of one."""
+    files = sorted(str(path) for path in FOLDER.glob("*.py") if path.name != "conftest.py")
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "pythonpath=tests", f"--confcutdir={FOLDER}"]
     ended = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *(str(FOLDER / name) for name in names)],
+        [sys.executable, "-m", "pytest", *options, *files],
         cwd=FOLDER.parents[1],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -16,7 +16,7 @@ from page_driver import (
     opened,
     show_step,
 )
-from served import Served, served
+from served import Served, served, served_by_a_fork
 
 # After page_driver, which skips this file where it may be missing.
 from playwright.sync_api import Browser, Page, WebSocket, expect  # isort: skip
@@ -30,15 +30,16 @@ HOSTILE = "a = '<img src=x onerror=alert(1)>'\nb = '<img src=x onerror=alert(1)>
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
+def server() -> Iterator[Served]:
+    with served_by_a_fork(*SETTINGS, "port=0") as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
-    with served(*SETTINGS, "port=0") as server:
-        yield server
+def browser(server: Served) -> Iterator[Browser]:
+    """After the server, which forks."""
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture

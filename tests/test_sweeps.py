@@ -39,7 +39,7 @@ def arguments(place: Path, tiny_llama_folder: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def swept(arguments: list[str]) -> Result:
     """Two jobs of the basic launcher; the widths make heads of two sizes."""
-    return run_script("train/run.py", "-m", *arguments, "name=basic", "heads.width=1,2")
+    return run_script("train/run.py", "-m", *arguments, "name=basic", "heads.width=1,2", renders=True)
 
 
 @pytest.fixture
@@ -229,7 +229,9 @@ def test_the_plot_shows_the_tau_that_was_ranked_by(copied: Path, monkeypatch: py
             calibration["tau"]["16"] = 3.0 + int(name)
         write_json(copied / name / "report.json", report)
     drawn: dict[str, list] = {}
-    monkeypatch.setattr("euryale.report.ranking.pareto_plot", lambda points, tau: drawn.update({tau: points}) or b"")
+    monkeypatch.setattr(
+        "euryale.report.plot_pareto.pareto_plot", lambda points, tau: drawn.update({tau: points}) or b""
+    )
     for metric in ("tau", "tau_16", "held_out_loss_nats"):
         jobs = rank_jobs(copied, metric)
         save_ranking(copied, jobs, metric)
@@ -252,7 +254,7 @@ def test_runs_without_a_tree_of_sixteen_nodes_are_ranked_too(copied: Path) -> No
 
 def test_runs_that_differ_in_much_are_named_in_the_plot(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[dict] = []
-    monkeypatch.setattr("euryale.report.ranking.pareto_plot", lambda points, tau: drawn.extend(points) or b"")
+    monkeypatch.setattr("euryale.report.plot_pareto.pareto_plot", lambda points, tau: drawn.extend(points) or b"")
     jobs = rank_jobs(copied, "tau")
     jobs[0].settings |= {f"heads.setting_{i}": i for i in range(9)}
     save_ranking(copied, jobs, "tau")

@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -161,13 +160,8 @@ def test_a_stopped_run_goes_on_exactly(
     assert_same_run(run, finished, tiny_base)
 
 
-def test_runs_killed_at_any_moment_go_on_exactly(
-    finished: Path, tiny_base: Base, tiny_llama_folder: Path, tmp_path: Path
-) -> None:
-    command = [sys.executable, killed_runs.__file__, str(tiny_llama_folder), str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_runs_killed_at_any_moment_go_on_exactly(finished: Path, tiny_base: Base, tmp_path: Path) -> None:
+    killed_runs.kill_and_resume(tiny_base, tmp_path)
     for name in killed_runs.SCENARIOS:
         assert_same_run(tmp_path / name, finished, tiny_base)
         assert [path.name for path in (tmp_path / name / "resume").iterdir()] == ["step-00000012"], name

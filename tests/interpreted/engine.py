@@ -16,17 +16,24 @@ TREE = Tree.from_paths([(0,), (0, 0), (1,)])
 PROMPTS = [[3, 1, 4], [9, 2]]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_drafts_give_the_text_of_the_cpu_s_own_forward(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heads on a tree (the step on the device) and copied chains (the decoder's own step); rows of two lengths."""
+WAYS = [(family, "heads", TREE) for family in FAMILIES] + [("mistral", "lookup", chain(1))]
+
+
+@pytest.mark.parametrize(
+    ("family", "drafter", "tree"), WAYS, ids=[f"{family} {drafter}" for family, drafter, _ in WAYS]
+)
+def test_drafts_give_the_text_of_the_cpu_s_own_forward(
+    family: str, drafter: str, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads on a tree (the step on the device) and, over a window, copied chains (the decoder's own step); rows of two
+    lengths."""
     monkeypatch.setattr(base_module, "sample_ids", lambda tokenizer, vocab_size: [1, 5, 2, 8, 3, 9])
     base = kernel_base(family, "triton", num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
     assert isinstance(base.forward(), KernelLlama)
     heads = random_heads(HEAD_DESIGNS[0], base)
     expected = [g.ids for g in Engine(with_backend(base, "auto"), drafter="none").generate(PROMPTS, 4)]
-    for drafter, tree in (("heads", TREE), ("lookup", chain(1))):
-        found = Engine(base, heads, drafter, tree).generate(PROMPTS, 4)
-        assert [g.ids for g in found] == expected, drafter
+    found = Engine(base, heads, drafter, tree).generate(PROMPTS, 4)
+    assert [g.ids for g in found] == expected
 
 
 def test_plain_decoding_draws_the_tokens_of_the_cpu_s_own_forward(monkeypatch: pytest.MonkeyPatch) -> None:

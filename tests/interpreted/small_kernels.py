@@ -51,12 +51,12 @@ def random_tokens(parents_RN: Tensor, B: int) -> tuple[Tensor, Tensor]:
 def test_accept_walk_and_commit_are_the_specification(N: int) -> None:
     """Words of the mask end at 32; trees of rows and shared ones; nodes without a candidate; finished rows."""
     torch.manual_seed(N)
-    for trial in range(6):
+    for trial in range(4):
         B = 3
         trees = torch.cat([random_tree(N) for _ in range(1 if trial % 2 else B)])
         parents, words = parents_of(trees), reference.pack_ancestors(trees)
         tokens, targets = random_tokens(parents, B)
-        is_real = None if trial < 3 else torch.rand(B, N) < 0.9
+        is_real = None if trial < 2 else torch.rand(B, N) < 0.9
         longest = int(trees.sum(-1).max())
         want = random_answers(B, max(16, longest))
         got = reference.Answers(*(x.clone() for x in want))

@@ -10,7 +10,6 @@ from euryale.data.prompt_files import Prompt, read_prompts
 from euryale.errors import UserError, check_least
 from euryale.evaluation.load import Target, closed_loop, find_model, open_loop, same_texts, summarise
 from euryale.evaluation.load_client import Asked, Timed
-from euryale.report.load_tables import load_plot
 from euryale.system.files import check_writable, write_json
 from euryale.system.paths import user_path
 
@@ -101,6 +100,8 @@ def _level(
 
 
 def _write(folder: Path, result: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+    from euryale.report.plot_load import load_plot  # here: every script reads LoadConfig, none waits for matplotlib
+
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "requests.jsonl").open("w", encoding="utf-8") as stream:
         stream.writelines(json.dumps(line) + "\n" for line in lines)

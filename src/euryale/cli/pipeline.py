@@ -37,7 +37,6 @@ from euryale.evaluation.threads import use_fastest_threads
 from euryale.heads.checkpoint import DESCRIPTION, find_checkpoint, load_heads, load_initial, read_description
 from euryale.heads.heads import Heads, build_heads
 from euryale.report.ranking import RESULT_FILE, numbers_of
-from euryale.report.report import save_report
 from euryale.system import processes
 from euryale.system.files import write_json
 from euryale.system.hardware import hardware
@@ -165,6 +164,8 @@ def measure(
         "hardware": hardware(),
         "provenance": provenance(),
     }
+    from euryale.report.report import save_report  # here: a refusal does not wait for matplotlib
+
     save_report(folder, report)
     return report
 

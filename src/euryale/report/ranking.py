@@ -15,7 +15,6 @@ import yaml  # type: ignore[import-untyped]
 
 from euryale.errors import UserError, check_option
 from euryale.report.format import nearest_calibration, number
-from euryale.report.plot_pareto import pareto_plot
 from euryale.report.tables import align
 from euryale.system.files import read_json, write_atomically, write_json
 
@@ -131,6 +130,8 @@ def ranking_table(jobs: list[Job], metric: str) -> str:
 
 def save_ranking(root: Path, jobs: list[Job], metric: str) -> list[Path]:
     """Writes ranking.csv and, when anything was decoded, pareto.png into `root`; returns their paths."""
+    from euryale.report.plot_pareto import pareto_plot  # here: every script reads METRICS, none waits for matplotlib
+
     files = {"ranking.csv": _csv(jobs, metric).encode()}
     tau = "tau_16" if metric == "tau_16" else "tau"
     # Trees of 16 nodes are not always among those that were counted.
