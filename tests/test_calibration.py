@@ -159,6 +159,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_refused(checkpoint: Path, tiny_ba
         '{"format_version": 1, "calibrations": []}',
         TREE_JSON.replace("temperature", "heat"),
         TREE_JSON.replace("[0, 0]", '["a"]'),
+        TREE_JSON.replace('"temperature": 0.0', '"temperature": "cold"'),
         TREE_JSON.replace("[0, 0]", "[2, 0]"),
         TREE_JSON.replace('"num_nodes": 3', '"num_nodes": 0'),
         TREE_JSON.replace('"num_nodes": 3', '"num_nodes": 5'),

@@ -172,6 +172,15 @@ def test_settings_that_forbid_what_the_grammar_asks_for_are_an_error_of_that_row
         ({"json_schema": {"const": float("nan")}}, "json_schema must be a mapping, or JSON text of an object"),
         ({"json_schema": {"const": {1, 2}}}, "json_schema must be a mapping, or JSON text of an object"),
         ({"json_schema": True}, "json_schema must be a mapping, or JSON text of an object; got True"),
+        (
+            {"json_schema": {"type": "object", "properties": {"\ud800": {}}}},  # a ValueError of llguidance, a 500
+            "json_schema must be one that llguidance can follow; got: unexpected end of hex escape",
+        ),
+        (
+            {"json_schema": '{"properties":{"a":' * 90 + "{}" + "}}" * 90},
+            "json_schema must be one that llguidance can follow; got: recursion limit exceeded",
+        ),
+        ({"regex": "\ud800"}, "regex: the text must be valid Unicode"),
         ({"regex": "("}, "regex must be one that llguidance can follow; got"),
         ({"regex": r"\bfoo"}, "regex must be one that llguidance can follow; got"),
         ({"regex": ""}, "regex must be text of at least one character"),

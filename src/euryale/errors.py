@@ -15,8 +15,10 @@ class UserError(ValueError):
 
 
 def check_least(least: int, prefix: str = "", /, **numbers: float | None) -> None:
-    """Raises UserError for the first number below `least`, named with the prefix; None is not a number."""
+    """Raises UserError for the first number below `least`, named with the prefix; None is not a number, a text none."""
     for name, number in numbers.items():
+        if number is not None and not isinstance(number, int | float):
+            raise UserError(f"{prefix}{name} must be a number; got {number!r:.80}.")
         if number is not None and not number >= least:  # NaN is below everything
             raise UserError(f"{prefix}{name} must be at least {least}; got {number}.")
 

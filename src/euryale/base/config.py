@@ -1,5 +1,6 @@
 """Settings of the base: which language model, and in which numbers."""
 
+import os
 from dataclasses import dataclass
 
 
@@ -17,6 +18,11 @@ class BaseConfig:
     nf4_runtime: str = "auto"
     merge_adapter: bool = False
     tensor_parallel: int = 1
+
+    def __post_init__(self) -> None:
+        """A Path and a torch.device, which callers of Python have at hand, as the texts that they are."""
+        self.path = os.fspath(self.path) if isinstance(self.path, os.PathLike) else self.path
+        self.device = str(self.device)
 
 
 def base_of_checkpoint() -> BaseConfig:

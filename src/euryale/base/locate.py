@@ -125,6 +125,8 @@ def find_source(config: BaseConfig, is_whole: bool = True) -> tuple[str, dict[st
         raise UserError(
             "base.path is not set. Give base=hf base.path=FOLDER_OR_HUB_ID, or a ready-made base such as base=tiny."
         )
+    if not isinstance(config.path, str):
+        raise UserError(f"base.path must be a folder or a hub id; got {config.path!r:.80}.")
     path = find_model(config.path)
     if Path(path).exists() and (file := find_gguf(Path(path), config.path)) is not None:
         path = str(dequantised(file, config.path))

@@ -10,6 +10,7 @@ from pathlib import Path
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
 from euryale.decoding.accept import AcceptConfig
+from euryale.decoding.arguments import at_least, check_parts, drafter_config, path_of
 from euryale.decoding.drafter_pool import DrafterPool
 from euryale.decoding.drafters.build import DrafterConfig
 from euryale.decoding.drafters.none import NoDrafter
@@ -23,7 +24,7 @@ from euryale.decoding.text_stream import TextStream, raise_errors
 from euryale.decoding.tree.calibration import TREE_FILE, Calibration, read_calibrations
 from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import DynamicTree, Tree
-from euryale.errors import UserError, check_least
+from euryale.errors import UserError
 from euryale.heads.checkpoint import dtype_for, load_heads, read_description
 from euryale.heads.heads import Heads
 
@@ -50,14 +51,14 @@ class Engine:
         rows; where there are more, every row's tree has fewer. Raises UserError: an unknown drafter, tree or accept
         rule, `heads` without heads, a tree deeper than the heads, a draft model with another tokenizer.
         """
-        check_least(1, max_rows=max_rows, row_budget=row_budget)
+        check_parts(base, heads)
         self.accept = AcceptConfig.of(accept)
         self.accept.check()
         self.base = base
         self.heads = heads
-        self.max_rows = max_rows
-        self.row_budget = row_budget
-        self.drafter = DrafterConfig(drafter) if isinstance(drafter, str) else drafter
+        self.max_rows = whole_number("max_rows", max_rows, least=1)
+        self.row_budget = at_least(1, "row_budget", row_budget)
+        self.drafter = drafter_config(drafter)
         self.calibrations = list(calibrations)
         self.seconds = dict.fromkeys(("prefill", "draft", "verify", "accept", "commit"), 0.0)  # since the last reset
         self.on_step: Callable[[StepSeen], None] | None = None  # called after each step; None costs nothing
@@ -68,7 +69,7 @@ class Engine:
     @staticmethod
     def load(
         folder: str | Path,
-        base: Base | str | None = None,
+        base: Base | str | Path | None = None,
         device: str = "auto",
         dtype: str = "auto",
         drafter: str | DrafterConfig = "heads",
@@ -87,9 +88,9 @@ class Engine:
         Raises UserError: no checkpoint there, heads of another base, files cut short, an unknown drafter, tree or
         accept rule, a tree deeper than the heads, `calibrated` without a tree.json, a backend that cannot run here.
         """
-        folder = Path(folder)
+        folder = Path(path_of("folder", folder))
         description = read_description(folder)
-        drafter = DrafterConfig(drafter) if isinstance(drafter, str) else drafter
+        drafter = drafter_config(drafter)
         tree = TreeConfig(tree) if isinstance(tree, str) else tree
         accept = AcceptConfig.of(accept)
         for config in (drafter, tree, accept):
@@ -100,7 +101,7 @@ class Engine:
                 raise UserError(f"{folder}/heads.json does not say which base it belongs to. Use another checkpoint.")
             base = load_base(
                 BaseConfig(
-                    path=base or trained_on["path"],
+                    path=path_of("base", base) if base else trained_on["path"],
                     revision=None if base else trained_on.get("revision"),
                     dtype=dtype_for(dtype, description, device),
                     quantization=trained_on.get("quantization", "none"),
@@ -225,9 +226,8 @@ class Engine:
 
         Raises UserError: numbers out of range.
         """
-        check_least(1, num_rows=num_rows)
-        check_least(2, row_tokens=row_tokens)
-        check_least(0, max_waiting=max_waiting)
+        num_rows, row_tokens = whole_number("num_rows", num_rows, 1), whole_number("row_tokens", row_tokens, 2)
+        max_waiting = at_least(0, "max_waiting", max_waiting)
         sampling = Sampling.of(**knobs)
         sampling.check_tokens(self.base.vocab_size, sampling.min_new_tokens)
         return self._schedule(sampling, num_rows, min(row_tokens, self.base.max_length), max_waiting, chunked_prefill)

@@ -141,14 +141,17 @@ class GrammarState:
 
 @lru_cache(maxsize=32)
 def _compiled(tokenizer: PreTrainedTokenizerBase, num_tokens: int, name: str, text: str) -> "LLMatcher":
-    """The automaton before the first token; in its error state where the text is no grammar."""
+    """The automaton before the first token; in its error state where the text is no grammar. Raises UserError."""
     vocabulary = _vocabulary(tokenizer, num_tokens)
     from llguidance import LLMatcher, LLParserLimits  # optional: the extra `grammar`; _vocabulary says what is missing
 
-    if name == "regex":
-        grammar = LLMatcher.grammar_from_regex(text)
-    else:
-        grammar = LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": _WHITESPACE})
+    try:
+        if name == "regex":
+            grammar = LLMatcher.grammar_from_regex(text)
+        else:
+            grammar = LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": _WHITESPACE})
+    except ValueError as error:  # JSON that Python reads and it does not: half a surrogate pair, deep nesting
+        raise UserError(f"{name} must be one that llguidance can follow; got: {_cut(str(error))}.") from error
     # Its own messages and states hold parts of texts: nothing of them may reach a log.
     return LLMatcher(vocabulary, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from euryale.data.rows import encode
 from euryale.decoding.numbers import is_id, real_number, shown, to_list, token_ids, whole_number
 from euryale.errors import UserError
 
@@ -175,6 +176,7 @@ def _schema(schema: object) -> str | None:
         raise UserError(f"json_schema must be a mapping, or JSON text of an object; got {shown(schema)}.") from error
     if not is_object:
         raise UserError(f"json_schema must be a mapping, or JSON text of an object; got {shown(schema)}.")
+    encode(text, "json_schema")
     return text
 
 
@@ -186,6 +188,7 @@ def _regex(regex: object, schema: object) -> str | None:
         raise UserError(f"regex must be text of at least one character; got {shown(regex)}. None is off.")
     if schema is not None:
         raise UserError("json_schema and regex must not both be given. Leave one out.")
+    encode(regex, "regex")
     return regex
 
 
