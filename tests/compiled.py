@@ -4,11 +4,13 @@ Triton compiles for a target that is not there, and brings ptxas and nvdisasm; n
 tests/test_compiled_kernels.py and for the static counts in docs/gpu.md.
 """
 
+import io
 import re
 import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,8 +49,8 @@ def compile_triton(
 ) -> Compiled:
     """arguments: type of each, for example "*bf16" or "i32"; aligned: those divisible by 16 at a launch."""
     import triton
+    from triton import knobs
     from triton.backends.compiler import GPUTarget
-    from triton.backends.nvidia.compiler import get_ptxas
     from triton.compiler import ASTSource
 
     names = kernel.arg_names  # type: ignore[attr-defined]
@@ -59,16 +61,12 @@ def compile_triton(
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
     options = {"num_warps": num_warps, "num_stages": num_stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    ptx = compiled.asm["ptx"]
-    target = re.search(r"\.target (sm_\w+)", ptx)
-    assert target is not None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.ptx"
-        path.write_text(ptx)
-        command = [get_ptxas(capability).path, "-v", f"-arch={target[1]}", str(path), "-o", f"{folder}/kernel.cubin"]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return read_cubin(compiled.asm["cubin"], told, capability, num_warps, compiled.metadata.shared)
+    told = io.StringIO()
+    with knobs.nvidia.scope(), knobs.compilation.scope(), redirect_stdout(told):
+        knobs.nvidia.dump_ptxas_log = True  # it prints what its ptxas -v says, unless the kernel comes from its cache
+        knobs.compilation.always_compile = True
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return read_cubin(compiled.asm["cubin"], told.getvalue(), capability, num_warps, compiled.metadata.shared)
 
 
 def compile_cuda(source: Path, capability: int, kernels: Mapping[str, tuple[int, int]]) -> dict[str, Compiled]:

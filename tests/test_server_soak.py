@@ -16,7 +16,7 @@ def test_overload_disconnects_and_a_kill_leave_the_next_greedy_text_as_it_was(ti
         "max_rows=2",
         "max_waiting=2",
     ]
-    told = soak(seconds=2.0, times=10.0, num_leaving=60, settings=settings)
+    told = soak(seconds=1.0, times=10.0, num_leaving=40, settings=settings)
     assert told["answered"] > 0 and told["refused"] > 0
     before, after = told["memory_mib"]
     assert after < 1.1 * before
