@@ -61,10 +61,11 @@ SOAK ?= 100000
 soak: $(STAMP)
 	$(PY) tests/random_decodes.py $(SOAK)
 
-# All that is to be measured on a GPU, and the tests that need one; results as files in GPU_RESULTS.
+# All that is to be measured on a GPU, and the tests that need one; results as files in GPU_RESULTS. GPU_ONLY="steps_8b training_8b": these alone.
 GPU_RESULTS ?= outputs/gpu
+GPU_ONLY ?=
 gpu: $(STAMP)
-	$(PY) tests/on_a_gpu.py $(GPU_RESULTS)
+	$(PY) tests/on_a_gpu.py $(GPU_RESULTS) $(GPU_ONLY)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

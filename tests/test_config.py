@@ -86,7 +86,7 @@ def test_every_option_composes_wherever_it_can_be_chosen(group: str, ray_launche
 
 
 # Without measure's recipe and the sizes of its base, which stand in conf/ alone.
-PLAIN = {"measure": ["~recipe", "shape=hf"]}
+PLAIN = dict.fromkeys(("measure", "bench_steps"), ["~recipe", "shape=hf"])
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

@@ -6,10 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from forked import in_processes
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
-from on_a_gpu import COMMANDS
 from plain_heads import plain_heads
 from scripts import ROOT, assert_refused, run_script
 
@@ -17,7 +13,7 @@ from euryale.base.config import BaseConfig
 from euryale.base.shape import ShapeConfig
 from euryale.cli import measure_training
 from euryale.cli.measure_training import measure, table
-from euryale.cli.schemas import SCHEMAS, MeasureConfig
+from euryale.cli.schemas import MeasureConfig
 from euryale.cli.script import CONF
 from euryale.data.random_batches import RandomRows
 from euryale.data.sources import DataConfig
@@ -234,28 +230,3 @@ def test_the_table_stands_without_what_was_not_measured() -> None:
     )  # fmt: skip
     text = table(measure(config))
     assert "medusa1" not in text and text.count("\n") == 6
-
-
-@pytest.mark.parametrize("is_small", [False, True])
-def test_what_is_run_on_a_gpu_in_one_call_has_settings_that_exist(is_small: bool, tmp_path: Path) -> None:
-    """Their schemas; that the small ones run was seen by running tests/on_a_gpu.py."""
-    for name, schema in SCHEMAS.items():
-        ConfigStore.instance().store(name=f"{name}_schema", node=schema)
-    scripts = {
-        "train/measure.py": "measure", "train/run.py": "train", "infer/bench.py": "bench",
-        "infer/bench_kernels.py": "bench_kernels",
-    }  # fmt: skip
-    seen = set()
-    for command in COMMANDS:
-        script, *arguments = [argument.format(folder=tmp_path, runs=tmp_path) for argument in command.arguments]
-        if script == "tests/gpu_step_times.py":
-            assert (ROOT / script).is_file() and command.small == ("small",)
-            continue
-        if script not in scripts:
-            assert command.small is None and arguments[:4] == ["pytest", "-q", "-m", "gpu"]
-            continue
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            settings = compose(scripts[script], [*arguments, *((command.small or ()) if is_small else ())])
-        assert isinstance(OmegaConf.to_object(settings), SCHEMAS[scripts[script]])
-        seen.add(script)
-    assert seen == set(scripts)

@@ -118,6 +118,13 @@ def test_graphs_that_were_not_used_for_long_are_forgotten(card: Card, monkeypatc
     assert card.events == ["replayed", "replayed", "recorded", "replayed"]
 
 
+def test_where_no_graphs_are_asked_for_every_step_runs_as_it_is(card: Card) -> None:
+    graphs = StepGraphs(CARD, captures=False)
+    for _ in range(EAGER_STEPS + 3):
+        graphs.run("one row", card.step)
+    assert card.events == ["ran"] * (EAGER_STEPS + 3)
+
+
 def test_without_a_card_a_step_is_called_as_it_is() -> None:
     calls: list[int] = []
     graphs = StepGraphs(torch.device("cpu"))

@@ -41,11 +41,14 @@ class ForwardSettings(NamedTuple):
     backend: str = "auto"
     nf4_runtime: str = "auto"
     tensor_parallel: int = 1
+    cuda_graphs: bool = True
 
     @staticmethod
     def of(config: BaseConfig) -> "ForwardSettings":
         """Raises UserError for unknown names and for settings that exclude each other."""
-        settings = ForwardSettings(config.forward, config.backend, config.nf4_runtime, config.tensor_parallel)
+        settings = ForwardSettings(
+            config.forward, config.backend, config.nf4_runtime, config.tensor_parallel, config.cuda_graphs
+        )
         for name, value, known in (
             ("forward", settings.forward, FORWARDS),
             ("backend", settings.backend, ("auto", *BACKENDS)),

@@ -16,6 +16,7 @@ class BaseConfig:
     forward: str = "auto"
     backend: str = "auto"
     nf4_runtime: str = "auto"
+    cuda_graphs: bool = True
     merge_adapter: bool = False
     tensor_parallel: int = 1
 

@@ -18,7 +18,7 @@ from euryale.data.sources import DataConfig, data_of_checkpoint
 from euryale.decoding.config import AnswerConfig
 from euryale.decoding.stop_strings import check_stop
 from euryale.errors import UserError, check_least
-from euryale.evaluation.config import CalibrateConfig
+from euryale.evaluation.config import CalibrateConfig, StepsConfig
 from euryale.heads.config import HeadsConfig
 from euryale.regenerate.config import RegenerateConfig
 from euryale.system.files import check_writable
@@ -91,6 +91,15 @@ class MeasureConfig(RecipeConfig):
         """The run of this objective that is measured: of medusa2 its second stage, which takes the most."""
         recipe = {setting.name: getattr(self, setting.name) for setting in fields(RecipeConfig)}
         return TrainConfig(**recipe | {"objective": replace(self.objective, kind=kind, stage_one_share=0.0)})
+
+
+@dataclass
+class BenchStepsConfig(RecipeConfig):
+    """infer/bench_steps.py: the base's sizes and the heads of a recipe, and which steps are timed."""
+
+    shape: ShapeConfig = field(default_factory=ShapeConfig)
+    steps: StepsConfig = field(default_factory=StepsConfig)
+    output: str | None = None
 
 
 @dataclass
@@ -250,4 +259,5 @@ SCHEMAS: dict[str, type] = {
     "plot_sweep": PlotSweepConfig,
     "list_kernels": ListKernelsConfig,
     "bench_kernels": BenchKernelsConfig,
+    "bench_steps": BenchStepsConfig,
 }

@@ -60,7 +60,7 @@ class DeviceLoop:
         """The cache has `spare_slots` more than its rows need. tables: of bias and penalties, kept by the decoder."""
         self._base, self._drafter, self._cache = base, drafter, cache
         self._step = DeviceStep(base, tree_pass, drafter, rule.coupled, tables)
-        self._graphs = StepGraphs(base.device)
+        self._graphs = StepGraphs(base.device, base.forward_settings.cuda_graphs)
         self._mail = _Mail(base.device)
         width = base.hidden_size * (1 + len(drafter.layers))
         num_text_slots = cache.kv.shape[4] if drafter.searches_text else 0

@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 class StepGraphs:
     """The graphs of one decoder."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    def __init__(self, device: torch.device, captures: bool = True) -> None:
+        """captures: False leaves every step eager."""
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" and captures else None
         self._device = device
         self._pool: Any = None  # torch's handle, from the first capture on
         self._graphs: OrderedDict[Hashable, torch.cuda.CUDAGraph] = OrderedDict()

@@ -1,4 +1,4 @@
-"""Settings of calibration and of the kernels' benchmark."""
+"""Settings of calibration and of the benchmarks of kernels and of steps."""
 
 from dataclasses import dataclass, field
 
@@ -33,3 +33,14 @@ class KernelShapes:
     inner: int = 14336
     layers: int = 32
     vocab: int = 128256
+
+
+@dataclass
+class StepsConfig:
+    """Which steps are timed (step_ways.py), and how often."""
+
+    ways: list[str] = field(default_factory=list)
+    nodes: list[int] = field(default_factory=lambda: [1, 8, 16, 32, 64])
+    context_tokens: int = 1000
+    repeats: int = 7
+    generate_tokens: int = 64

@@ -57,7 +57,7 @@ def measure_ceiling(engine: Engine, temperature: float = 0.0) -> Ceiling:
     """Counts the engine's weights and times one read and one product of matrices on its device."""
     base, tree = engine.base, engine.tree(temperature)
     num_nodes = engine.num_nodes(temperature)
-    base_bytes, base_weights = _weights(base)
+    base_bytes, base_weights = weights_read(base)
     head_bytes = head_flops = 0
     if engine.heads is not None and engine.drafter.needs_heads:
         for k in range(tree.max_depth):
@@ -72,7 +72,7 @@ def measure_ceiling(engine: Engine, temperature: float = 0.0) -> Ceiling:
         step_flops=2 * base_weights * num_nodes + head_flops,
         num_nodes=num_nodes,
         bytes_per_s=_bandwidth(base_bytes, base.device),
-        flops_per_s=_flop_rate(base),
+        flops_per_s=flop_rate(base),
     )
 
 
@@ -84,7 +84,7 @@ def _num_parents(tree: Tree | DynamicTree, depth: int) -> int:
     return sum(d == depth and n in is_parent for n, d in enumerate(tree.depths))
 
 
-def _weights(base: Base) -> tuple[int, int]:
+def weights_read(base: Base) -> tuple[int, int]:
     """(bytes, numbers) that a forward reads: all but an input embedding of its own, of which it reads a few rows."""
     embedding = base.model.get_input_embeddings().weight
     num_bytes = num_weights = 0
@@ -103,7 +103,7 @@ def _bandwidth(size: int, device: torch.device) -> float:
     return buffer.numel() * 4 / _best_seconds(buffer.sum, device)
 
 
-def _flop_rate(base: Base) -> float:
+def flop_rate(base: Base) -> float:
     width = 4096 if base.device.type == "cuda" else 512
     matrix = torch.ones(width, width, dtype=base.dtype, device=base.device)
     return 2 * width**3 / _best_seconds(lambda: matrix @ matrix, base.device)
