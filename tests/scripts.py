@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import torch
 from hydra._internal.hydra import Hydra
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,10 +48,15 @@ class Result(NamedTuple):
 def run_script(script: str, *arguments: str, stdin: str = "", renders: bool = False) -> Result:
     """`python SCRIPT ARGUMENTS`, SCRIPT being named from the root of the project."""
     is_drawn = renders or script != "train/run.py"
-    with nullcontext() if is_drawn else patch("matplotlib.figure.Figure.savefig"):  # else pictures are empty files
+    with nullcontext() if is_drawn else patch("euryale.report.plots.FigureCanvasAgg", leave_unrendered):
         return run_main(
             lambda: runpy.run_path(str(ROOT / script), run_name="__main__"), script, *arguments, stdin=stdin
         )
+
+
+def leave_unrendered(figure: Figure) -> None:
+    """Makes the file of this figure an empty one."""
+    figure.savefig = lambda *_, **__: None
 
 
 def run_main(main: Callable[[], object], *argv: str, stdin: str = "") -> Result:
