@@ -1,6 +1,7 @@
 """The engine on a GPU: kernels, captured steps and 4-bit products against the specifications. Not yet run on one."""
 
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -15,14 +16,19 @@ from euryale.decoding.device_state import DeviceState, StepKind
 from euryale.decoding.device_step import DeviceStep
 from euryale.decoding.drafters.heads import HeadsDrafter
 from euryale.decoding.engine import Engine
+from euryale.decoding.sampling import Sampling
+from euryale.decoding.sampling_batch import Asked, columns_of
+from euryale.decoding.token_tables import TokenTables
 from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import Tree, chain
 from euryale.decoding.tree_pass import TreePass
+from euryale.heads.config import HeadsConfig
 
 pytestmark = pytest.mark.gpu
 CARD = torch.device("cuda")
 TREE = Tree.from_paths([(0,), (0, 0), (1,), (0, 1), (0, 0, 0)])
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [6], [5, 3, 5, 8, 9, 7, 9]]
+SEARCHING = next(design for design in HEAD_DESIGNS if design.induction == 2)
 SIZES: dict[str, object] = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 64}
 
 
@@ -33,15 +39,18 @@ def base_on_card(family: str, dtype: torch.dtype = torch.float32) -> Base:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("design", [HEAD_DESIGNS[0], SEARCHING], ids=["plain", "induction"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kernels_and_captured_steps_give_the_text_of_the_specifications(
-    family: str, temperature: float, caplog: pytest.LogCaptureFixture
+    family: str, design: HeadsConfig, temperature: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In float32, where no two scores are as close as sums in another order are; rows that come and go."""
     base = base_on_card(family)
     assert isinstance(base.forward(), KernelLlama)
-    heads = random_heads(HEAD_DESIGNS[0], base).to(CARD)
-    how = {"max_new_tokens": 40, "temperature": temperature}
+    heads = random_heads(design, base).to(CARD)
+    how: dict[str, Any] = {"max_new_tokens": 40, "temperature": temperature}
+    if design.induction:
+        how |= {"top_p": 0.9, "top_k": 20, "repetition_penalty": 1.1, "frequency_penalty": 0.1, "logit_bias": {3: -1.0}}
     plain = Engine(with_backend(base, "auto", forward="plain"), drafter="none")
     expected = [g.ids for g in plain.generate(PROMPTS, **how)]
     with caplog.at_level(logging.INFO, logger="euryale.decoding.step_graphs"):
@@ -79,15 +88,22 @@ def test_a_4_bit_base_runs_in_three_ways_that_agree() -> None:
 def test_a_step_waits_for_nothing() -> None:
     """torch says of every operation that waits for the card; the first step compiles."""
     base = base_on_card("llama", torch.bfloat16)
-    drafter = HeadsDrafter(base, random_heads(HEAD_DESIGNS[0], base).to(CARD), TREE)
-    step = DeviceStep(base, TreePass(base, drafter, 256), drafter, is_coupled=True)
-    state = DeviceState.empty(2, step.max_path, base.hidden_size, base.dtype, CARD)
+    drafter = HeadsDrafter(base, random_heads(SEARCHING, base).to(CARD), TREE)
+    everything = Sampling(0.8, 0.9, 5, 0.1, 1.2, 0.5, 0.5, {3: 1.0}, (7,))
+    tables = TokenTables(2, base.vocab_size, CARD)
+    for row in range(2):
+        tables.add(row, everything, [1, 2])
+    step = DeviceStep(base, TreePass(base, drafter, 256), drafter, True, tables)
+    state = DeviceState.empty(2, step.max_path, base.hidden_size, base.dtype, CARD, num_slots=256)
+    state.columns_B5.copy_(columns_of([everything] * 2, CARD))
+    state.penalties_B3.fill_(1.2)
+    kind = StepKind(Asked.by([everything, Sampling()]), True, True, (True, True, True))
     kv = torch.zeros(2, 2, 2, 2, 256, 64, dtype=base.dtype, device=CARD)
     state.answers.limit_B.fill_(100)
     with torch.inference_mode():
-        step(state, kv, StepKind(has_sampled=True, has_undrafted=True))
+        step(state, kv, kind)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            step(state, kv, StepKind(has_sampled=True, has_undrafted=True))
+            step(state, kv, kind)
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -102,48 +102,50 @@ class NgramIndex:
 class TextSearch:
     """The search through texts as they are at the beginning of a step.
 
-    No shape depends on a length and nothing is read by the host, so a CUDA graph holds it. A level takes two int32 and
-    a bool for each parent and slot, less than the scores of its candidates where a vocabulary is larger than a context.
+    No shape depends on a length and nothing is read by the host, so a CUDA graph holds it. On a GPU the number of
+    launches counts: 13 a level. A level takes two int32 and L bool for each parent and slot, less than the scores of
+    its candidates where a vocabulary is larger than a context.
     """
 
     def __init__(self, text: DeviceText, longest: int) -> None:
         """longest: tokens of a suffix at most."""
-        self._text = text
-        S = text.tokens_BS.shape[1]
-        self._place_S = torch.arange(S, dtype=torch.int32, device=text.tokens_BS.device)
-        is_place_BS = self._place_S < text.lengths_B[:, None]  # the token after it is decided
-        # The token of every place, and those one place and two places before it; -1 where there is none.
-        before = [torch.nn.functional.pad(text.tokens_BS, (number, 0), value=-1)[:, :S] for number in range(1, longest)]
-        self._before = [torch.where(is_place_BS, text.tokens_BS, -1), *before]
+        tokens_BS, device = text.tokens_BS, text.tokens_BS.device
+        S = tokens_BS.shape[1]
+        self._tokens_BS, self._lengths_B = tokens_BS, text.lengths_B
+        self._shifts_L = torch.arange(0, _BITS * MOST_INDUCTION, _BITS, device=device)
+        place_S = torch.arange(S, dtype=torch.int32, device=device)
+        # The token of every place, and those one place and two places before it; -1 where there is none. What follows
+        # places from the root on is not decided.
+        of_places_BS = tokens_BS.masked_fill(place_S >= self._lengths_B[:, None], -1)
+        earlier = [torch.nn.functional.pad(tokens_BS, (number, 0), value=-1)[:, :S] for number in range(1, longest)]
+        self._before_LB1S = torch.stack([of_places_BS, *earlier])[:, :, None]
+        # A later place goes before an earlier one, any of a longer suffix before those of shorter ones. The low bits
+        # are where the follower stands: never in slot 0, which stands for nothing.
+        bits = S.bit_length()
+        self._ranks = [place_S + (1 + (number << bits)) for number in range(longest)]
+        self._slot_mask = (1 << bits) - 1
+        self._followers_BS = tokens_BS.long()
+        self._followers_BS[:, 0].fill_(-1)
 
     def ends(self) -> Tensor:
-        """The ends of the texts, [B, 1]."""
-        places_BL = self._text.lengths_B[:, None] - torch.arange(MOST_INDUCTION, device=self._place_S.device)
-        tokens_BL = self._text.tokens_BS.gather(1, places_BL.long().clamp(min=0)).long()
-        tokens_BL = torch.where(places_BL < 0, _BEFORE_A_PATH, tokens_BL)
-        ends_B = tokens_BL[:, 0]
-        for number in range(1, MOST_INDUCTION):
-            ends_B = ends_B | tokens_BL[:, number] << _BITS * number
-        return ends_B[:, None]
+        """The ends of the texts, [B, 1]. What lies before a text may be any token: no place has a suffix so long."""
+        slots_BL = self._lengths_B[:, None].long() - torch.arange(MOST_INDUCTION, device=self._shifts_L.device)
+        return (self._tokens_BS.gather(1, slots_BL.clamp(min=0)).long() << self._shifts_L).sum(-1, keepdim=True)
 
     def followers(self, ends_BP: Tensor) -> Tensor:
         """The token after the last place where each of these ends stood, the longest suffix first; [B, P].
 
         -1 where not even its last token did. Only what was decided before drafting counts: places before the root.
         """
-        S = len(self._place_S)
-        alike_BPS = found_BPS = None
-        for number, before_BS in enumerate(self._before):
-            token_BP = (ends_BP >> _BITS * number & _TOKEN).int()
-            is_equal_BPS = before_BS[:, None] == token_BP[..., None]
-            alike_BPS = is_equal_BPS if alike_BPS is None else alike_BPS & is_equal_BPS
-            # A later place goes before an earlier one, and any of a longer suffix before those of shorter ones.
-            rank_S = self._place_S + number * S
-            found_BPS = torch.where(alike_BPS, rank_S, -1 if found_BPS is None else found_BPS)
-        assert found_BPS is not None, "a suffix has a token at least"
-        best_BP = found_BPS.amax(-1)
-        next_BP = (best_BP % S + 1).clamp(max=S - 1).long()
-        return torch.where(best_BP < 0, -1, self._text.tokens_BS.gather(1, next_BP).long())
+        tokens_LBP = (ends_BP >> self._shifts_L[: len(self._ranks), None, None] & _TOKEN).int()
+        is_equal_LBPS = self._before_LB1S == tokens_LBP[..., None]
+        alike_BPS = is_equal_LBPS[0]
+        found_BPS = alike_BPS * self._ranks[0]
+        for rank_S, is_equal_BPS in zip(self._ranks[1:], is_equal_LBPS[1:], strict=True):
+            alike_BPS = alike_BPS & is_equal_BPS
+            found_BPS = torch.where(alike_BPS, rank_S, found_BPS)
+        slots_BP = found_BPS.amax(-1) & self._slot_mask
+        return self._followers_BS.gather(1, slots_BP.long())
 
 
 def extend_ends(ends_BP: Tensor, slots: Tensor, tokens_BP: Tensor) -> Tensor:
