@@ -8,8 +8,10 @@ from plain_heads import plain_heads
 from random_models import random_base
 from scripts import run_script
 
+from euryale.base.base import Base
 from euryale.base.config import BaseConfig
-from euryale.decoding.drafters.interface import DraftInput
+from euryale.decoding.drafters.heads import HeadsDrafter
+from euryale.decoding.drafters.interface import Drafter, DraftInput
 from euryale.errors import UserError
 from euryale.evaluation import bench_steps as module
 from euryale.evaluation.bench_steps import bench_steps, check_memory
@@ -44,6 +46,21 @@ def test_a_way_that_this_machine_does_not_have_is_left_out_and_said(caplog: pyte
     config = StepsConfig(ways=["dense_eager"], nodes=[1], context_tokens=5, repeats=1, generate_tokens=2)
     result = bench_steps(random_base().model.config, plain_heads("hydra"), BaseConfig(device="cpu"), config)
     assert result["ways"] == {} and "dense_eager is left out: there is no such way on cpu" in caplog.text
+
+
+def test_a_way_that_fails_costs_its_own_figures_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    step_ms = module._step_ms
+
+    def only_dense(base: Base, drafter: Drafter, config: StepsConfig) -> float:
+        if isinstance(drafter, HeadsDrafter):
+            raise torch.OutOfMemoryError("no room\nfor heads")
+        return step_ms(base, drafter, config)
+
+    monkeypatch.setattr(module, "_step_ms", only_dense)
+    monkeypatch.setattr(module, "CACHES", {"dynamic": {}})
+    result = bench_steps(random_base().model.config, plain_heads("hydra"), BaseConfig(device="cpu"), TINY)
+    assert result["ways"]["dense_heads"] == {"failed": "no room"} and result["ways"]["dense"]["ms"][3] > 0
+    assert steps_table(result).endswith("dense_heads was not measured: no room")
 
 
 def test_drafts_without_meaning_are_tokens_of_the_base_on_a_binary_tree() -> None:

@@ -21,9 +21,9 @@ def roofline_card(result: dict[str, Any]) -> str:
 
 
 def steps_table(result: dict[str, Any]) -> str:
-    """Milliseconds a step by way and number of nodes, the last of them over the first, and the share of a copy's speed
+    """Milliseconds a step by way and number of nodes, the last over the least of them, and the share of a copy's speed
     that one node reaches."""
-    ways = result["ways"]
+    ways = {name: found for name, found in result["ways"].items() if "failed" not in found}
     nodes = list(next(iter(ways.values()))["ms"]) if ways else []
     rows = [
         [
@@ -35,7 +35,10 @@ def steps_table(result: dict[str, Any]) -> str:
         ]
         for name, found in ways.items()
     ]
-    header = ["ms a step", *(f"n = {num}" for num in nodes), "last / first", "of a copy's speed", "peak memory"]
-    lines = [align(header, rows)]
-    lines += [f"transformers' generate, {name}: {ms:.3f} ms a token" for name, ms in result["generate"].items()]
+    header = ["ms a step", *(f"n = {num}" for num in nodes), "last / least", "of a copy's speed", "peak memory"]
+    lines = [align(header, rows)] if rows else []
+    generate = {f"transformers' generate, {name}": found for name, found in result["generate"].items()}
+    lines += [f"{name}: {found['ms']:.3f} ms a token" for name, found in generate.items() if "ms" in found]
+    failed = (result["ways"] | generate).items()
+    lines += [f"{name} was not measured: {found['failed']}" for name, found in failed if "failed" in found]
     return "\n".join(lines)
