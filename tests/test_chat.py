@@ -126,6 +126,7 @@ def test_a_plain_prompt_to_a_chat_model_is_noticed(engine: Engine, talking: Engi
 def test_a_whole_prompt_is_read_as_it_is() -> None:
     assert read_all(io.StringIO("two\nlines\n")) == "two\nlines\n"
     assert read_all(io.StringIO("")) == ""
+    assert read_all(io.StringIO("\ufefftwo")) == "two", "a text as some editors save it"
 
 
 def test_bytes_that_are_no_text_are_refused(engine: Engine) -> None:

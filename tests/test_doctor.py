@@ -160,5 +160,7 @@ def test_the_script_tells_what_it_saw_and_writes_it(tmp_path: Path) -> None:
     assert written["seen"]["asked"]["num_prompts"] == 3 and written["findings"] == []
     assert_refused(run_script("infer/doctor.py", f"checkpoint={tmp_path / 'run'}"), "prompts must be a file")
     assert_refused(run_script("infer/doctor.py", "checkpoint=null", "prompts=x"), "checkpoint")
+    few = ("prompts=data/prompts.txt", "limit=2", "max_new_tokens=8")
+    assert_refused(run_script("infer/doctor.py", f"checkpoint={tmp_path / 'run'}", *few), "at least 64 tokens", "2 x 8")
     missing = ("prompts=none.txt", "tree=chain")
     assert_refused(run_script("infer/doctor.py", f"checkpoint={tmp_path / 'run'}", *missing), "there is no such file")

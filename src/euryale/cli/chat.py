@@ -18,8 +18,8 @@ HELP = "Type a message and press Enter. An empty line or Ctrl-D ends the chat; /
 
 
 def read_all(source: TextIO) -> str:
-    """The prompt on stdin. Raises UserError when it is not text."""
-    return _as_text(source.read)
+    """The prompt on stdin, without a byte order mark. Raises UserError when it is not text."""
+    return _as_text(source.read).removeprefix("\ufeff")
 
 
 def _as_text(read: Callable[[], str]) -> str:

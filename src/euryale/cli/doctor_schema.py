@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from euryale.data.sources import DataConfig, data_of_checkpoint
 from euryale.decoding.config import AnswerConfig
 from euryale.errors import UserError, check_least
+from euryale.evaluation.config import FEWEST_TOKENS
 
 
 @dataclass
@@ -22,6 +23,11 @@ class DoctorConfig(AnswerConfig):
         """Raises UserError for what cannot be, before a base is loaded."""
         super().check()
         check_least(1, limit=self.limit, batch_size=self.batch_size)
+        if self.limit * self.max_new_tokens < FEWEST_TOKENS:
+            raise UserError(
+                f"limit x max_new_tokens must be at least {FEWEST_TOKENS} tokens to judge by; got {self.limit} x "
+                f"{self.max_new_tokens}. Raise one of them."
+            )
         if self.prompts is None:
             raise UserError("prompts must be a file of prompts on which tau is low; got null. Give prompts=FILE.")
         if self.checkpoint is None or not self.drafter.needs_heads:

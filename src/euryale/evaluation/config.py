@@ -1,6 +1,8 @@
-"""Settings of calibration and of the benchmarks of kernels and of steps."""
+"""Settings of calibration and of the benchmarks of kernels and of steps, and a bound of the doctor."""
 
 from dataclasses import dataclass, field
+
+FEWEST_TOKENS = 64  # of a part of the answers whose accuracy the doctor tells apart
 
 
 @dataclass

@@ -20,11 +20,10 @@ from euryale.data.tokens import prompt_ids
 from euryale.decoding.engine import Engine
 from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError
+from euryale.evaluation.config import FEWEST_TOKENS
 from euryale.evaluation.evaluate import answer, head_accuracy, held_out_accuracy, written_batches
 from euryale.evaluation.prompts import CHECKPOINT_DATA, choose_data, data_is_gone, fit_prompts, load_prompts
 from euryale.system.progress import Progress
-
-_FEWEST_TOKENS = 64  # of a part of the answers whose accuracy is told apart
 
 
 class Sample(NamedTuple):
@@ -135,16 +134,16 @@ def take_sample(
     progress.close()
     batches = written_batches(prompts, answers, settings.batch_size)
     written = [token for generation in answers for token in generation.ids]
-    if len(written) < _FEWEST_TOKENS:
+    if len(written) < FEWEST_TOKENS:
         raise UserError(
-            f"the answers to {name} must have {_FEWEST_TOKENS} tokens together to judge by; got {len(written)}. Give "
+            f"the answers to {name} must have {FEWEST_TOKENS} tokens together to judge by; got {len(written)}. Give "
             "more prompts, a higher limit or max_new_tokens, or prompts that are answered at length."
         )
     draft_ids = engine.heads.draft_ids
     known = None if draft_ids is None else set(draft_ids.tolist())
     near, far = _near_and_far(batches, block_size)
     num_near, num_far = (sum(int(batch.is_target_BT.sum()) for batch in part) for part in (near, far))
-    is_both = min(num_near, num_far) >= _FEWEST_TOKENS
+    is_both = min(num_near, num_far) >= FEWEST_TOKENS
     return Sample(
         num_prompts=len(prompts),
         num_tokens=len(written),
