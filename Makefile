@@ -48,7 +48,7 @@ smollm2: $(STAMP)
 SERVE_ARGS ?=
 serve: $(STAMP) smollm2
 	@missing=$$($(WHAT_IS_MISSING)); if test -z "$$missing"; then $(MAKE) --no-print-directory $(HEADS)/tree.json && \
-		exec $(PY) infer/serve.py checkpoint=$(HEADS) $(SERVE_ARGS); \
+		exec $(PY) infer/serve.py checkpoint=$(HEADS) tree.size=adaptive $(SERVE_ARGS); \
 	else echo "serving the bundled tiny base, because $$missing"; \
 		exec $(PY) infer/serve.py checkpoint=null base=tiny drafter=lookup $(SERVE_ARGS); fi
 
