@@ -3,10 +3,11 @@
     python tests/device_decodes.py NUM [SEED]
 
 Random two-layer models of four families decode through the kernels' specification, in steps on the device: heads with
-and without induction on fixed and dynamic trees, greedy, sampled, filtered and penalised rows that come and go, ends by
-id, string, length and context. What is compared with is the engine without a drafter, on the same weights, through
-another forward and the decoder's own steps. Both are float32, so where the two best scores of plain decoding lie within
-NEAR_TIE the order of additions may decide; such answers are counted apart. Prints JSON. Not a test file itself.
+and without induction on fixed and dynamic trees, lookup, and both; greedy, sampled, filtered and penalised rows that
+come and go; ends by id, string, length and context. What is compared with is the engine without a drafter, on the same
+weights, through another forward and the decoder's own steps. Both are float32, so where the two best scores of plain
+decoding lie within NEAR_TIE the order of additions may decide; such answers are counted apart. Prints JSON. Not a test
+file itself.
 """
 
 from __future__ import annotations
@@ -60,11 +61,13 @@ def any_settings(rng: random.Random, vocab_size: int, amount: int) -> dict[str, 
 
 
 def any_engine(rng: random.Random, base: Base, number: int) -> Engine:
-    """Heads or none, on any tree; three of four search texts."""
+    """Heads, lookup, both or none, on any tree; three of four heads search texts."""
     heads = random_heads(rng.choice(SEARCHING if number % 4 else HEAD_DESIGNS), base, seed=number)
     tree: Any = rng.choice([None, chain(2), random_tree(rng, 4, 5, 9), TreeConfig("dynamic", rng.randint(2, 12))])
-    accept = AcceptConfig(coupled=rng.random() < 0.8)
-    return Engine(base, heads, "none" if tree is None else "heads", tree, accept=accept)
+    drafter = "none" if tree is None else rng.choice(["heads", "heads", "heads+lookup", "lookup"])
+    if drafter == "lookup":
+        tree = TreeConfig("dynamic", rng.randint(2, 12))
+    return Engine(base, heads, drafter, tree, accept=AcceptConfig(coupled=rng.random() < 0.8))
 
 
 def answers(

@@ -3,6 +3,7 @@
 import logging
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,7 +21,9 @@ from euryale.decoding.device_loop import DeviceLoop
 from euryale.decoding.device_state import DeviceState, StepKind
 from euryale.decoding.device_step import DeviceStep
 from euryale.decoding.drafters.heads import HeadsDrafter
+from euryale.decoding.drafters.heads_lookup import HeadsLookupDrafter
 from euryale.decoding.drafters.interface import Drafter
+from euryale.decoding.drafters.lookup import LookupDrafter
 from euryale.decoding.drafters.none import NoDrafter
 from euryale.decoding.engine import Engine
 from euryale.decoding.request import Generation
@@ -41,6 +44,14 @@ READS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select
 
 def drafter_of(base: Base, heads: Heads, tree: Tree | DynamicTree | None) -> Drafter:
     return NoDrafter(base) if tree is None else HeadsDrafter(base, heads, tree)
+
+
+def lookup_of(base: Base, heads: Heads) -> Drafter:
+    return LookupDrafter(base, DynamicTree(9, 4))
+
+
+def heads_lookup_of(base: Base, heads: Heads) -> Drafter:
+    return HeadsLookupDrafter(base, HeadsDrafter(base, heads, FORKED), 3)
 
 
 @pytest.fixture
@@ -84,6 +95,9 @@ def compare_on_a_random_model(rng: random.Random, number: int, monkeypatch: pyte
     designs = SEARCHING if number % 2 else HEAD_DESIGNS
     heads = random_heads(rng.choice(designs), base, seed=number)
     tree: Any = rng.choice([None, chain(2), random_tree(rng, 4, 5, 9), TreeConfig("dynamic", rng.randint(2, 12))])
+    drafter = "none" if tree is None else ["heads", "heads", "heads", "heads+lookup", "lookup"][number % 5]
+    if drafter == "lookup":
+        tree = TreeConfig("dynamic", 9)
     accept = AcceptConfig(coupled=rng.random() < 0.8)
     prompts = [
         (prompt, min(rng.randint(1, 14), 23 - len(prompt)), any_settings(rng, 29, number // 4))
@@ -94,7 +108,6 @@ def compare_on_a_random_model(rng: random.Random, number: int, monkeypatch: pyte
         with monkeypatch.context() as patch:
             if not is_on_device:
                 patch.setattr(DeviceLoop, "why_not", staticmethod(lambda *args: "it is compared with"))
-            drafter = "none" if tree is None else "heads"
             scheduler = Engine(base, heads, drafter, tree, accept=accept).scheduler(3, 24)
             requests = []
             for prompt, length, how in prompts:
@@ -103,7 +116,8 @@ def compare_on_a_random_model(rng: random.Random, number: int, monkeypatch: pyte
             scheduler.run()
             answers.append([request.generation for request in requests if request.generation is not None])
     same(*answers)
-    assert [a.accepted for a in answers[0]] == [a.accepted for a in answers[1]]
+    if "lookup" not in drafter:  # which may exchange equally likely guesses
+        assert [a.accepted for a in answers[0]] == [a.accepted for a in answers[1]]
     assert len(answers[0]) == len(prompts)
 
 
@@ -164,14 +178,19 @@ class NoReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("design", [HEAD_DESIGNS[9], *SEARCHING], ids=lambda d: f"{d.kind}-{d.induction}")
+@pytest.mark.parametrize("design", [HEAD_DESIGNS[9], *SEARCHING[:2]], ids=lambda d: f"{d.kind}-{d.induction}")
 @pytest.mark.parametrize("has_sampled", [False, True])
-@pytest.mark.parametrize("tree", TREES, ids=NAMES)
-def test_no_value_is_read_by_the_host(tree: Any, has_sampled: bool, design: HeadsConfig) -> None:
+@pytest.mark.parametrize(
+    "build",
+    [*(partial(drafter_of, tree=tree) for tree in TREES), lookup_of, heads_lookup_of],
+    ids=[*NAMES, "lookup", "heads+lookup"],
+)
+def test_no_value_is_read_by_the_host(
+    build: Callable[[Base, Heads], Drafter], has_sampled: bool, design: HeadsConfig
+) -> None:
     """With real tensors and with fake ones, which have no values."""
     base = kernel_base("llama", "torch", seed=3, num_hidden_layers=1)
-    heads = random_heads(design, base)
-    drafter = drafter_of(base, heads, tree)
+    drafter = build(base, random_heads(design, base))
     tables = TokenTables(2, base.vocab_size, base.device)
     step = DeviceStep(base, TreePass(base, drafter, 64), drafter, True, tables)
     kind = StepKind(Asked(has_greedy=True, has_sampled=has_sampled), has_undrafted=True)
@@ -237,7 +256,7 @@ def test_what_is_recorded_or_follows_the_text_goes_through_the_decoder_s_own_ste
     with caplog.at_level(logging.INFO, logger="euryale.decoding"):
         Engine(base, drafter="none").generate([[1, 2]], 4, logprobs=2)
         Engine(base, drafter="none").generate([[1, 2], [3], [4]], 4, top_k=3, min_new_tokens=2, banned_tokens=[[7, 8]])
-        Engine(base, drafter="lookup").generate([[1, 2]], 4)
+        Engine(base, drafter="lookahead").generate([[1, 2]], 4)
         Engine(base, drafter="none", accept="rejection").generate([[1, 2]], 4, temperature=1.0)
         Engine(with_backend(base, "auto"), drafter="none").generate([[1, 2]], 4)
     assert [message for message in caplog.messages if "not captured" in message] == [

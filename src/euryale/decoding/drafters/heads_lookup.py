@@ -15,6 +15,7 @@ from torch import Tensor
 from euryale.base.base import Base
 from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput
 from euryale.decoding.drafters.lookup import Memory
+from euryale.decoding.drafters.text_lookup import TextLookup
 from euryale.decoding.tree.tree import Shape
 
 
@@ -29,6 +30,7 @@ class HeadsLookupDrafter(Drafter):
         self.num_nodes = heads.num_nodes + spare
         self.max_depth = heads.max_depth + spare
         self.layers, self.reads_text = heads.layers, heads.reads_text
+        self.is_on_device = self.searches_text = heads.is_on_device
 
     def begin(self, num_rows: int, num_slots: int) -> "HeadsLookupDrafter":
         return HeadsLookupDrafter(self._base, self._heads.begin(num_rows, num_slots), self._spare)
@@ -46,6 +48,9 @@ class HeadsLookupDrafter(Drafter):
         self._heads.read(row, states_BTC, tokens, starts)
 
     def propose(self, draft_input: DraftInput) -> Draft:
+        if draft_input.text is not None:
+            chain_BC, lengths_B = TextLookup(draft_input.text, self.max_depth).chain()
+            return graft(self._heads.propose(draft_input), chain_BC, lengths_B, self._spare, self.max_depth)
         chains = []
         for memory, text in zip(self._memories, draft_input.texts, strict=True):
             memory.read(text)
@@ -68,7 +73,7 @@ def graft(draft: Draft, chain_BC: Tensor, lengths_B: Tensor, spare: int, max_dep
     is_apart_BN = (draft.tokens_BN != wanted_BN) | (depths_BN > lengths_B[:, None])
     if draft.is_real_BN is not None:
         is_apart_BN |= ~draft.is_real_BN
-    is_apart_BN[:, 0] = False
+    is_apart_BN[:, 0].fill_(False)
     is_shared_BN = ~(draft.shape.ancestors_RNN & is_apart_BN[:, None]).any(-1)
     shared_depth_B1, fork_B1 = torch.where(is_shared_BN, depths_BN, -1).max(1, keepdim=True)
 

@@ -13,11 +13,8 @@ from dataclasses import dataclass, field
 from euryale.base.base import Base
 from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput
 from euryale.decoding.drafters.padded import Nodes, PaddedDraft
+from euryale.decoding.drafters.text_lookup import ANCHOR, LONGEST, MOST_PLACES, TextLookup
 from euryale.decoding.tree.tree import DynamicTree, Tree
-
-_ANCHOR = 3  # tokens that the index knows; longer matches are compared
-_LONGEST = 16  # tokens compared at most
-_MOST_PLACES = 32  # the latest ones: a common token stands in many places
 
 
 @dataclass
@@ -46,7 +43,7 @@ class Memory:
         assert len(ids) >= self._num_indexed, "the text of a row only grows"
         self._ids = ids
         for place in range(self._num_indexed + 1, len(ids)):
-            for length in range(1, min(_ANCHOR, place) + 1):
+            for length in range(1, min(ANCHOR, place) + 1):
                 self._places.setdefault(tuple(ids[place - length : place]), []).append(place)
         self._num_indexed = max(len(ids) - 1, 0)
 
@@ -78,15 +75,15 @@ class Memory:
     def _matches(self) -> list[tuple[int, int]]:
         """(place, how many tokens before it are those at the end), of the longest anchor found; latest first."""
         ids, end = self._ids, len(self._ids)
-        for anchor in range(min(_ANCHOR, end), 0, -1):
+        for anchor in range(min(ANCHOR, end), 0, -1):
             places = self._places.get(tuple(ids[end - anchor :]))
             if places:
-                return [(place, self._agreement(place, anchor)) for place in reversed(places[-_MOST_PLACES:])]
+                return [(place, self._agreement(place, anchor)) for place in reversed(places[-MOST_PLACES:])]
         return []
 
     def _agreement(self, place: int, known: int) -> int:
         ids, end = self._ids, len(self._ids)
-        while known < min(_LONGEST, place) and ids[place - 1 - known] == ids[end - 1 - known]:
+        while known < min(LONGEST, place) and ids[place - 1 - known] == ids[end - 1 - known]:
             known += 1
         return known
 
@@ -99,6 +96,7 @@ class LookupDrafter(Drafter):
         self.num_nodes, self.max_depth = tree.num_nodes, tree.max_depth
         self._base = base
         self._memories: list[Memory] = []
+        self.is_on_device = self.searches_text = isinstance(tree, DynamicTree)
         self._padded = PaddedDraft(self.num_nodes, self.max_depth, base.device)
 
     def begin(self, num_rows: int, num_slots: int) -> "LookupDrafter":
@@ -112,6 +110,9 @@ class LookupDrafter(Drafter):
         self._memories.pop()
 
     def propose(self, draft_input: DraftInput) -> Draft:
+        if draft_input.text is not None:
+            text = TextLookup(draft_input.text, self.max_depth)
+            return text.draft(draft_input.root_B, self.num_nodes, self.max_depth)
         rows = []
         for memory, ids in zip(self._memories, draft_input.texts, strict=True):
             memory.read(ids)
