@@ -275,7 +275,8 @@ def test_a_trained_base_is_saved_as_a_folder_that_loads(tiny_base: Base, tmp_pat
 
 def test_provenance_says_command_versions_and_commit() -> None:
     facts = provenance()
-    assert facts["versions"]["torch"] == torch.__version__
+    # PyPI's own wheel for CUDA says +cu130 of itself and nothing in its metadata.
+    assert torch.__version__.split("+")[0] == facts["versions"]["torch"].split("+")[0]
     assert isinstance(facts["argv"], list) and facts["time"] and facts["python"]
     assert facts["git_commit"] is None or len(facts["git_commit"]) in (40, 41)
     json.dumps(facts)
