@@ -5,6 +5,7 @@ A case names where its fault was met first; "own" is ours.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from euryale.cli.run_folder import whole_or_nothing
 from euryale.data.sources import DataConfig
 from euryale.errors import UserError
 from euryale.regenerate.manifest import folder_of
+from euryale.report.ranking import rank_jobs, ranking_table
 from euryale.report.result_file import check_result
 
 
@@ -83,3 +85,41 @@ def test_too_little_text_is_told_with_what_to_raise(tmp_path: Path) -> None:  # 
     with pytest.raises(UserError, match="no row for the split held_out.*Raise regenerate.num_prompts, or another"):
         check_rows(data, needs_held_out=True, advice="Raise regenerate.num_prompts")
     check_rows(data, needs_held_out=False)
+
+
+RESULT = {
+    "evaluation": {"tau": 2.0, "temperature": 0.0, "identical": 1, "total": 1, "repeated_8grams": 0.0},
+    "bench": {
+        "speedup_vs_ar": 1.5, "speedup_vs_hf": 2.0, "contenders": {"euryale": {"tokens_per_s": 9.0}},
+        "temperature": 0.0, "num_nodes": 4,
+    },
+    "training": {"final_loss_nats": 1.0},
+    "heads": {"num_parameters": 5},
+    "calibration": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("report.json", RESULT | {"heads": None}),
+        ("report.json", RESULT | {"bench": []}),
+        ("report.json", RESULT | {"evaluation": RESULT["evaluation"] | {"tau": "x"}}),
+        ("report.json", []),
+        ("result.json", {"held_out_loss_nats": "x"}),
+        ("result.json", None),
+        ("config.yaml", "a text"),
+        ("config.yaml", [1]),
+    ],
+    ids=str,
+)
+def test_one_damaged_run_costs_the_ranking_of_no_other(tmp_path: Path, file: str, content: object) -> None:  # own
+    for name in ("whole", "damaged"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("seed: 1")
+    (tmp_path / "whole" / "report.json").write_text(json.dumps(RESULT))
+    (tmp_path / "damaged" / file).write_text(json.dumps(content))
+    whole, damaged = rank_jobs(tmp_path, "tau")
+    assert (whole.name, whole.state, whole.numbers["tau"]) == ("whole", "finished", 2.0)
+    assert damaged.state == "unfinished" and file in damaged.note or file == "config.yaml"
+    assert "whole" in ranking_table([whole, damaged], "tau")

@@ -173,24 +173,33 @@ def _read_job(folder: Path, root: Path) -> Job:
         job.settings = _flat(yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")) or {})
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:  # AttributeError: no mapping
         job.note = f"{CONFIG_FILE} cannot be read: {error}"
-    if (folder / "report.json").is_file():
-        try:
-            report = read_json(folder / "report.json")
-            job.numbers = numbers_of(report) | {"num_parameters": report["heads"].get("num_parameters")}
-            job.state = "finished"
-        except (UserError, KeyError, TypeError) as error:
-            job.note = f"report.json cannot be used ({error})"
-    elif (folder / RESULT_FILE).is_file():
-        job.numbers, job.state = read_json(folder / RESULT_FILE), "finished"
-    elif (folder / FAILURE_FILE).is_file():
-        job.state = "failed"
-        failure = read_json(folder / FAILURE_FILE)
-        job.note = f"{' '.join(failure.get('overrides', []))}: {failure.get('error', 'unknown')}"
-    else:
-        job.note = job.note or _how_far(folder)
+    written = [file for file in ("report.json", RESULT_FILE, FAILURE_FILE) if (folder / file).is_file()]
+    try:
+        if written:
+            _read_result(job, written[0])
+        else:
+            job.note = job.note or _how_far(folder)
+    except (UserError, KeyError, TypeError, AttributeError) as error:
+        job.note = f"{written[0]} cannot be used ({error})"
     return job
+
+
+def _read_result(job: Job, file: str) -> None:
+    """What the job's last file says. A damaged one raises UserError, KeyError, TypeError or AttributeError."""
+    content = read_json(job.folder / file)
+    if file == FAILURE_FILE:
+        job.note = f"{' '.join(content.get('overrides', []))}: {content.get('error', 'unknown')}"
+        job.state = "failed"
+        return
+    numbers = content
+    if file == "report.json":
+        numbers = numbers_of(content) | {"num_parameters": content["heads"].get("num_parameters")}
+    for name, value in numbers.items():
+        if value is not None and not isinstance(value, int | float):
+            raise TypeError(f"{name} is no number: {value!r:.40}")
+    job.numbers, job.state = numbers, "finished"
 
 
 def _how_far(folder: Path) -> str:
