@@ -9,7 +9,7 @@ from euryale.data.prompt_files import read_prompts
 from euryale.data.tokens import prompt_ids
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
-from euryale.heads.published import import_heads, named_base
+from euryale.heads.published import check_output, import_heads, named_base
 from euryale.system.paths import PROJECT, user_path
 from euryale.system.provenance import provenance
 
@@ -25,9 +25,10 @@ def main(config: ImportHeadsConfig) -> dict[str, object]:
     path = config.base.path or named_base(source)
     if path is None:
         raise UserError(f"{source / 'config.json'} names no base. Give the one they were trained for: base.path=MODEL.")
+    output = user_path(config.output, "output") if config.output else PROJECT / "checkpoints" / source.resolve().name
+    check_output(output)  # before the base is loaded
     quantization = "none" if config.base.quantization == "auto" else config.base.quantization
     base = load_base(replace(config.base, path=path, quantization=quantization))
-    output = user_path(config.output, "output") if config.output else PROJECT / "checkpoints" / source.resolve().name
     made = import_heads(source, output, base, provenance())
     texts = read_prompts(PROJECT / "data" / "prompts.txt", _NUM_PROMPTS)
     prompts = [prompt_ids(text.text, text.messages, base.tokenizer) for text in texts]

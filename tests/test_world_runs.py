@@ -123,3 +123,9 @@ def test_one_damaged_run_costs_the_ranking_of_no_other(tmp_path: Path, file: str
     assert (whole.name, whole.state, whole.numbers["tau"]) == ("whole", "finished", 2.0)
     assert damaged.state == "unfinished" and file in damaged.note or file == "config.yaml"
     assert "whole" in ranking_table([whole, damaged], "tau")
+
+
+def test_heads_are_not_imported_onto_something_and_no_base_is_loaded_for_it(tmp_path: Path) -> None:  # own
+    (tmp_path / "theirs.txt").touch()
+    result = run_script("infer/import_heads.py", "source=none", "base.path=no/such/base", f"output={tmp_path}")
+    assert_refused(result, "it already holds something")

@@ -30,7 +30,7 @@ from euryale.errors import UserError
 from euryale.heads.checkpoint import save_heads
 from euryale.heads.config import HeadsConfig
 from euryale.heads.heads import Heads
-from euryale.system.files import read_json
+from euryale.system.files import check_writable, read_json
 from euryale.system.tensor_files import check_finite
 
 _BODY = re.compile(r"(?:medusa_heads?\.)?(\d+)\.(\d+)\.linear\.(weight|bias)")
@@ -77,14 +77,20 @@ def named_base(source: Path) -> str | None:
     return name if isinstance(name, str) and name else None
 
 
+def check_output(output: Path) -> None:
+    """Raises UserError for a folder that holds something or cannot be written."""
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        raise UserError(f"output={output} must be empty or not there yet; it already holds something.")
+    check_writable(output, f"output={output}")
+
+
 def import_heads(source: Path, output: Path, base: Base, provenance: Mapping[str, object]) -> Imported:
     """Writes the heads in `source` as a checkpoint of this base in the new folder `output`.
 
     Raises UserError: an `output` that holds something, files that are missing, damaged or would run code, tensors that
     are missing or of another size than this base needs, numbers that are not finite.
     """
-    if output.exists() and (output.is_file() or any(output.iterdir())):
-        raise UserError(f"output={output} must be empty or not there yet; it already holds something.")
+    check_output(output)
     files = _weight_files(source)
     published = _read(files)
     check_finite(files[0], {f"{k}.{layer}.{part}": tensor for (k, layer, part), tensor in published.bodies.items()})
