@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from euryale.base import locate as locate_module
 from euryale.base.base import load_base
 from euryale.base.config import BaseConfig
-from euryale.base.locate import check_folder, find_model, hub_answers
+from euryale.base.locate import check_folder, find_model, find_source, hub_answers
 from euryale.errors import UserError
 from euryale.system.paths import PROJECT
 
@@ -201,3 +201,8 @@ def test_only_a_hub_that_answers_is_asked_for_files(
 def test_a_local_folder_asks_nobody(hub: Hub, folder: Path) -> None:
     load_base(BaseConfig(path=str(folder), device="cpu"))
     assert not hub.calls
+
+
+def test_a_revision_of_a_folder_is_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match="base.revision must be left out where base.path is a folder .* got v1"):
+        find_source(BaseConfig(path=str(folder), revision="v1"))

@@ -132,6 +132,11 @@ def find_source(config: BaseConfig, is_whole: bool = True) -> tuple[str, dict[st
         path = str(dequantised(file, config.path))
     is_local = Path(path).is_dir()
     if is_local:
+        if config.revision is not None:
+            raise UserError(
+                f"base.revision must be left out where base.path is a folder or a file; got {config.revision}. "
+                f"{config.path} is on this machine, and is what it is."
+            )
         check_folder(Path(path), config.path, is_whole)
     is_offline = is_local or not hub_answers(path, config.revision)
     # Code that comes with a model is never run, nor is anybody asked whether it should be.
