@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from euryale.errors import UserError
 from euryale.system.files import write_atomically
@@ -97,3 +99,21 @@ def test_errors_of_writing_are_told_as_such(tmp_path: Path, filename: str | None
         write_atomically(tmp_path / "a.txt") as staged,
     ):
         raise OSError(28, "No space left on device", None if filename is None else str(staged / "part"))
+
+
+@pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_have_the_access_of_new_files_also_where_a_library_gave_them_less(
+    mask: int, mode: int, tmp_path: Path
+) -> None:
+    before = os.umask(mask)
+    try:
+        with write_atomically(tmp_path / "heads") as staged:
+            (staged / "resume").mkdir(parents=True)
+            for name in ("heads.safetensors", "resume/tensors.safetensors"):
+                save_file({"x": torch.zeros(1)}, staged / name)
+        with write_atomically(tmp_path / "alone.safetensors") as staged:
+            save_file({"x": torch.zeros(1)}, staged)
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.stat().st_mode & 0o777 for path in files] == [mode] * 3

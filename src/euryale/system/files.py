@@ -44,6 +44,7 @@ def write_atomically(target: Path, last: str = "") -> Iterator[Path]:
                 raise
             raise _refusal(target, moved, error) from error
         with _disk_errors(target, moved):
+            _open_to_readers(staged)
             _flush(staged)
             if merges:
                 for source in sorted(staged.iterdir(), key=lambda path: (path.name == last, path.name)):
@@ -145,6 +146,16 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _open_to_readers(staged: Path) -> None:
+    """Gives files the access that new files have here: safetensors leaves its own readable to their owner alone, and
+    another user's server could not load them."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in (staged, *staged.rglob("*")) if staged.is_dir() else (staged,):
+        if path.is_file():
+            path.chmod(path.stat().st_mode | (0o666 & ~mask))
 
 
 def _flush(path: Path) -> None:
