@@ -11,7 +11,7 @@ from scripts import run_script
 
 from euryale.base.base import Base
 from euryale.data.context_suite import context_questions
-from euryale.data.suites import BREADTH, SUITES, Question, read_suite
+from euryale.data.suites import BREADTH, SUITES, Question, last_number, read_suite
 from euryale.decoding.engine import Engine
 from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError
@@ -61,7 +61,7 @@ def test_a_suite_is_read_task_by_task(
 ) -> None:
     questions = read_suite(name, file_of(tmp_path, rows_of(name), "q.jsonl.gz"))
     assert list(dict.fromkeys(q.task for q in questions)) == tasks
-    assert questions[0][1:] == first
+    assert questions[0][1:4] == first
     assert len(questions) == len(rows_of(name))
     backwards = read_suite(name, file_of(tmp_path, rows_of(name)[::-1]))
     assert list(dict.fromkeys(q.task for q in backwards)) == tasks, "the order of the file does not matter"
@@ -90,6 +90,8 @@ def test_what_is_missing_or_foreign_is_named(tmp_path: Path) -> None:
         read_suite("mt_bench", file_of(tmp_path, [rows[0], {**rows[1], "category": "poetry"}]))
     with pytest.raises(UserError, match="question.jsonl:1 has no answer, only question"):
         read_suite("gsm8k", file_of(tmp_path, [{"question": "q"}]))
+    with pytest.raises(UserError, match="question.jsonl:1 has an answer without a number: 'many'"):
+        read_suite("gsm8k", file_of(tmp_path, [{"question": "q", "answer": "many"}]))
     with pytest.raises(UserError, match="question.jsonl:1.*turns"):
         read_suite("mt_bench", file_of(tmp_path, [{**rows[0], "turns": ["a", 3]}]))
     with pytest.raises(UserError, match="there is no such file"):
@@ -220,3 +222,46 @@ def test_the_bundled_suite_has_eight_questions_of_each_kind_and_needs_no_file() 
     assert list(dict.fromkeys(question.task for question in questions)) == list(BREADTH)
     assert all(sum(question.task == kind for question in questions) == 8 for kind in BREADTH)
     assert len({question.turns for question in questions}) == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("She sells 9 eggs for $18.", "18"),
+        ("It costs $1,000.00 in all", "1000"),
+        ("From -3.50 to -2.250", "-2.25"),
+        ("#### 70,000", "70000"),
+        ("1. first\n2. second: 0.5%", "0.5"),
+        ("1e3 is read as its parts", "3"),
+        ("none at all", None),
+    ],
+)
+def test_the_last_number_of_a_text_is_its_answer(text: str, number: str | None) -> None:
+    assert last_number(text) == number
+
+
+def test_right_answers_are_counted_for_every_contender(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(tiny_base, drafter="lookup")
+
+    def says(*texts: str) -> Callable[..., Callable[..., Turn]]:
+        left = iter(["", *texts])  # the warm-up first
+        return lambda *_: lambda prompt, seed: Turn(engine.encode(next(left)), 1.0)
+
+    monkeypatch.setattr(
+        bench_module,
+        "CONTENDERS",
+        {"hf_generate": says("so 6 + 1 = 7", "8", "no idea"), "ar": says("12", "it is 8.0", "9 of 10")},
+    )
+    questions = [Question("sums", str(n), "how many", (), right=str(n)) for n in (7, 8, 9)]
+    settings = BenchSettings(("hf_generate", "ar"), 1, max_new_tokens=4)
+    result = bench_suite(engine, questions, 9, settings)
+    assert result["overall"]["right"] == result["tasks"]["sums"]["right"] == {"hf_generate": 2, "ar": 1}
+    assert "right answers of 3, by their last number: HF generate 2, AR" in suite_table(result)
+    untold = {**result, "overall": {name: value for name, value in result["overall"].items() if name != "right"}}
+    assert "right answers" not in suite_table(untold)
+
+
+def test_where_one_answer_is_not_told_none_is_counted(tiny_base: Base) -> None:
+    questions = [Question("sums", "0", "how", (), right="1"), Question("sums", "1", "many", ())]
+    result = bench_suite(Engine(tiny_base, drafter="none"), questions, 9, BenchSettings(("ar",), 1, max_new_tokens=4))
+    assert "right" not in result["overall"]

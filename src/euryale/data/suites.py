@@ -10,7 +10,9 @@
 The files of the published suites are their authors'; they are read as they are published, and none is downloaded.
 """
 
+import re
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +24,7 @@ from euryale.system.paths import PROJECT
 
 BREADTH = ("chat", "prose", "code", "maths", "extraction", "translation", "summaries", "questions")
 CONTEXT = "context"
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?", re.ASCII)
 _MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 
 
@@ -32,6 +35,7 @@ class Suite(NamedTuple):
     origin: str  # where a user finds the file
     tasks: Mapping[str, str] | None = None  # category of a record -> task; None: the suite is one task
     bundled: Path | None = None  # its file, where it comes with the project
+    is_scored: bool = False  # whether a record tells the right answer, as "#### 18" at the end of its field `answer`
 
 
 SUITES: dict[str, Suite] = {
@@ -55,7 +59,11 @@ SUITES: dict[str, Suite] = {
     "humaneval": Suite(
         ("task_id", "prompt", "entry_point", "test"), "data/HumanEval.jsonl.gz of github.com/openai/human-eval"
     ),
-    "gsm8k": Suite(("question", "answer"), "grade_school_math/data/test.jsonl of github.com/openai/grade-school-math"),
+    "gsm8k": Suite(
+        ("question", "answer"),
+        "grade_school_math/data/test.jsonl of github.com/openai/grade-school-math",
+        is_scored=True,
+    ),
 }
 
 
@@ -66,6 +74,7 @@ class Question(NamedTuple):
     key: str
     text: str | None
     turns: tuple[str, ...]
+    right: str | None = None  # the number that a right answer ends with; None: nothing here can tell
 
 
 def read_suite(name: str, file: str | None) -> list[Question]:
@@ -118,8 +127,19 @@ def _questions(name: str, suite: Suite, file: str) -> list[Question]:
         if "turns" in suite.fields:
             turns = _read_turns(value["turns"], record.origin)
         task = suite.tasks[prompt.category] if suite.tasks else name
-        questions.append(Question(task, prompt.key, prompt.text, turns))
+        right = None
+        if suite.is_scored:
+            right = last_number(str(value["answer"]).rpartition("####")[2])
+            if right is None:
+                raise _foreign(name, file, f"{record.origin} has an answer without a number: {value['answer']!r}")
+        questions.append(Question(task, prompt.key, prompt.text, turns, right))
     return questions
+
+
+def last_number(text: str) -> str | None:
+    """The last number in a text, without what only sets it apart: 1,000.00 is 1000. None where there is none."""
+    numbers = _NUMBER.findall(text)
+    return f"{Decimal(numbers[-1].replace(',', '')).normalize():f}" if numbers else None
 
 
 def _read_turns(value: object, origin: str) -> tuple[str, ...]:

@@ -5,6 +5,8 @@ turn is asked after the base's own answer to the first, which is the same text f
 
 The last of a task's numbers is Spec-Bench's: the mean over questions of tokens per second, divided by the same mean of
 plain decoding. Ours divides all tokens by all seconds, which a few short answers cannot sway.
+
+Where the suite tells the right answers (gsm8k), a contender's are counted by the last number that they name.
 """
 
 import logging
@@ -13,7 +15,7 @@ from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from euryale.data.rows import Message
-from euryale.data.suites import Question
+from euryale.data.suites import Question, last_number
 from euryale.data.tokens import prompt_ids
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError, check_least
@@ -54,6 +56,7 @@ def bench_suite(engine: Engine, questions: Sequence[Question], limit: int, setti
         part = _only(turns, [place for each in places for place in each])
         tasks[task] = {"num_questions": len(numbers)} | standings(part, depth, is_greedy)
         tasks[task] |= _spec_bench_speedup(turns, places)
+        tasks[task] |= _right_answers(engine, turns, asked, numbers)
     overall = tasks.pop(OVERALL)
     return what_was_asked(engine, settings) | {"tasks": tasks, OVERALL: overall, "left_out": asked.left_out}
 
@@ -123,6 +126,23 @@ def _spec_bench_speedup(turns: Turns, places: Sequence[Sequence[int]]) -> dict[s
         return {}
     pairs = zip(turns["euryale"], turns["ar"], strict=True)
     return {"speedup_spec_bench": median(_mean_speed(own, places) / _mean_speed(ar, places) for own, ar in pairs)}
+
+
+def _right_answers(engine: Engine, turns: Turns, asked: Asked, numbers: Sequence[int]) -> dict[str, dict[str, int]]:
+    """How many of these questions each contender answered rightly in its first round, where that can be told."""
+    right = {number: asked.questions[number].right for number in numbers}
+    if None in right.values():
+        return {}
+    decode = engine.base.tokenizer.decode
+    return {
+        "right": {
+            name: sum(
+                last_number(decode(rounds[0][asked.places[number][-1]].ids, skip_special_tokens=True)) == answer
+                for number, answer in right.items()
+            )
+            for name, rounds in turns.items()
+        }
+    }
 
 
 def _mean_speed(turns: Sequence[Turn], places: Sequence[Sequence[int]]) -> float:

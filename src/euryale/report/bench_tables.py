@@ -78,7 +78,12 @@ def suite_table(result: dict[str, Any]) -> str:
         )
     rows += [[name, f"0 ({count} too long)", *[MISSING] * 7] for name, count in _absent(result).items()]
     header = ["task", "questions", "tau", "tokens/s", "over AR", "over HF", "as Spec-Bench", "identical", "repeated"]
-    return join([align(header, rows)], (result.get("overall") or {}).get("repeated_8grams"))
+    blocks = [align(header, rows)]
+    overall = result.get("overall") or {}
+    if overall.get("right"):
+        counts = ", ".join(f"{format.contender(name, result)} {count}" for name, count in overall["right"].items())
+        blocks.append(f"right answers of {overall['num_questions']}, by their last number: {counts}")
+    return join(blocks, overall.get("repeated_8grams"))
 
 
 def _absent(result: dict[str, Any]) -> dict[str, int]:
