@@ -42,7 +42,8 @@ def on_suite(config: EvalConfig) -> dict[str, object]:
     """Standings of every task."""
     assert config.suite is not None
     sampling = config.sampling()
-    contenders = [name for name in SUITE_CONTENDERS if name != "hf_generate" or sampling.is_known_to_transformers]
+    usual = [name for name in SUITE_CONTENDERS if name != "hf_generate" or sampling.is_known_to_transformers]
+    contenders = usual if config.contenders is None else config.contenders
     settings = BenchSettings.of(config, contenders, config.repeats)
     is_bundled = config.suite == breadth.NAME and config.prompts is None
     questions = breadth.measured_questions() if is_bundled else read_suite(config.suite, config.prompts)

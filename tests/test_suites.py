@@ -181,6 +181,13 @@ def test_tasks_are_added_up_each_alone_and_together(tiny_base: Base, monkeypatch
     assert (overall["identical"], overall["total"]) == (3, 3)
 
 
+@pytest.mark.parametrize("asked", ["suite=gsm8k contenders=[ar]", "contenders=[euryale,ar]"])
+def test_contenders_are_those_of_a_suite_with_euryale_among_them(asked: str) -> None:
+    result = run_script("infer/eval.py", "checkpoint=null", "base=tiny", "drafter=lookup", *asked.split())
+    assert result.status == 2
+    assert "contenders must be null without suite=NAME, and with it euryale among others; got [" in result.err
+
+
 def test_eval_runs_a_suite_and_writes_it_down(tmp_path: Path, tiny_llama_folder: Path) -> None:
     rows = rows_of("spec_bench")
     rows[-2]["turns"] = rows[-1]["turns"] = ["x" * 300]  # none of rag fits
@@ -189,6 +196,8 @@ def test_eval_runs_a_suite_and_writes_it_down(tmp_path: Path, tiny_llama_folder:
                  "max_new_tokens=8", "limit=1", "repeats=1", "threads=1", f"prompts={file}"]  # fmt: skip
     result = run_script("infer/eval.py", *arguments, "suite=spec_bench", f"output={output}")
     assert result.status == 0, result.err
+    alone = run_script("infer/eval.py", *arguments, "suite=spec_bench", "contenders=[euryale]")
+    assert list(alone.last_line["overall"]["contenders"]) == ["euryale"]
     found = result.last_line
     assert list(found["tasks"]) == ["mt_bench", "translation", "summarization", "qa", "math_reasoning"]
     assert found["left_out"] == {"rag": 2}

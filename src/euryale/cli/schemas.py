@@ -174,12 +174,18 @@ class EvalConfig(AnswerConfig):
     limit: int = 32
     batch_size: int = 8
     suite: str | None = None
+    contenders: list[str] | None = None
     repeats: int = 3
     output: str | None = None
 
     def check(self) -> None:
         super().check()
         check_least(1, limit=self.limit, repeats=self.repeats, batch_size=self.batch_size)
+        if self.contenders is not None and (self.suite is None or "euryale" not in self.contenders):
+            raise UserError(
+                f"contenders must be null without suite=NAME, and with it euryale among others; got "
+                f"[{','.join(self.contenders)}]. infer/bench.py compares any contenders on prompts=FILE."
+            )
 
 
 def check_steps(file: str | None) -> None:
