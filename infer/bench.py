@@ -3,6 +3,7 @@
 A sweep: python infer/bench.py -m tree.num_nodes=1,4,16 temperature=0,0.8 output=FILE.jsonl, then infer/plot_sweep.py.
 """
 
+import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
 from euryale.cli.open_engine import open_checkpoint, open_engine
 from euryale.cli.schemas import BenchConfig
 from euryale.cli.script import script, use_threads

@@ -1,5 +1,6 @@
 """Times every kernel against its specification and a copy: python infer/bench_kernels.py [output=FILE.jsonl]"""
 
+import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
 from euryale.base.precision import pick_device
 from euryale.cli.kernel_schemas import BenchKernelsConfig
 from euryale.cli.script import script, use_threads

@@ -7,6 +7,7 @@ heads and without, against transformers' `generate` and the roofline. Without ar
 
 from pathlib import Path
 
+import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
 from euryale.base.shape import config_of_shape
 from euryale.cli.schemas import BenchStepsConfig
 from euryale.cli.script import script, use_threads

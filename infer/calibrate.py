@@ -1,5 +1,6 @@
 """Finds the fastest tree for a checkpoint on this machine: python infer/calibrate.py checkpoint=DIR"""
 
+import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
 from euryale.cli.pipeline import recalibrate
 from euryale.cli.schemas import CalibrateScriptConfig
 from euryale.cli.script import script, use_threads

@@ -5,6 +5,7 @@ Same weights, prompts, machine and threads; by default transformers' generate, p
 
 from typing import Any
 
+import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
 from euryale.cli.open_engine import open_checkpoint, open_engine
 from euryale.cli.schemas import CompareConfig
 from euryale.cli.script import script, use_threads

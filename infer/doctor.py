@@ -1,5 +1,6 @@
 """Says why tau is low on your prompts, and what helps: python infer/doctor.py checkpoint=DIR prompts=FILE"""
 
+import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
 from euryale.cli.open_engine import open_checkpoint, open_engine
 from euryale.cli.schemas import DoctorConfig
 from euryale.cli.script import script, use_threads

@@ -5,6 +5,7 @@ With suite=NAME prompts=FILE: tau and speed on a published set of prompts, task 
 
 from typing import Any
 
+import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
 from euryale.cli.open_engine import open_checkpoint, open_engine
 from euryale.cli.schemas import EvalConfig
 from euryale.cli.script import script, use_threads

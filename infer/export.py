@@ -1,5 +1,6 @@
 """Writes a checkpoint as another server reads it: python infer/export.py checkpoint=DIR format=vllm output=DIR"""
 
+import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
 from euryale.cli.open_engine import open_base
 from euryale.cli.schemas import ExportConfig
 from euryale.cli.script import script

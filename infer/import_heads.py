@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
 from euryale.base.base import load_base
 from euryale.cli.schemas import ImportHeadsConfig
 from euryale.cli.script import script, use_threads

@@ -1,5 +1,6 @@
 """Prints which backend each kernel runs through here, and why: python infer/list_kernels.py [device=cuda]"""
 
+import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
 from euryale.base.precision import pick_device
 from euryale.cli.kernel_schemas import ListKernelsConfig
 from euryale.cli.script import script

@@ -1,5 +1,6 @@
 """Times any OpenAI-compatible server under load: python infer/load.py url=http://127.0.0.1:8000/v1 clients=[1,4,8]"""
 
+import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
 from euryale.cli.load_levels import LoadConfig, measure_load
 from euryale.cli.script import script
 from euryale.report.load_tables import load_table

@@ -1,5 +1,6 @@
 """Plots a sweep of infer/bench.py: python infer/plot_sweep.py results=FILE.jsonl [by=temperature]"""
 
+import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
 from euryale.cli.schemas import PlotSweepConfig
 from euryale.cli.script import script
 from euryale.errors import UserError

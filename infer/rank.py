@@ -1,5 +1,6 @@
 """Ranks the runs of a sweep, or of any folder: python infer/rank.py runs=DIR [metric=tau]"""
 
+import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
 from euryale.cli.schemas import RankConfig
 from euryale.cli.script import script
 from euryale.errors import UserError

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
 from euryale.cli.chat import chat, notice_of_plain_text, read_all, stream_answer
 from euryale.cli.open_engine import open_checkpoint, open_engine
 from euryale.cli.schemas import InferConfig

@@ -1,5 +1,6 @@
 """Serves a checkpoint in several replicas behind one address: python infer/serve_ray.py checkpoint=DIR replicas=2"""
 
+import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
 from euryale.cli.script import script
 from euryale.cli.serve_on_ray import serve_on_ray
 from euryale.cli.serve_schema import ServeRayConfig

@@ -5,6 +5,7 @@ random ones. Without arguments: Medusa-1 and Medusa-2 for a Llama of 8 B in 4 bi
 The last line on stdout is JSON.
 """
 
+import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
 from euryale.cli.measure_training import measure, table
 from euryale.cli.schemas import MeasureConfig
 from euryale.cli.script import script, use_threads

@@ -5,6 +5,7 @@ processes share the work: torchrun --nproc_per_node=N train/regenerate.py [...]
 With regenerate.url=http://HOST:8000/v1 a server of the base writes, and its weights are not loaded here.
 """
 
+import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
 from euryale.cli.preflight import check_rows
 from euryale.cli.schemas import RegenerateScriptConfig
 from euryale.cli.script import script, use_threads

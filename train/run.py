@@ -6,6 +6,7 @@ Several GPUs: torchrun --nproc_per_node=N train/run.py [...]
 
 import logging
 
+import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
 from euryale.cli import pipeline, preflight, text_stage
 from euryale.cli.run_folder import settle_run, whole_or_nothing
 from euryale.cli.schemas import TrainConfig

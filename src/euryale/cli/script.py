@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from euryale.base.config import BaseConfig
-from euryale.cli import sweeps
+from euryale.cli import ctrl_c, sweeps
 from euryale.cli.kinds import check_kinds
 from euryale.cli.overrides import (
     check_are_settings,
@@ -116,8 +116,7 @@ def _result_of_job(main: Callable[[Any], dict[str, object]], composed: DictConfi
         _say(str(interruption))
         sys.exit(interruption.exit_status)
     except KeyboardInterrupt:
-        _say("interrupted; what was saved before is kept")
-        sys.exit(sweeps.CTRL_C_STATUS)
+        ctrl_c.end()
     except Exception as error:  # a bug, which must not cost the other jobs of a sweep
         if not is_sweep:
             raise

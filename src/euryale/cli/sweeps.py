@@ -19,6 +19,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from euryale.cli import ctrl_c
 from euryale.errors import UserError
 from euryale.report.ranking import (
     better,
@@ -40,7 +41,7 @@ PLUGINS = {
 }
 # It asks for boto3 and cloudpickle<3, which only its launcher for AWS uses: an extra cannot leave them out.
 INSTALL = {"ray": "pip install ray && pip install --no-deps hydra-ray-launcher"}
-FAILED_STATUS, CTRL_C_STATUS = 2, 130
+FAILED_STATUS = 2
 RAW_ERRORS = "HYDRA_FULL_ERROR"  # Hydra passes exceptions on where this is 1, instead of printing them and ending
 
 
@@ -88,7 +89,7 @@ def launching() -> Iterator[None]:
         if wants_traceback or not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
             raise
         _end_early(error)
-        sys.exit(CTRL_C_STATUS if isinstance(error, KeyboardInterrupt) else FAILED_STATUS)
+        sys.exit(ctrl_c.STATUS if isinstance(error, KeyboardInterrupt) else FAILED_STATUS)
     finally:
         if not wants_traceback:
             os.environ.pop(RAW_ERRORS, None)
