@@ -270,6 +270,33 @@ def test_settings_of_the_command_line_read_the_schema_from_a_file(tmp_path: Any)
         AnswerConfig(json_schema=str(tmp_path / "none.json")).sampling()
 
 
+@pytest.mark.parametrize(
+    ("settings", "schema", "message"),
+    [
+        ({"regex": "("}, None, "regex must be one that llguidance can follow; got: .*unclosed group"),
+        ({"regex": r"\bfoo"}, None, "regex must be one that llguidance can follow; got"),
+        ({}, '{"type": "foo"}', "json_schema must be one that llguidance can follow; got: Invalid type: foo."),
+        (
+            {},
+            '{"properties": {"\\ud800": {}}}',
+            "json_schema must be one that llguidance can follow; got: unexpected end",
+        ),
+    ],
+)
+def test_a_grammar_of_the_command_line_is_refused_before_a_base_is_loaded(
+    settings: dict[str, Any], schema: str | None, message: str, tmp_path: Any
+) -> None:
+    if schema is not None:
+        settings["json_schema"] = str(tmp_path / "schema.json")
+        (tmp_path / "schema.json").write_text(schema)
+    with pytest.raises(UserError, match=message):
+        AnswerConfig(**settings).check()
+
+
+def test_a_grammar_that_can_be_read_passes_before_a_base_is_loaded() -> None:
+    AnswerConfig(regex="a+b").check()
+
+
 def test_a_row_beyond_the_tokenizer_is_never_written() -> None:
     spare = json_base(num_spare=40)
     bias = {token: 90.0 for token in range(len(spare.tokenizer), spare.vocab_size)}

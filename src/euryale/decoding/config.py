@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from euryale.base.config import BaseConfig, base_of_checkpoint
 from euryale.decoding.accept import AcceptConfig
 from euryale.decoding.drafters.build import DrafterConfig
+from euryale.decoding.grammar import check_syntax
 from euryale.decoding.numbers import one_seed
 from euryale.decoding.sampling import Sampling, SamplingConfig
 from euryale.decoding.tree.choose import TreeConfig
@@ -46,7 +47,7 @@ class AnswerConfig(SamplingConfig, EngineConfig):
 
     def check(self) -> None:
         super().check()
-        self.sampling()
+        check_syntax(self.sampling())
         check_least(1, max_new_tokens=self.max_new_tokens)
         one_seed(self.seed)
 
