@@ -273,10 +273,12 @@ def test_a_damaged_file_stops_or_is_counted_and_the_next_is_read(tmp_path: Path,
     ("name", "complaint"),
     [
         ("nothing.txt", "there is no such file or folder"),
-        ("*.jsonl", "matches no readable file"),
+        ("*.jsonl", "matches no file"),
         ("empty.txt", "empty.txt is empty"),
         ("photo.png", "cannot read photo.png. Known: .txt"),
-        ("pictures", "no file in this folder ends in .txt"),
+        ("*.png", "holds no file that can be read: 1 file was left out (1 .png)"),
+        ("folders", "this folder holds no file"),
+        ("pictures", "holds no file that can be read: 1 file was left out (1 .png). Read are .txt"),
     ],
 )
 def test_files_that_cannot_be_meant_are_refused_before_anything_is_read(
@@ -286,6 +288,7 @@ def test_files_that_cannot_be_meant_are_refused_before_anything_is_read(
     (tmp_path / "photo.png").write_text("x")
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "photo.png").write_text("x")
+    (tmp_path / "folders" / "inside").mkdir(parents=True)
     with pytest.raises(UserError) as caught:
         build_source(files(tmp_path / name), "train")
     assert complaint in str(caught.value)

@@ -17,7 +17,8 @@ from euryale.base.base import load_base
 from euryale.base.config import BaseConfig
 from euryale.data.file_source import file_row
 from euryale.data.prompt_files import read_prompts
-from euryale.data.records import find_files, read_records
+from euryale.data.named_files import find_files
+from euryale.data.records import read_records
 from euryale.errors import UserError
 from euryale.heads.checkpoint import find_checkpoint
 from euryale.system.paths import user_path
@@ -133,7 +134,7 @@ PLACES = ["a" * 5000 + ".jsonl", "~no_such_user/a.jsonl", "a\0b.jsonl", "\n", "[
 def test_a_path_that_cannot_be_is_refused_wherever_it_is_given(name: str, tmp_path: Path) -> None:  # own
     """Too long a name was an OSError, and ~ of an unknown user a RuntimeError."""
     calls: list[Callable[[], object]] = [
-        lambda: find_files([name]),
+        lambda: find_files([name]).paths,
         lambda: read_prompts(name),
         lambda: find_checkpoint(name, tmp_path),
         lambda: load_base(BaseConfig(path=f"./{name}" if name[0] != "~" else name, device="cpu")),
@@ -146,11 +147,11 @@ def test_a_path_that_cannot_be_is_refused_wherever_it_is_given(name: str, tmp_pa
 def test_links_that_lead_to_themselves_are_no_files(tmp_path: Path) -> None:  # own
     (tmp_path / "a.jsonl").symlink_to(tmp_path / "a.jsonl")
     with pytest.raises(UserError):
-        find_files([str(tmp_path / "a.jsonl")])
+        find_files([str(tmp_path / "a.jsonl")]).paths
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "again").symlink_to(tmp_path / "folder")
     (tmp_path / "folder" / "b.jsonl").write_text(LINES)
-    assert find_files([str(tmp_path / "folder")]) == [tmp_path / "folder" / "b.jsonl"]
+    assert find_files([str(tmp_path / "folder")]).paths == [tmp_path / "folder" / "b.jsonl"]
 
 
 def test_a_folder_that_nobody_may_enter_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # own

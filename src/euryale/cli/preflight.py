@@ -13,7 +13,7 @@ from euryale.base.locate import read_config
 from euryale.base.lora import chosen_targets
 from euryale.base.precision import pick_device, pick_dtype
 from euryale.cli.schemas import TrainConfig
-from euryale.data.sources import SPLITS, DataConfig, build_source
+from euryale.data.sources import SPLITS, DataConfig, build_source, notices
 from euryale.data.sources import check as check_data
 from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError, check_least, check_option
@@ -149,7 +149,8 @@ def check_parallel(config: TrainConfig) -> None:
 
 
 def check_rows(data: DataConfig, needs_held_out: bool, advice: str = "Give more rows") -> None:
-    """Reads one row of each split. Raises UserError, with the advice, when there is none, or it cannot be read."""
+    """Reads one row of each split, and says which files of a folder are not read. Raises UserError, with the advice,
+    when there is no row, or it cannot be read."""
     if data.kind == "self":  # its rows are yet to be written
         return
     if data.kind == "mix":
@@ -165,6 +166,8 @@ def check_rows(data: DataConfig, needs_held_out: bool, advice: str = "Give more 
                 f"{where} gives no row for the split {split}, with data.held_out_one_in={data.held_out_one_in} (one "
                 f"row in so many, by a hash of the row; 0: none). {advice}, or another number (20 is usual)."
             )
+    for notice in notices(data):
+        log.info(notice)
 
 
 def check_base(base: Base, config: TrainConfig) -> None:

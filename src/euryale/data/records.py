@@ -1,4 +1,4 @@
-"""Files that the user names, and the records in them.
+"""The records in a file.
 
 A record reader starts after any record, so that a cursor is (file, number of records done). A record that cannot
 be used is given as a `UserError` value instead of being raised: reading goes on after it.
@@ -7,7 +7,6 @@ be used is given as a `UserError` value instead of being raised: reading goes on
 from __future__ import annotations
 
 import codecs
-import glob
 import gzip
 import io
 import json
@@ -22,10 +21,9 @@ import pyarrow
 import pyarrow.parquet
 
 from euryale.data.documents import PIECES, PROBE_CHARS, find_rule, lines_of, split_documents
+from euryale.data.named_files import suffix
 from euryale.errors import UserError
-from euryale.system.paths import user_path
 
-SUFFIXES = (".txt", ".md", ".py", ".json", ".jsonl", ".parquet")  # each but parquet also with .gz after it
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # UTF-32 of most machines begins as the first
 
 
@@ -37,42 +35,13 @@ class Record(NamedTuple):
     value: object | str | UserError
 
 
-def find_files(names: list[str]) -> list[Path]:
-    """The files that paths, folders (recursive) and globs stand for: each once, sorted inside a folder or glob."""
-    if not names:
-        raise UserError("data.files is empty. Name files, folders or globs: data.files=my/text.jsonl")
-    found: dict[Path, None] = {}
-    for name in names:
-        path = user_path(name, "data.files")
-        if path.is_dir():
-            paths = sorted(p for p in path.rglob("*") if p.is_file() and _is_readable(p) and not _is_hidden(p, path))
-            if not paths:
-                raise UserError(f"data.files={name}: no file in this folder ends in {', '.join(SUFFIXES)} (or .gz)")
-        elif path.is_file():
-            if not _is_readable(path):
-                raise UserError(f"data.files={name}: cannot read {path.name}. Known: {', '.join(SUFFIXES)} (or .gz)")
-            paths = [path]
-        elif glob.has_magic(name):
-            matches = glob.glob(str(path), recursive=True)
-            paths = sorted(p for p in map(Path, matches) if p.is_file() and _is_readable(p))
-            if not paths:
-                raise UserError(f"data.files={name}: the pattern matches no readable file (in {Path.cwd()})")
-        else:
-            raise UserError(f"data.files={name}: there is no such file or folder (looked in {Path.cwd()})")
-        found.update(dict.fromkeys(paths))
-    for path in found:
-        if path.stat().st_size == 0:
-            raise UserError(f"{path} is empty. Remove it from data.files or write rows into it")
-    return list(found)
-
-
 def read_records(path: Path, start: int = 0, separator: str = "auto") -> Iterator[Record]:
     """The records after the first `start`. A file that cannot be read at all raises UserError, at the bad place."""
-    reader = {".jsonl": _json_lines, ".json": _json_file, ".parquet": _parquet_rows}.get(_suffix(path))
+    reader = {".jsonl": _json_lines, ".json": _json_file, ".parquet": _parquet_rows}.get(suffix(path))
     try:
         if reader is not None:
             yield from reader(path, start)
-        elif _suffix(path) == ".txt":
+        elif suffix(path) == ".txt":
             yield from _documents(path, start, separator)
         elif separator == PIECES:
             for number, piece in enumerate(split_documents(lines_of(_source_text(path)), PIECES), start=1):
@@ -82,19 +51,6 @@ def read_records(path: Path, start: int = 0, separator: str = "auto") -> Iterato
             yield Record(1, str(path), _source_text(path))
     except (OSError, EOFError, zlib.error, pyarrow.ArrowException) as error:
         raise UserError(f"{path} cannot be read: {error}. Is the file damaged or cut short?") from error
-
-
-def _suffix(path: Path) -> str:
-    name = path.name.lower()
-    return Path(name.removesuffix(".gz")).suffix
-
-
-def _is_readable(path: Path) -> bool:
-    return _suffix(path) in SUFFIXES and not path.name.lower().endswith(".parquet.gz")
-
-
-def _is_hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith((".", "__pycache__")) for part in path.relative_to(folder).parts)
 
 
 def _open_binary(path: Path) -> gzip.GzipFile | io.BufferedReader:
@@ -203,7 +159,7 @@ def _source_text(path: Path) -> str:
     with _open_binary(path) as file:
         data = file.read()
     try:
-        encoding = tokenize.detect_encoding(io.BytesIO(data).readline)[0] if _suffix(path) == ".py" else "utf-8-sig"
+        encoding = tokenize.detect_encoding(io.BytesIO(data).readline)[0] if suffix(path) == ".py" else "utf-8-sig"
         text = data.decode(encoding)
     except (SyntaxError, UnicodeDecodeError, LookupError):
         text = data.decode("latin-1")

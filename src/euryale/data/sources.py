@@ -16,7 +16,7 @@ from typing import Any
 from euryale.data.documents import PIECES
 from euryale.data.file_source import FileSource, file_row, library_files, library_row, shard_files, shard_row
 from euryale.data.hub_source import HubSource
-from euryale.data.records import find_files
+from euryale.data.named_files import find_files
 from euryale.data.rows import Message, Row, Source
 from euryale.data.transforms import Joined, Mix, Shuffled, Split
 from euryale.errors import UserError, check_least, check_option
@@ -93,6 +93,14 @@ def is_gone(config: DataConfig) -> bool:
     return False
 
 
+def notices(config: DataConfig) -> list[str]:
+    """What a person should know of the files that are named: how many of a folder are not read. Raises UserError as
+    `build_source` does."""
+    parts = [dict(part) for part in config.mix] if config.kind == "mix" else [vars(config)]
+    named = [_names(part.get("files", "")) for part in parts if part.get("kind") == "files"]
+    return [notice for names in named for notice in find_files(names).notices]
+
+
 def check(config: DataConfig) -> None:
     """Values that no kind of source can work with."""
     check_option("data.kind", config.kind, SOURCES)
@@ -121,7 +129,7 @@ def _library(config: DataConfig, split: str) -> Source:
 
 def _files(config: DataConfig, split: str) -> Source:
     to_row = partial(file_row, column=config.column)
-    paths = find_files(_names(config.files))
+    paths = find_files(_names(config.files)).paths
     source = FileSource(paths, to_row, config.seed, config.on_error, config.text_separator)
     return _split_and_shuffle(source, config, split)
 
