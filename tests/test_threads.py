@@ -21,7 +21,7 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("seconds, fastest", [({1: 1.0, 2: 2.0}, 1), ({1: 2.0, 2: 1.0}, 2), ({1: 1.0, 2: 0.8}, 1)])
+@pytest.mark.parametrize("seconds, fastest", [({1: 1.0, 2: 2.0}, 1), ({1: 2.0, 2: 1.0}, 2), ({1: 1.0, 2: 0.95}, 1)])
 def test_the_faster_of_one_and_all_threads_is_taken(
     tiny_base: Base, monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float], fastest: int
 ) -> None:
@@ -37,6 +37,20 @@ def test_the_faster_of_one_and_all_threads_is_taken(
     monkeypatch.setattr(module.time, "perf_counter", lambda: now)
     use_fastest_threads(tiny_base)
     assert torch.get_num_threads() == fastest
+
+
+@pytest.mark.parametrize(
+    "ratios, are_worth_it",
+    [
+        ([0.74] * 7, True),  # an idle machine
+        ([0.74] * 6 + [1.9], True),  # and one busy moment
+        ([0.74] * 5 + [1.3, 1.9], False),  # a shared one: it may be busy again while decoding
+        ([0.93] * 7, False),
+        ([0.6, 2.4, 0.7, 2.2, 0.6, 2.3, 0.7], False),
+    ],
+)
+def test_several_threads_must_be_a_tenth_sooner_and_keep_their_lead(ratios: list[float], are_worth_it: bool) -> None:
+    assert module._are_worth_it(ratios) == are_worth_it
 
 
 def test_a_single_thread_is_not_timed(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:

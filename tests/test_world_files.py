@@ -16,8 +16,8 @@ import pytest
 from euryale.base.base import load_base
 from euryale.base.config import BaseConfig
 from euryale.data.file_source import file_row
-from euryale.data.prompt_files import read_prompts
 from euryale.data.named_files import find_files
+from euryale.data.prompt_files import read_prompts
 from euryale.data.records import read_records
 from euryale.errors import UserError
 from euryale.heads.checkpoint import find_checkpoint
@@ -147,7 +147,7 @@ def test_a_path_that_cannot_be_is_refused_wherever_it_is_given(name: str, tmp_pa
 def test_links_that_lead_to_themselves_are_no_files(tmp_path: Path) -> None:  # own
     (tmp_path / "a.jsonl").symlink_to(tmp_path / "a.jsonl")
     with pytest.raises(UserError):
-        find_files([str(tmp_path / "a.jsonl")]).paths
+        find_files([str(tmp_path / "a.jsonl")])
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "again").symlink_to(tmp_path / "folder")
     (tmp_path / "folder" / "b.jsonl").write_text(LINES)

@@ -3,6 +3,7 @@
 import logging
 import time
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -12,10 +13,14 @@ from euryale.decoding.tree.calibration import TREE_FILE
 from euryale.errors import UserError
 from euryale.system.files import read_json
 
-_ROUNDS = 4
+_PAIRS = 7
 _TOKENS = 12
 _ROWS = 6
-_WORTH_IT = 0.7  # several threads must be this much sooner than one: they take cores from other work
+# Several threads take cores from other work, and threads that share busy cores wait for each other: they must be this
+# much sooner in the median pair, and sooner at all in every pair but one. Where other work comes and goes, pairs
+# disagree.
+_WORTH_IT = 0.9
+_MOST_LOST = 1
 log = logging.getLogger(__name__)
 
 
@@ -27,19 +32,28 @@ def use_fastest_threads(base: Base) -> None:
     engine = Engine(base, drafter="none")
     # As many rows as a small tree has: that is what decoding will read, and several threads help a single row most.
     prompts = [[base.bos_id or 0] * min(16, base.max_length // 2)] * _ROWS
-    best: dict[int, float] = {}
-    for _ in range(_ROUNDS):  # in turns, so that a busy moment hits both; the best of each is what it can do
-        for threads in (1, most):
-            torch.set_num_threads(threads)
-            start = time.perf_counter()
-            num_tokens = len(engine.generate(prompts, _TOKENS)[0].ids)
-            best[threads] = min(best.get(threads, float("inf")), (time.perf_counter() - start) / num_tokens)
-    # Near ties go to one thread: on two vCPUs with the bundled base, idle, whole answers were 4 and 31% sooner with two
-    # (two interleaved pairs), but several threads that share busy cores wait for each other and lose far more.
-    fastest = most if best[most] < _WORTH_IT * best[1] else 1
-    torch.set_num_threads(fastest)
-    timed = ", ".join(f"{threads}: {1e3 * seconds:.1f} ms a step" for threads, seconds in best.items())
-    log.info("decoding with %d CPU thread(s) (%s)", fastest, timed)
+    for threads in (1, most):
+        _seconds_a_step(engine, prompts, threads)  # the first of each starts threads and takes memory
+    # In turns, so that a busy moment hits both.
+    pairs = [tuple(_seconds_a_step(engine, prompts, threads) for threads in (1, most)) for _ in range(_PAIRS)]
+    torch.set_num_threads(most if _are_worth_it([several / one for one, several in pairs]) else 1)
+    one, several = (1e3 * median(seconds) for seconds in zip(*pairs, strict=True))
+    log.info(
+        "decoding with %d CPU thread(s) (medians of %d pairs; 1: %.1f ms a step, %d: %.1f ms a step)",
+        *(torch.get_num_threads(), _PAIRS, one, most, several),
+    )
+
+
+def _seconds_a_step(engine: Engine, prompts: list[list[int]], threads: int) -> float:
+    torch.set_num_threads(threads)
+    start = time.perf_counter()
+    num_tokens = len(engine.generate(prompts, _TOKENS)[0].ids)
+    return (time.perf_counter() - start) / num_tokens
+
+
+def _are_worth_it(ratios: list[float]) -> bool:
+    """Whether several threads are taken; `ratios` are their times over those of one thread, a pair each."""
+    return median(ratios) <= _WORTH_IT and sum(ratio >= 1 for ratio in ratios) <= _MOST_LOST
 
 
 def use_calibrated_threads(base: Base, folder: Path) -> None:
