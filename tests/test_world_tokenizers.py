@@ -4,6 +4,7 @@ Each case names who met it first; "own" is ours.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from random_models import letter_tokenizer, random_base
 from test_world_ids import PlainTokenizer
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from world_tokenizers import KINDS, base_with, gpt2, llama2, with_ends
 
 from euryale.base.base import Base, load_base
@@ -210,3 +211,27 @@ def test_a_tokenizer_that_transformers_reads_as_stored_is_left_alone(
     save_base(gpt2(), "llama", tmp_path)
     load_base(BaseConfig(path=str(tmp_path)))
     assert "splits text otherwise" not in caplog.text
+
+
+@pytest.mark.parametrize(("name", "make"), [("GPT2Tokenizer", gpt2), ("LlamaTokenizer", llama2)])
+@pytest.mark.parametrize("says", [True, False])
+def test_whether_a_text_begins_with_a_space_is_as_the_settings_say(
+    tmp_path: Path, name: str, make: Callable[[], PreTrainedTokenizerBase], says: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """tokenizer.json says otherwise; the rest of both is the same."""
+    save_base(make(), "llama", tmp_path)
+    written = tmp_path / "tokenizer_config.json"
+    settings = json.loads(written.read_text()) | {"tokenizer_class": name}
+    written.write_text(json.dumps(settings | {"add_prefix_space": not says}))
+    AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)  # a tokenizer.json of this class
+    of_file = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    written.write_text(json.dumps(settings | {"add_prefix_space": says}))
+    base = load_base(BaseConfig(path=str(tmp_path)))
+    ids = Engine(base, drafter="none").encode("a little")
+    assert ids == AutoTokenizer.from_pretrained(tmp_path).encode("a little", add_special_tokens=False)
+    assert ids != of_file.encode("a little", add_special_tokens=False).ids
+    assert "splits text otherwise" not in caplog.text
+    settings.pop("add_prefix_space", None)
+    written.write_text(json.dumps(settings))  # nothing is said: the file has the last word
+    base = load_base(BaseConfig(path=str(tmp_path)))
+    assert Engine(base, drafter="none").encode("a little") == of_file.encode("a little", add_special_tokens=False).ids

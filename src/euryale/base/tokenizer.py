@@ -3,7 +3,8 @@
 transformers 5 builds the tokenizers of some families anew from the vocabulary alone, with the family's usual rules for
 where text is split; a model of that family that was trained with other rules then reads other tokens, without a word
 (transformers#45812, #45920, #48219). So both are compared on texts that such rules split differently, and the file,
-which is what the model was trained with, has the last word.
+which is what the model was trained with, has the last word. Only whether a text begins with a space is not the file's
+to say where tokenizer_config.json says it (`add_prefix_space`): the classes follow that, as in transformers 4.
 """
 
 import logging
@@ -14,7 +15,10 @@ import huggingface_hub
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-FILE = "tokenizer.json"
+from euryale.system.files import read_json
+
+FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+_LEAD = "x "  # a first word, so that a probe does not begin its text
 _PROBES = (  # digits, apostrophes, lines, runs of spaces, other scripts, composed letters, punctuation, code
     "2023", "650841823", "It's we'LL", "a\n\nb\r\n\tc", "  two  spaces ", "\u4f60\u597d\u3002\u3053", "e\u0301\u00e9",
     "x+=y[3];//--", "fooBar_baz9", "\u0627\u0644 \U0001f600!?", " lead", "UPPER lower",
@@ -31,7 +35,8 @@ def load_tokenizer(path: str, source: dict[str, Any]) -> PreTrainedTokenizerBase
         raise ValueError(f"model_max_length must be a number; got {tokenizer.model_max_length!r}")
     file = _find_file(path, source["revision"]) if is_rebuilt else None
     if file is not None:
-        _split_as_stored(tokenizer, Tokenizer.from_file(str(file)), path)
+        lead = _LEAD if _says_how_texts_begin(file.with_name(SETTINGS)) else ""
+        _split_as_stored(tokenizer, Tokenizer.from_file(str(file)), lead, path)
     return tokenizer
 
 
@@ -43,14 +48,24 @@ def _find_file(path: str, revision: str | None) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _split_as_stored(tokenizer: PreTrainedTokenizerBase, stored: Tokenizer, path: str) -> None:
-    """Gives the tokenizer the rules of the file where they split any probe otherwise; what begins and ends a text, and
-    which tokens are special, stays transformers' business."""
+def _says_how_texts_begin(settings: Path) -> bool:
+    return settings.is_file() and isinstance(read_json(settings).get("add_prefix_space"), bool)
+
+
+def _ids(tokenizer: Tokenizer, text: str, lead: str) -> list[int]:
+    """The tokens of a text that stands after `lead`, those left out that reach into the lead."""
+    found = tokenizer.encode(lead + text, add_special_tokens=False)
+    least = max(len(lead) - 1, 0)  # a word's token may hold the space before it
+    return [token for token, (start, _) in zip(found.ids, found.offsets, strict=True) if start >= least]
+
+
+def _split_as_stored(tokenizer: PreTrainedTokenizerBase, stored: Tokenizer, lead: str, path: str) -> None:
+    """Gives the tokenizer the rules of the file where they split any probe after `lead` otherwise; what begins and ends
+    a text, and which tokens are special, stays transformers' business."""
     used = tokenizer.backend_tokenizer
 
     def differ() -> bool:
-        of_probe = (tool.encode_batch(_PROBES, add_special_tokens=False) for tool in (used, stored))
-        return any(a.ids != b.ids for a, b in zip(*of_probe, strict=True))
+        return any(_ids(used, probe, lead) != _ids(stored, probe, lead) for probe in _PROBES)
 
     if not differ():
         return
