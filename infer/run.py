@@ -4,12 +4,8 @@ prompt=- reads the prompt from stdin; without a prompt a chat opens.
 """
 
 import logging
-import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TextIO
 
 import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
 from euryale.cli.chat import chat, notice_of_plain_text, read_all, stream_answer
@@ -17,7 +13,6 @@ from euryale.cli.open_engine import open_checkpoint, open_engine
 from euryale.cli.schemas import InferConfig
 from euryale.cli.script import script, use_threads
 from euryale.evaluation.step_log import log_steps
-from euryale.system import processes
 
 log = logging.getLogger(__name__)
 
@@ -34,20 +29,10 @@ def main(config: InferConfig) -> dict[str, object]:
     if notice := notice_of_plain_text(prompt, engine.base.tokenizer):
         log.info(notice)
     start = time.perf_counter()
-    with log_steps(engine, config.steps if processes.is_first() else None), speaking() as out:
-        answer = stream_answer(engine, prompt, config, out)
-        print(file=out, flush=True)
+    with log_steps(engine, config.steps):
+        answer = stream_answer(engine, prompt, config, sys.stdout)
+        print(flush=True)
     return answer | {"seconds": round(time.perf_counter() - start, 3)}
-
-
-@contextmanager
-def speaking() -> Iterator[TextIO]:
-    """stdout; in the other processes of a divided base, which write the same text, nowhere."""
-    if processes.is_first():
-        yield sys.stdout
-        return
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        yield nowhere
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Two processes that divide a base write the text of one, and what cannot be divided is refused."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,6 +81,41 @@ def test_only_the_first_process_of_a_divided_base_speaks(whole: BaseConfig, tmp_
     assert first.last_line["text"] == alone.last_line["text"] and second.out == "" and second.err == ""
 
 
+def test_bench_and_eval_of_a_divided_base_measure_one_program_and_the_first_process_tells(
+    whole: BaseConfig, tmp_path: Path
+) -> None:
+    """The same answers as one process gives; each process reads half of the layers, and one file is written."""
+    base = load_base(whole)
+    save_heads(tmp_path / "heads", random_heads(plain_heads("medusa", num_heads=2), base), base, {})
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    settings = [f"checkpoint={tmp_path}/heads", "base.device=cpu", "base.dtype=float32", "tree=chain", "threads=1"]
+    settings += ["max_new_tokens=12", f"prompts={tmp_path}/prompts.txt"]
+    divided = "base.tensor_parallel=2"
+
+    def work() -> tuple[Result, Result]:
+        output = f"output={tmp_path}/bench.jsonl"
+        benched = run_script("infer/bench.py", *settings, "repeats=1", divided, output, f"steps={tmp_path}/steps.jsonl")
+        return benched, run_script("infer/eval.py", *settings, divided)
+
+    alone = run_script("infer/eval.py", *settings).last_line
+    first, second = in_processes(2, work, tmp_path)
+    for told, silent in zip(first, second, strict=True):
+        assert (told.status, silent.status) == (0, 0), told.err + silent.err
+        assert silent.out == "" and silent.err == "", "the first one speaks"
+    benched, evaluated = first[0].last_line, first[1].last_line
+    assert benched["identical"] == len(PROMPTS)
+    [line] = (tmp_path / "bench.jsonl").read_text().splitlines()
+    assert json.loads(line)["contenders"] == benched["contenders"]
+    lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert sum(sum(line["tokens"]) for line in lines) == 3 * 12, "the warm-up's and both answers, of one process"
+    read, held = benched["ceiling"]["base_bytes"], 4 * sum(p.numel() for p in base.model.base_model.layers.parameters())
+    ends = 4 * (base.lm_head_weight.numel() + base.hidden_size)
+    assert ends + held / 2 <= read < ends + 0.6 * held, "half of the layers, but for their norms"
+    assert evaluated["accuracy"] == alone["accuracy"]
+    for name in ("tau", "identical", "identical_hf", "total"):
+        assert evaluated["evaluation"][name] == alone["evaluation"][name], name
+
+
 def test_processes_that_come_apart_stop_instead_of_adding_what_does_not_belong_together(tmp_path: Path) -> None:
     def work() -> list[str]:
         processes.join("cpu")
@@ -127,6 +163,6 @@ def test_a_family_without_a_plan_is_refused(whole: BaseConfig, monkeypatch: pyte
 def test_scripts_whose_processes_would_go_their_own_way_refuse_it(tmp_path: Path) -> None:
     folder = save_tiny_llama(tmp_path / "base")
     base = ["checkpoint=null", f"base.path={folder}", "drafter=lookup", "base.tensor_parallel=2"]
-    for script in ("infer/serve.py", "infer/eval.py", "infer/run.py"):
-        assert_refused(run_script(script, *base), "except for infer/run.py with prompt=TEXT; got 2")
+    for script in ("infer/serve_ray.py", "infer/compare.py", "infer/run.py"):
+        assert_refused(run_script(script, *base), "eval.py and run.py with prompt=TEXT; got 2")
     assert_refused(run_script("infer/run.py", *base, "prompt=x"), "the number of processes; got 2 and 1")

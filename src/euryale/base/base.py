@@ -205,7 +205,7 @@ def load_base(config: BaseConfig) -> Base:
     if Path(path).is_dir():
         check_stored(Path(path), config.path, is_stored)
     name = "nf4" if quantization or is_stored else "none"
-    divided = division(config)
+    division_and_dtype = division(config, dtype)
     try:
         tokenizer = load_tokenizer(path, source)
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -214,12 +214,11 @@ def load_base(config: BaseConfig) -> Base:
             config=of_base,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # check_read names them
-            dtype=dtype,
             quantization_config=None if is_stored else quantization,
             device_map={"": device} if name == "nf4" else None,
-            **divided,
+            **division_and_dtype,
         )
-        if divided:
+        if config.tensor_parallel > 1:
             make_ends_whole(model)
         elif name == "none":
             model = model.to(device)

@@ -65,14 +65,16 @@ def _check_heads(of_base: PreTrainedConfig, num: int, path: str) -> None:
         )
 
 
-def division(config: BaseConfig) -> dict[str, Any]:
-    """Connects the processes, and returns what from_pretrained has to be told."""
+def division(config: BaseConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """Connects the processes, and returns what from_pretrained has to be told of the division and the dtype."""
     if config.tensor_parallel == 1:
-        return {}
+        return {"dtype": dtype}
     from transformers.distributed import DistributedConfig  # here: one process does not need it
 
     processes.join(config.device)
-    return {"distributed_config": DistributedConfig(tp_size=config.tensor_parallel)}
+    # base.dtype=auto was timed by each: the first one's is taken.
+    settled = processes.first(lambda: dtype)
+    return {"dtype": settled, "distributed_config": DistributedConfig(tp_size=config.tensor_parallel)}
 
 
 @torch.no_grad()

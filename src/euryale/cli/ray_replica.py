@@ -9,7 +9,7 @@ from typing import Any
 from ray import serve
 
 from euryale.cli.open_engine import open_engine
-from euryale.cli.open_server import make_service
+from euryale.cli.open_server import make_backend, make_service
 from euryale.cli.script import use_threads
 from euryale.cli.serve_schema import ServeRayConfig
 from euryale.server.app import build_app
@@ -31,7 +31,8 @@ class Replica:
         use_threads(self._config.threads, config.deterministic)
         self._name = serve.get_replica_context().replica_id.unique_id
         self._board = board
-        self._service = make_service(open_engine(self._config), self._config)
+        engine = open_engine(self._config)
+        self._service = make_service(make_backend(engine, self._config), engine, self._config)
         self._service.gather = self._gather
         self._is_drained = False
         self._drain_task: asyncio.Task[None] | None = None

@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import hydra
@@ -33,7 +34,8 @@ from euryale.cli.overrides import (
     read_escapes,
 )
 from euryale.cli.run_folder import settle_run
-from euryale.cli.schemas import SCHEMAS, InferConfig, TrainConfig
+from euryale.cli.schemas import SCHEMAS, BenchConfig, EvalConfig, InferConfig, TrainConfig
+from euryale.cli.serve_schema import ServeConfig
 from euryale.errors import UserError
 from euryale.system import processes
 from euryale.system.determinism import be_deterministic, refusal
@@ -45,6 +47,7 @@ MOST_THREADS = 1024
 CONF = PROJECT / "conf"
 log = logging.getLogger(__name__)
 FREE_TEXT = {"prompt"}  # settings whose value is taken letter by letter
+_DIVIDED = (BenchConfig, EvalConfig, ServeConfig)  # scripts whose processes share a base, beside one answer
 WITH_ESCAPES = {"stop"}  # settings whose double-quoted texts are read as in JSON
 
 
@@ -62,7 +65,8 @@ def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable
         def task(composed: DictConfig) -> object:
             nonlocal is_composed
             is_composed = True
-            result = _result_of_job(main, composed)
+            with _speaking():
+                result = _result_of_job(main, composed)
             if result is None:
                 return None
             if processes.is_first():
@@ -125,6 +129,16 @@ def _result_of_job(main: Callable[[Any], dict[str, object]], composed: DictConfi
     return None
 
 
+@contextmanager
+def _speaking() -> Iterator[None]:
+    """stdout is the first process's; what the others print goes nowhere."""
+    if processes.is_first():
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
 def _call(main: Callable[[Any], dict[str, object]], settings: object) -> dict[str, object]:
     """main(settings). UserError for what a GPU cannot do deterministically, and for a process that waited in vain."""
     try:
@@ -179,10 +193,12 @@ def _check_divided(settings: object) -> None:
     base = getattr(settings, "base", None)
     if not isinstance(base, BaseConfig) or base.tensor_parallel == 1:
         return
-    if not isinstance(settings, InferConfig) or settings.prompt in (None, "-"):
+    is_answer = isinstance(settings, InferConfig) and settings.prompt not in (None, "-")
+    if not is_answer and type(settings) not in _DIVIDED:
         raise UserError(
-            f"base.tensor_parallel must be 1, except for infer/run.py with prompt=TEXT; got {base.tensor_parallel}. "
-            "From Python load_base(BaseConfig(tensor_parallel=...)) divides a base for any Engine."
+            "base.tensor_parallel must be 1, except for infer/serve.py, bench.py, eval.py and run.py with prompt=TEXT; "
+            f"got {base.tensor_parallel}. From Python load_base(BaseConfig(tensor_parallel=...)) divides a base for "
+            "any Engine."
         )
 
 

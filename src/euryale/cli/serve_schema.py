@@ -12,9 +12,12 @@ from euryale.server.config import ServerConfig
 class ServeConfig(ServerConfig, EngineConfig):
     """infer/serve.py: an engine, and where and to whom it answers. Requests bring their own sampling."""
 
+    row_budget: int | None = None
+
     def check(self) -> None:
         """Raises UserError for what cannot be, before a base is loaded."""
         self.check_server()
+        check_least(1, row_budget=self.row_budget)
         super().check()
 
 

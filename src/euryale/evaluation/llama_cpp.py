@@ -32,7 +32,9 @@ class LlamaCpp:
     """The model in memory, with one place for an answer."""
 
     def __init__(self, base: Base, max_new_tokens: int, num_threads: int) -> None:
-        """Raises UserError for a base that is not a GGUF file."""
+        """Raises UserError for a base that is not a GGUF file, and for one that several processes divide."""
+        if base.forward_settings.tensor_parallel > 1:
+            raise UserError("contenders must not name llama_cpp where processes divide the base. Leave it out.")
         file = gguf_file(base.path)
         if file is None:
             raise UserError(

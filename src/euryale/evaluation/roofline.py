@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from euryale.base.base import Base
 from euryale.decoding.drafters.head_matrices import draft_dtype
@@ -85,14 +86,18 @@ def _num_parents(tree: Tree | DynamicTree, depth: int) -> int:
 
 
 def weights_read(base: Base) -> tuple[int, int]:
-    """(bytes, numbers) that a forward reads: all but an input embedding of its own, of which it reads a few rows."""
+    """(bytes, numbers) that a forward reads: all but an input embedding of its own, of which it reads a few rows.
+
+    Of a base that processes divide, what this one reads.
+    """
     embedding = base.model.get_input_embeddings().weight
     num_bytes = num_weights = 0
     for weight in base.model.parameters():
         if weight is embedding and weight is not base.lm_head_weight:
             continue
-        num_bytes += weight.numel() * weight.element_size()
-        num_weights += weight.numel() * (1 if weight.is_floating_point() else 2)  # 4-bit weights: two a byte
+        own = weight.to_local() if isinstance(weight, DTensor) else weight
+        num_bytes += own.numel() * own.element_size()
+        num_weights += own.numel() * (1 if own.is_floating_point() else 2)  # 4-bit weights: two a byte
     return num_bytes, num_weights
 
 

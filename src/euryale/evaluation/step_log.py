@@ -15,19 +15,20 @@ import torch
 from euryale.decoding.engine import Engine
 from euryale.decoding.scheduler import StepSeen
 from euryale.errors import UserError
+from euryale.system import processes
 from euryale.system.memory import resident
 from euryale.system.paths import user_path
 
 
 @contextmanager
 def log_steps(engine: Engine, file: str | None) -> Iterator[None]:
-    """Adds the steps that the engine takes inside to `file`; None logs none.
+    """Adds the steps that the engine takes inside to `file`; None logs none. Of several processes the first one does.
 
     A line: rows (live answers), num_nodes (of each row's tree), tokens (gained by each row), milliseconds of every
     part (prefill_ms is what was read of prompts before the step), host_bytes, and device_bytes on a GPU.
     Raises UserError when the file cannot be written.
     """
-    if file is None:
+    if file is None or not processes.is_first():
         yield
         return
     path = user_path(file, "steps")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from euryale.errors import UserError
+from euryale.system import processes
 from euryale.system.files import check_writable, read_json, write_json
 from euryale.system.paths import user_path
 
@@ -14,7 +15,7 @@ def check_result(output: str | None) -> None:
 
     A file is only written over when it holds an earlier result.
     """
-    if output is None:
+    if output is None or not processes.is_first():
         return
     file = user_path(output, "output")
     check_writable(file.parent, f"output={output}")
@@ -36,7 +37,12 @@ def _is_result(file: Path) -> bool:
 
 
 def write_result(file: Path, result: dict[str, Any]) -> None:
-    """A .jsonl file gets one more line, any other name is (over)written. Raises UserError when the disk refuses."""
+    """A .jsonl file gets one more line, any other name is (over)written. Of several processes the first one writes.
+
+    Raises UserError when the disk refuses.
+    """
+    if not processes.is_first():
+        return
     if file.suffix != ".jsonl":
         write_json(file, result)
         return

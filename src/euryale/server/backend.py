@@ -87,6 +87,11 @@ class Progress:
     ending: Ending | None = None
     failure: Failure | None = None
 
+    @property
+    def is_last(self) -> bool:
+        """Whether the job is over, however it ended."""
+        return self.ending is not None or self.failure is not None
+
 
 class Backend(Protocol):
     """Used by the engine thread alone."""

@@ -178,7 +178,7 @@ class EngineThread:
             else:
                 log.error("%s: %s", ticket.request_id, item.failure.message)
                 report.failed.append((ticket, failed(ticket.request_id)))
-            if item.failure is not None or item.ending is not None:
+            if item.is_last:
                 del self._live[item.job]
         report.seconds = {part: after - before[part] for part, after in self._backend.seconds().items()}
         self._post(report)

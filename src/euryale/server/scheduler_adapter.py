@@ -102,7 +102,7 @@ class SchedulerAdapter:
             for live in self._live.values()
         ]
         for item in progress:
-            if item.ending is not None or item.failure is not None:
+            if item.is_last:
                 del self._live[item.job]
         return progress
 

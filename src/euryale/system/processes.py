@@ -102,8 +102,10 @@ def wait() -> None:
 
 
 def refusal(error: RuntimeError) -> str | None:
-    """What to tell a user when this process waited in vain for another; None for any other error."""
+    """What to tell a user when this process waited in vain for another, or lost it; None for any other error."""
     reason = str(error)
+    if count() > 1 and any(words in reason for words in ("Connection closed by peer", "Connection reset by peer")):
+        return f"process {number()} of {count()} lost another, which has ended. Look for what that one said last."
     if count() == 1 or not any(words in reason for words in ("Timed out waiting", "Watchdog caught collective")):
         return None
     return (
