@@ -52,9 +52,10 @@ serve: $(STAMP) smollm2
 	else echo "serving the bundled tiny base, because $$missing"; \
 		exec $(PY) infer/serve.py checkpoint=null base=tiny drafter=lookup $(SERVE_ARGS); fi
 
-# A worker takes about 1 GB, hence at most four; each takes whole files first, so that fixtures of a file are made once.
+# A worker takes about 1 GB, hence at most four; each takes whole files, so that fixtures of a file are made once, the
+# longest first (tests/conftest.py).
 test: $(STAMP)
-	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Random decodes over families, drafters, trees, batches and settings against plain decoding; SOAK says how many.
 SOAK ?= 100000

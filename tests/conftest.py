@@ -1,26 +1,40 @@
-"""What several test files share: a tiny random base on disk."""
+"""What several test files share: a tiny random base on disk; and in which order files run."""
+
+from __future__ import annotations
 
 import gc
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from euryale.base.base import Base
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the network
 
-from pathlib import Path
+# Files that take longest, the longest first: begun first, none of them is what a process works on alone in the end.
+LONG_FILES = [
+    "test_sweeps", "test_config", "test_kernels_compiled", "test_kernels_interpreted", "test_exactness",
+    "test_processes", "test_pipeline", "test_hub_recipes", "test_page", "test_server_soak", "test_medusa2",
+    "test_page_served", "test_device_step", "test_scheduler", "test_accept_rules", "test_hub_source", "test_trainer",
+    "test_world_families",
+]  # fmt: skip
 
-import pytest
-import torch
-from tiny_llama import save_tiny_llama
 
-from euryale.base.base import Base, load_base
-from euryale.base.config import BaseConfig
-
-# Tests are small and machines are shared: threads that wait for each other cost more than they bring.
-torch.set_num_threads(1)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 def pytest_collection_finish() -> None:
     """Takes what imports have made out of the garbage collector's sight, and lets it look less often: walking objects
     again and again was a quarter of the time of many tests."""
+    import torch  # here: the process that only hands out tests to others need not wait for it
+
+    # Tests are small and machines are shared: threads that wait for each other cost more than they bring.
+    torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
     gc.set_threshold(5_000)  # objects made between two looks; 700 by default
@@ -29,12 +43,17 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session")
 def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny random Llama; vocabulary 99, 256 positions."""
+    from tiny_llama import save_tiny_llama  # here, for the same reason
+
     return save_tiny_llama(tmp_path_factory.mktemp("bases") / "tiny-llama")
 
 
 @pytest.fixture(scope="session")
 def tiny_base(tiny_llama_folder: Path) -> Base:
     """The same, loaded in float32 on the CPU; leave it as it is."""
+    from euryale.base.base import load_base  # here, for the same reason
+    from euryale.base.config import BaseConfig
+
     return load_base(BaseConfig(path=str(tiny_llama_folder), dtype="float32", device="cpu"))
 
 

@@ -2,7 +2,7 @@
 
 And what such runs learn from: SMALL makes one a matter of a second or two. Two things that take half of that time and
 that other tests show are left out: the pictures of a report are composed and not rendered unless `renders` says so, and
-Hydra does not compose the settings twice.
+Hydra does not compose the settings twice. To import this file makes Hydra compose in half its time (compose_faster).
 """
 
 import io
@@ -16,8 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
+import omegaconf._utils
+import omegaconf.basecontainer
 import torch
+import yaml
 from hydra._internal.hydra import Hydra
+from hydra.core.config_store import ConfigStore
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,6 +47,19 @@ class Result(NamedTuple):
     def last_line(self) -> dict:
         """The JSON that ends stdout."""
         return json.loads(self.out.splitlines()[-1])
+
+
+def compose_faster() -> None:
+    """The same settings from Hydra, without two things that a process which composes once never notices: a copy of all
+    schemas for every composition, and a new reader of YAML, written in Python, for every file."""
+    ConfigStore.__deepcopy__ = lambda store, memo: store
+    with patch.object(yaml, "SafeLoader", yaml.CSafeLoader):
+        loader = omegaconf._utils.get_yaml_loader()
+    for module in (omegaconf._utils, omegaconf.basecontainer):
+        module.get_yaml_loader = lambda: loader
+
+
+compose_faster()
 
 
 def run_script(script: str, *arguments: str, stdin: str = "", renders: bool = False) -> Result:

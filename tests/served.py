@@ -1,5 +1,6 @@
 """Runs infer/serve.py in a process of its own, as a user would. Not a test file itself."""
 
+import json
 import logging
 import os
 import re
@@ -7,7 +8,7 @@ import runpy
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -57,24 +58,44 @@ def served_by_a_fork(*settings: str, seconds: float = 300.0) -> Iterator[Served]
 
     Not while playwright's loop is running here: a fork of that does not serve.
     """
-    read, write = os.pipe()
-    process = get_context("fork").Process(target=_serve, args=(settings, write), daemon=True)
+    with fork_that_serves_when_asked(seconds) as serve:
+        yield serve(*settings)
+
+
+@contextmanager
+def fork_that_serves_when_asked(seconds: float = 300.0) -> Iterator[Callable[..., Served]]:
+    """A fork that is made now and serves with the settings that it is given once, when it is given them."""
+    (asked, ask), (read, write) = os.pipe(), os.pipe()
+    process = get_context("fork").Process(target=_serve_when_asked, args=(asked, ask, write), daemon=True)
     process.start()
+    os.close(asked)
     os.close(write)
     watchdog = threading.Timer(seconds, process.kill)
     watchdog.start()
-    try:
-        with open(read) as said:
+    with open(ask, "w") as settings_file, open(read) as said:
+
+        def serve(*settings: str) -> Served:
+            json.dump(settings, settings_file)
+            settings_file.close()
             port = _port_of(said)
             threading.Thread(target=said.read, daemon=True).start()
-            yield Served(process, port)
-    finally:
-        process.kill()
-        process.join()
-        watchdog.cancel()
+            return Served(process, port)
+
+        try:
+            yield serve
+        finally:
+            process.kill()
+            process.join()
+            watchdog.cancel()
 
 
-def _serve(settings: tuple[str, ...], stderr: int) -> None:
+def _serve_when_asked(asked: int, ask: int, stderr: int) -> None:
+    os.close(ask)
+    with open(asked) as file:
+        _serve(json.load(file), stderr)
+
+
+def _serve(settings: list[str], stderr: int) -> None:
     """infer/serve.py in a fork, without what pytest has done to logging and to the streams."""
     os.chdir(ROOT)
     os.dup2(stderr, 2)

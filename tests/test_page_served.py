@@ -1,7 +1,7 @@
 """The live page on a real server: infer/serve.py with the bundled base, whose guesses are found by lookup."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -16,7 +16,7 @@ from page_driver import (
     opened,
     show_step,
 )
-from served import Served, served, served_by_a_fork
+from served import Served, fork_that_serves_when_asked, served_by_a_fork
 
 # After page_driver, which skips this file where it may be missing.
 from playwright.sync_api import Browser, Page, WebSocket, expect  # isort: skip
@@ -36,8 +36,15 @@ def server() -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def browser(server: Served) -> Iterator[Browser]:
-    """After the server, which forks."""
+def serve_again() -> Iterator[Callable[..., Served]]:
+    """Starts a second server, whose process is there already."""
+    with fork_that_serves_when_asked() as serve:
+        yield serve
+
+
+@pytest.fixture(scope="module")
+def browser(server: Served, serve_again: Callable[..., Served]) -> Iterator[Browser]:
+    """After the servers, which fork."""
     with chromium() as browser:
         yield browser
 
@@ -147,7 +154,9 @@ def test_markup_in_prompt_and_tokens_is_text(page: Page, server: Served, heard: 
     assert page.locator("img").count() == 0 and page.locator("script").count() == 1
 
 
-def test_a_server_that_was_killed_and_started_again_is_found_again(browser: Browser, server: Served) -> None:
+def test_a_server_that_was_killed_and_started_again_is_found_again(
+    browser: Browser, server: Served, serve_again: Callable[..., Served]
+) -> None:
     """The last test of this file: its server is gone afterwards."""
     context = browser.new_context()
     page = opened(context.new_page(), server.url, [])  # a refused connection is a line in the console
@@ -156,9 +165,10 @@ def test_a_server_that_was_killed_and_started_again_is_found_again(browser: Brow
     server.process.kill()
     expect(page.locator(".note")).to_have_text("The connection was lost before the answer was complete.")
     assert page.locator(".run").count() >= 1
-    with served(*SETTINGS, f"port={server.port}") as second:
-        expect(page.locator("#link")).to_contain_text("tiny-base", timeout=30_000)
-        ask_for(page, REPEATING, 20)
-        wait_until_cut(page)
-        assert answer(page) == text_of_the_api(second, REPEATING, 20)
+    server.process.join()
+    second = serve_again(*SETTINGS, f"port={server.port}")
+    expect(page.locator("#link")).to_contain_text("tiny-base", timeout=30_000)
+    ask_for(page, REPEATING, 20)
+    wait_until_cut(page)
+    assert answer(page) == text_of_the_api(second, REPEATING, 20)
     context.close()

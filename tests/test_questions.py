@@ -19,7 +19,7 @@ TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
-FEW = QuestionSettings(count=24, max_tokens=40, followup_share=0.5)
+FEW = QuestionSettings(count=24, max_tokens=26, followup_share=0.5)
 
 
 @pytest.fixture(scope="module")
