@@ -36,10 +36,18 @@ class Answer(NamedTuple):
     text: str
 
 
-def next_scores(model: PreTrainedModel, ids: list[int], request: Request) -> list[float]:
-    """Scores whose argmax is the next token: logits, or scaled and filtered logits plus the noise of the position."""
+def logits_after(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    """[T, V]: of the token that follows each of them."""
     with torch.inference_mode():
-        logits_V = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+        return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+
+
+def next_scores(
+    model: PreTrainedModel, ids: list[int], request: Request, logits_V: torch.Tensor | None = None
+) -> list[float]:
+    """Scores whose argmax is the next token: logits, or scaled and filtered logits plus the noise of the position."""
+    if logits_V is None:
+        logits_V = logits_after(model, ids)[-1]
     sampling = request.sampling
     processed = process_by_hand(logits_V.tolist(), ids, request)
     if sampling.temperature == 0.0:
@@ -84,11 +92,18 @@ def filter_by_hand(scores: list[float], sampling: Sampling) -> set[int]:
     return {token for token in kept if weights[token] >= sampling.min_p}
 
 
-def answer_slowly(model: PreTrainedModel, base: Base, request: Request) -> Answer:
-    """Plain decoding, the whole text again for every token; one token is one character (letter_tokenizer)."""
+def answer_slowly(model: PreTrainedModel, base: Base, request: Request, guess: Sequence[int] = ()) -> Answer:
+    """Plain decoding, the whole text again for every token; one token is one character (letter_tokenizer).
+
+    `guess` is what may come of it: one pass over it gives the logits after each beginning of it, and a token that is
+    not the guessed one ends their use.
+    """
     ids, new = list(request.prompt), len(request.prompt)
+    guessed = [*request.prompt, *guess]
+    logits_TV = logits_after(model, guessed) if guess else None
     while True:
-        scores = next_scores(model, ids, request)
+        is_known = logits_TV is not None and ids == guessed[: len(ids)]
+        scores = next_scores(model, ids, request, logits_TV[len(ids) - 1] if is_known else None)
         ids.append(scores.index(max(scores)))
         text = base.tokenizer.decode(ids[new:])
         # Only a string that ends after the least length counts.
