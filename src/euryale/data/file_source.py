@@ -11,6 +11,7 @@ import json
 import random
 import sysconfig
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ def library_files(modules: str) -> list[Path]:
     return found
 
 
+@cache
 def library_root() -> Path:
     return Path(sysconfig.get_paths()["stdlib"])
 
