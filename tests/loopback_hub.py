@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -38,6 +40,7 @@ class LoopbackHub:
     faults: list[Fault] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     stall_s: float = 4.0
+    connections: set[socket.socket] = field(default_factory=set)
 
     def __enter__(self) -> LoopbackHub:
         hub = self
@@ -53,9 +56,16 @@ class LoopbackHub:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.go_away()
+
+    def go_away(self) -> None:
+        """From now on it cannot be reached, not even over a connection that a client has kept."""
         self._released.set()
         self._server.shutdown()
         self._server.server_close()
+        for connection in list(self.connections):
+            with suppress(OSError):  # its client has gone already
+                connection.shutdown(socket.SHUT_RDWR)
 
     @property
     def url(self) -> str:
@@ -75,6 +85,14 @@ class LoopbackHub:
 class _Handler(BaseHTTPRequestHandler):
     state: LoopbackHub
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        self.state.connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.state.connections.discard(self.connection)
+        super().finish()
 
     def log_message(self, format: str, *args: object) -> None:
         pass

@@ -241,10 +241,9 @@ def test_what_a_user_can_get_wrong_about_a_repository_is_one_message(client: Ask
     assert "access is restricted" in client("org/lines")["error"]
 
 
-def test_a_hub_that_cannot_be_reached_is_said_at_once(tmp_path: Path) -> None:
-    process, ask = start_client("http://127.0.0.1:9", tmp_path)
-    answer = ask("org/lines")
-    process.terminate()
-    process.wait()
+def test_a_hub_that_cannot_be_reached_is_said_at_once(client: Ask, hub: LoopbackHub) -> None:
+    """The last test of this file: its hub is gone afterwards."""
+    hub.go_away()
+    answer = client("org/lines")
     assert "cannot be reached" in answer["error"] and "data=files" in answer["error"]
     assert answer["seconds"] < 5 and not answer["waits"]
