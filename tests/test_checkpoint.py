@@ -214,7 +214,11 @@ DAMAGES = {
     "other size": (edit_json(heads__num_heads=3), "num_heads is 2, and these heads have 3"),
     "other offset": (edit_json(label_offset=1), "label_offset is 1, and these heads have 2"),
     "other width": (edit_json(hidden_size=7), "hidden_size is 7, and these heads have"),
-    "mistyped vocabulary": (edit_json(vocab_size="abc"), "vocab_size is 'abc', and these heads have"),
+    "mistyped vocabulary": (edit_json(vocab_size="abc"), "vocab_size must be a whole number from 1 to"),
+    "negative width": (edit_json(hidden_size=-1), "hidden_size must be a whole number from 1 to"),
+    "width of no machine": (edit_json(hidden_size=10**12), "hidden_size must be a whole number from 1 to"),
+    "no width": (edit_json(hidden_size=None), "hidden_size must be a whole number from 1 to"),
+    "rank of no machine": (edit_json(heads__output_rank=10**15), "output_rank must be from 1 to 65536"),
     "other base": (edit_json(base__vocab_size=32000, base__path="far/llama"), r"far/llama.*32000.*vocab_size"),
     "other weights": (edit_json(base__fingerprint="0123"), r"0123.*differ in fingerprint"),
 }
@@ -263,6 +267,8 @@ def test_last_is_the_newest_checkpoint_and_errors_list_what_exists(tmp_path: Pat
     assert find_checkpoint(str(tmp_path / "old"), Path("elsewhere")) == tmp_path / "old"
     with pytest.raises(UserError, match=r"checkpoint=none-such.*sweep/1"):
         find_checkpoint("none-such", tmp_path)
+    with pytest.raises(UserError, match=r"checkpoint=sweep must be .* this folder holds some: \S*sweep/1\. Name one"):
+        find_checkpoint("sweep", tmp_path)
 
 
 def test_a_trained_base_is_saved_as_a_folder_that_loads(tiny_base: Base, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from euryale.base.config import BaseConfig, base_of_checkpoint
 from euryale.decoding.accept import AcceptConfig
 from euryale.decoding.drafters.build import DrafterConfig
 from euryale.decoding.grammar import check_syntax
-from euryale.decoding.numbers import one_seed
 from euryale.decoding.sampling import Sampling, SamplingConfig
 from euryale.decoding.tree.choose import TreeConfig
 from euryale.errors import UserError, check_least
@@ -49,7 +48,7 @@ class AnswerConfig(SamplingConfig, EngineConfig):
         super().check()
         check_syntax(self.sampling())
         check_least(1, max_new_tokens=self.max_new_tokens)
-        one_seed(self.seed)
+        check_least(0, seed=self.seed)
 
     def sampling(self) -> Sampling:
         """Raises UserError for numbers out of range."""

@@ -27,6 +27,7 @@ from euryale.system.paths import user_path
 from euryale.system.tensor_files import check_finite, read_tensors
 
 FORMAT_VERSION = 1
+_MOST_SIZE = 2**24  # of a vocabulary or a hidden state
 DRAFT_ROWS = "draft"  # corrections hold the rows of the draft vocabulary; a description without it: all rows
 DESCRIPTION = "heads.json"
 WEIGHTS = "heads.safetensors"
@@ -162,7 +163,8 @@ def read_weights(folder: Path, description: Mapping[str, Any], heads: Heads) -> 
 
 
 def read_description(folder: Path) -> dict:
-    """heads.json of a checkpoint. Raises UserError when there is none, or one of another format version."""
+    """heads.json of a checkpoint. Raises UserError when there is none, one of another format version, or with sizes
+    that no heads have."""
     if not (folder / DESCRIPTION).is_file():
         raise UserError(f"{folder} is not a checkpoint: it has no {DESCRIPTION}. Train one with train/run.py.")
     description = read_json(folder / DESCRIPTION)
@@ -172,6 +174,13 @@ def read_description(folder: Path) -> dict:
             f"{folder / DESCRIPTION} has format_version {version!r}; this euryale reads {FORMAT_VERSION}. "
             "Use the euryale that wrote it, or train again."
         )
+    for key in ("hidden_size", "vocab_size"):
+        size = description.get(key)
+        if type(size) is not int or not 1 <= size <= _MOST_SIZE:
+            raise UserError(
+                f"{folder / DESCRIPTION}: {key} must be a whole number from 1 to {_MOST_SIZE}; got {size!r:.40}. "
+                "Restore the file, or use another checkpoint."
+            )
     return description
 
 
@@ -184,6 +193,11 @@ def find_checkpoint(name: str, root: Path, setting: str = "checkpoint") -> Path:
         for folder in (user_path(name, setting), root / name):
             if (folder / DESCRIPTION).is_file():
                 return folder
+            if inside := sorted(str(path.parent) for path in folder.glob(f"*/{DESCRIPTION}")):
+                raise UserError(
+                    f"{setting}={name} must be a checkpoint, a folder with {DESCRIPTION}; this folder holds some: "
+                    f"{', '.join(inside[:8])}. Name one of them."
+                )
     known = sorted(root.rglob(DESCRIPTION), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     known = [path for path in known if not any(part.startswith(".") for part in path.relative_to(root).parts)]
     if name == "last" and known:

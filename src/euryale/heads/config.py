@@ -9,6 +9,7 @@ KINDS = ("medusa", "hydra", "eagle")
 BODIES = ("resblock", "mlp")
 OUTPUTS = ("shared", "own", "lowrank")
 MOST_WIDTH = 64.0  # times the hidden size
+MOST_RANK = 2**16  # above any hidden size: a matrix has no higher rank
 MOST_INDUCTION = 3  # tokens of a suffix that is looked for
 FEATURES = {"last": 1, "several": 3}  # how many states of the base a head reads
 
@@ -51,7 +52,8 @@ class HeadsConfig:
             )
         if not 0.0 < self.vocab_share <= 1.0:
             raise UserError(f"heads.vocab_share must be above 0 and at most 1; got {self.vocab_share}.")
-        check_least(1, "heads.", output_rank=self.output_rank)
+        if not 1 <= self.output_rank <= MOST_RANK:
+            raise UserError(f"heads.output_rank must be from 1 to {MOST_RANK}; got {self.output_rank}. 64 is usual.")
         if not 0 <= self.induction <= MOST_INDUCTION:
             raise UserError(f"heads.induction must be from 0 (off) to {MOST_INDUCTION}; got {self.induction}.")
         if self.induction and not self.root_token:
