@@ -416,8 +416,25 @@ def test_a_bug_keeps_its_traceback() -> None:
     def main(config: object) -> dict[str, object]:
         raise RuntimeError("a bug of ours")
 
-    result = call(main)
-    assert result.status == 1 and "Traceback" in result.err and "a bug of ours" in result.err
+    with pytest.raises(RuntimeError, match="a bug of ours"):
+        call(main)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["hydra/launcher=none-such"], "Could not find 'hydra/launcher/none-such' Available options"),
+        (["hydra.mode=x"], "hydra.mode: Invalid value 'x', expected one of [RUN, MULTIRUN]."),
+        (["hydra.output_subdir=/dev/null/x"], "Not a directory: '/dev/null/x'."),
+        (["format=${nothing}"], "the settings cannot be read: format: Interpolation key 'nothing' not found."),
+        (["--resolve"], "--resolve flag can only be used"),
+        (["~format=x"], "Could not delete from config."),
+    ],
+)
+def test_what_hydra_refuses_is_one_line(arguments: list[str], said: str) -> None:
+    result = call(lambda config: {}, *arguments)
+    assert result.status == 2 and result.err.startswith("error: ") and said in result.err
+    assert len(result.err.splitlines()) == 1
 
 
 def test_a_sweep_runs_every_job_and_refuses_a_wrong_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,6 +446,7 @@ def test_a_sweep_runs_every_job_and_refuses_a_wrong_one(tmp_path: Path, monkeypa
         return {"metric": len(formats)}
 
     assert call(main, "-m", "format=vllm,tgi").status == 0 and formats == ["vllm", "tgi"]
+    assert call(main, "format=tgi,vllm", "-m").status == 0 and formats[2:] == ["tgi", "vllm"]
     result = call(main, "-m", "base=tiny,nobody")
     assert (
         result.status == 2
@@ -436,6 +454,18 @@ def test_a_sweep_runs_every_job_and_refuses_a_wrong_one(tmp_path: Path, monkeypa
         and "got nobody" in result.err
         and "Traceback" not in result.err
     )
+
+
+def test_a_sweep_of_which_a_job_was_refused_ends_with_status_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def main(config: object) -> dict[str, object]:
+        if config.format == "tgi":  # type: ignore[attr-defined]
+            raise UserError("no tgi")
+        return {"format": config.format}  # type: ignore[attr-defined]
+
+    result = call(main, "-m", "format=tgi,vllm")
+    assert result.status == 2 and "error: no tgi" in result.err and result.last_line == {"format": "vllm"}
 
 
 def test_threads_are_set_as_asked() -> None:

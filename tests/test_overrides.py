@@ -54,7 +54,7 @@ def test_an_unknown_key_is_met_with_those_there_are(argument: str, message: str)
     assert str(refused.value).startswith(message)
 
 
-@pytest.mark.parametrize("arguments", [["prompt", "=", "hi"], ["prompt=two", "words"], ["=hi"], [""]])
+@pytest.mark.parametrize("arguments", [["prompt", "=", "hi"], ["prompt=two", "words"], ["=hi"], [""], ["two words=x"]])
 def test_an_argument_that_sets_nothing_is_refused(arguments: list[str]) -> None:
     with pytest.raises(UserError, match="sets nothing. Write KEY=VALUE, without spaces beside the ="):
         check_are_settings(arguments)

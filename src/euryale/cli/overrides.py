@@ -27,7 +27,8 @@ _SETTING = re.compile(r"(\+{0,2}[A-Za-z_][\w.]*=|~[A-Za-z_][\w.]*(=|$))")
 def check_are_settings(arguments: Sequence[str]) -> None:
     """Raises UserError for the first argument that sets nothing: no KEY=VALUE, flag, or word after a flag."""
     for before, argument in pairwise(["", *arguments]):
-        is_loose = argument.startswith("=") or not ("=" in argument or argument.startswith(("-", "~")))
+        key, is_assignment, _ = argument.partition("=")
+        is_loose = not key or " " in key or not (is_assignment or key.startswith(("-", "~")))
         if is_loose and not before.startswith("-"):
             raise UserError(
                 f"{argument or 'an empty argument'} sets nothing. Write KEY=VALUE, without spaces beside the =, and a "

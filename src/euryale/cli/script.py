@@ -61,13 +61,15 @@ def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable
     def decorate(main: Callable[[Any], dict[str, object]]) -> Callable[[], None]:
         ConfigStore.instance().store(name=f"{name}_schema", node=SCHEMAS[name])
         is_composed = False
+        num_failed = 0  # jobs of a sweep, of those that run here
 
         def task(composed: DictConfig) -> object:
-            nonlocal is_composed
+            nonlocal is_composed, num_failed
             is_composed = True
             with _speaking():
                 result = _result_of_job(main, composed)
             if result is None:
+                num_failed += 1
                 return None
             if processes.is_first():
                 print(json.dumps(result), flush=True)
@@ -79,11 +81,13 @@ def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable
             try:
                 with sweeps.launching():
                     hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
-            except SystemExit as ending:
-                # Hydra has printed what is wrong with the command line and ends with 1; for us that is a user's error.
-                if ending.code == 1 and not is_composed:
-                    sys.exit(USER_ERROR_STATUS)
-                raise
+            except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
+                # Before main begins it is Hydra that stumbles, on the command line; later it is a bug.
+                if is_composed or sweeps.RAW_ERRORS in os.environ:
+                    raise
+                sys.exit(_refuse(_in_one_line(error)))
+            if num_failed:
+                sys.exit(USER_ERROR_STATUS)
 
         return run
 
@@ -182,10 +186,19 @@ def _to_dataclass(composed: DictConfig) -> object:
     try:
         settings = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
-        raise UserError(f"the settings cannot be read: {error}") from error
+        raise UserError(f"the settings cannot be read: {_in_one_line(error)}") from error
     check_numbers(settings)
     _check_divided(settings)
     return settings
+
+
+def _in_one_line(error: Exception) -> str:
+    """What Hydra, OmegaConf or the file system says, without where Hydra looked and the classes of its own."""
+    if isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key}: {str(error).splitlines()[0]}." if error.full_key else str(error).splitlines()[0]
+    said = " ".join(str(error).partition("Config search path")[0].split()).rstrip(".")
+    cause = error.__cause__
+    return f"{said}. {_in_one_line(cause)}" if isinstance(cause, OmegaConfBaseException) else f"{said}."
 
 
 def _check_divided(settings: object) -> None:

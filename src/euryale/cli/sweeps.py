@@ -56,7 +56,8 @@ OmegaConf.register_new_resolver("better", better, replace=True)
 
 
 def settle_arguments(arguments: list[str]) -> list[str]:
-    """The same arguments, with -m where sweep=... says as much.
+    """The same arguments, flags before settings (argparse takes none of those after `a=1 -m`), with -m where
+    sweep=... says as much.
 
     Raises UserError for a plugin that is not installed, and where torchrun started several processes.
     """
@@ -72,17 +73,20 @@ def settle_arguments(arguments: list[str]) -> list[str]:
             f"a sweep starts its own jobs, and torchrun started {processes.count()} processes of it. Start it without "
             "torchrun (sweep=submitit_slurm for a cluster), or train one setting at a time with torchrun."
         )
+    arguments = sorted(arguments, key=lambda a: not a.startswith("-") and ("=" in a or a.startswith("~")))
     return ["-m", *arguments] if is_sweep and not has_flag else arguments
 
 
 @contextmanager
 def launching() -> Iterator[None]:
-    """What the launcher of a sweep raises ends it with one message, a ranking of what there is, and status 2.
+    """Has Hydra pass on what it raises. What the launcher of a sweep raises ends it with one message, a ranking of what
+    there is, and status 2.
 
     Not what a job raises, which is that job's failure: a cluster that grants no such thing, a process that was killed,
     a person's Ctrl-C (status 130).
     """
     wants_traceback = RAW_ERRORS in os.environ
+    os.environ.setdefault(RAW_ERRORS, "1")
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
@@ -145,13 +149,12 @@ class Ranking(Callback):
         self.metric = metric
 
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
-        """Notes where the sweep is, for launching, and has Hydra pass on what its launcher raises."""
+        """Notes where the sweep is, for launching."""
         begun = deepcopy(config)
         with open_dict(begun):
             begun.hydra.sweep.dir = str(config.hydra.sweep.dir)  # its time was read first: one folder for all jobs
             begun.hydra.callbacks.ranking.metric = self.metric
         HydraConfig.instance().set_config(begun)
-        os.environ.setdefault(RAW_ERRORS, "1")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
         root = Path(config.hydra.sweep.dir)
