@@ -81,6 +81,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: str, c
     with pytest.raises(UserError) as caught:
         read_prompts(tmp_path / name)
     assert complaint in str(caught.value)
+    assert "data." not in str(caught.value), "its settings are those of rows to train on"
 
 
 def test_a_missing_file_and_a_limit_of_nothing_are_refused(tmp_path: Path) -> None:

@@ -21,10 +21,8 @@ class BadRows:
     def meet(self, problem: UserError) -> None:
         """Raises the problem, or counts it."""
         if self._on_error == "stop":
-            if "data.on_error" in str(problem):
-                raise problem
             told = str(problem).rstrip(".")
-            raise UserError(f"{told}. Correct the row, or leave such rows out: data.on_error=skip.") from problem
+            raise UserError(f"{told}. Mend it, or leave out what cannot be read: data.on_error=skip.") from problem
         self.count += 1
         self._first = self._first or problem
 

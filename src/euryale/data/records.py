@@ -50,7 +50,8 @@ def read_records(path: Path, start: int = 0, separator: str = "auto") -> Iterato
         elif start == 0:
             yield Record(1, str(path), _source_text(path))
     except (OSError, EOFError, zlib.error, pyarrow.ArrowException) as error:
-        raise UserError(f"{path} cannot be read: {error}. Is the file damaged or cut short?") from error
+        reason = str(error).rstrip(".")
+        raise UserError(f"{path} cannot be read, as if it were damaged or cut short: {reason}.") from error
 
 
 def _open_binary(path: Path) -> gzip.GzipFile | io.BufferedReader:
@@ -61,7 +62,7 @@ def _open_text(path: Path) -> io.TextIOWrapper:
     file = _open_binary(path)
     if file.peek(2)[:2] in _WIDE:
         file.close()
-        raise UserError(f"{path} is in UTF-16 or UTF-32, which is not read. Save it in UTF-8")
+        raise UserError(f"{path} is in UTF-16 or UTF-32, which is not read. UTF-8 is.")
     # Undecodable bytes become lone surrogates, which rows.py refuses row by row, naming the place.
     return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape")
 
@@ -77,9 +78,7 @@ def _parse(line: str, where: str) -> object:
     try:
         return json.loads(line, object_pairs_hook=_without_doubles)
     except (ValueError, RecursionError) as error:
-        return UserError(
-            f"{where}: not valid JSON ({error}). Mend the line, or set data.on_error=skip to leave such lines out"
-        )
+        return UserError(f"{where}: not valid JSON ({error}).")
 
 
 def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -102,9 +101,10 @@ def _json_file(path: Path, start: int) -> Iterator[Record]:
     try:
         items = json.loads(text, object_pairs_hook=_without_doubles)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno})") from error
+        where = f"{path}:{error.lineno}"
+        raise UserError(f"{where}: not valid JSON ({error.msg}, column {error.colno}).") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
+        raise UserError(f"{path}: not valid JSON ({error}).") from error
     for number, item in enumerate(items[start:], start=start + 1):
         yield Record(number, f"{path}: item {number}", item)
 
@@ -140,7 +140,7 @@ def _row_of(batch: pyarrow.RecordBatch, origin: str) -> object | UserError:
     try:
         [record] = batch.to_pylist()
     except (ValueError, OverflowError) as error:
-        return UserError(f"{origin}: cannot be read ({error}). Mend the row, or set data.on_error=skip to leave it out")
+        return UserError(f"{origin}: cannot be read ({error}).")
     return record
 
 
