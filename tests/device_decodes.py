@@ -28,8 +28,11 @@ from euryale.base.base import Base
 from euryale.decoding.accept import AcceptConfig
 from euryale.decoding.device_step import DeviceStep
 from euryale.decoding.engine import Engine
+from euryale.decoding.record import Record
 from euryale.decoding.request import Generation, StopConditions
+from euryale.decoding.request import Request as Handle
 from euryale.decoding.sampling import Sampling
+from euryale.decoding.scheduler import Scheduler
 from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import chain
 
@@ -38,14 +41,15 @@ NEAR_TIE = 1e-5
 ROWS, BATCHES_A_MODEL, PROMPTS = 3, 4, 12
 
 
-def any_settings(rng: random.Random, vocab_size: int, amount: int) -> dict[str, Any]:
-    """What a row is asked; with an amount of 0 nothing but a temperature and ends, with 3 many settings at once."""
+def any_settings(rng: random.Random, vocab_size: int, amount: int, length: int) -> dict[str, Any]:
+    """What a row of `length` new tokens is asked; with an amount of 0 little but temperature and ends, with 3 much."""
     how: dict[str, Any] = {
         "temperature": rng.choice([0.0, 0.7, 1.3]),
         "seed": rng.randrange(2**40),
         "stop": rng.choice([None, "c", ["ab", "d"]]),
         "stop_ids": rng.choice([(), (3,), tuple(range(vocab_size - 1, vocab_size // 2, -1))]),
         "drafter": rng.choice([None, None, "none"]),
+        "logprobs": rng.choice([None, None, 0, 3]),
     }
     options: dict[str, Any] = {
         "top_k": rng.randint(1, 40),
@@ -55,6 +59,7 @@ def any_settings(rng: random.Random, vocab_size: int, amount: int) -> dict[str, 
         "presence_penalty": rng.choice([-1.0, 0.5, 2.0]),
         "frequency_penalty": rng.choice([-0.25, 0.25, 1.0]),
         "logit_bias": {rng.randrange(vocab_size): rng.choice([-4.0, 0.5, 4.0]) for _ in range(2)},
+        "min_new_tokens": rng.randint(1, length),
         "banned_tokens": [rng.randrange(1, vocab_size), *([[3, 4]] if rng.random() < 0.1 else [])],
     }
     return how | {name: value for name, value in options.items() if rng.random() < 0.12 * amount}
@@ -70,6 +75,18 @@ def any_engine(rng: random.Random, base: Base, number: int) -> Engine:
     return Engine(base, heads, drafter, tree, accept=AcceptConfig(coupled=rng.random() < 0.8))
 
 
+def submit(scheduler: Scheduler, prompt: list[int], length: int, how: dict[str, Any]) -> Handle:
+    """how: of any_settings."""
+    how = dict(how)
+    return scheduler.submit(prompt, length, record=Record(how.pop("logprobs")), **how)
+
+
+def are_close(one: Generation, other: Generation) -> bool:
+    """Whether logprobs differ by no more than two orders of additions in float32 may explain."""
+    numbers = [[p for t in answer.logprobs for p in (t.logprob, *(p for _, p in t.top))] for answer in (one, other)]
+    return len(numbers[0]) == len(numbers[1]) and all(abs(a - b) < 1e-4 for a, b in zip(*numbers, strict=True))
+
+
 def answers(
     engine: Engine, prompts: list[list[int]], lengths: list[int], settings: list[dict[str, Any]]
 ) -> list[Generation]:
@@ -77,7 +94,7 @@ def answers(
     scheduler = engine.scheduler(ROWS, 24)
     requests = []
     for prompt, length, how in zip(prompts, lengths, settings, strict=True):
-        requests.append(scheduler.submit(prompt, length, **how))
+        requests.append(submit(scheduler, prompt, length, how))
         scheduler.step()
     scheduler.run()
     return [request.generation for request in requests if request.generation is not None]
@@ -103,15 +120,16 @@ def device_decodes(num: int, seed: int) -> dict[str, object]:
             engine = any_engine(rng, base, number)
             prompts = random_prompts(rng, PROMPTS, vocab_size, longest=9)
             lengths = [min(rng.randint(1, 14), 23 - len(prompt)) for prompt in prompts]
-            settings = [any_settings(rng, vocab_size, number // 4 % 4) for _ in prompts]
+            settings = [any_settings(rng, vocab_size, number // 4 % 4, length) for length in lengths]
             ours, theirs = (answers(way, prompts, lengths, settings) for way in (engine, plain))
             for prompt, length, how, one, other in zip(prompts, lengths, settings, ours, theirs, strict=True):
                 counts["decodes"] += 1
                 counts["tokens"] += len(other.ids)
                 counts["drafts_accepted"] += sum(one.accepted) - len(one.accepted)
                 if (one.ids, one.text, one.finish_reason) == (other.ids, other.text, other.finish_reason):
+                    counts["wrong_logprobs"] += not are_close(one, other)
                     continue
-                knobs = {k: v for k, v in how.items() if k not in ("seed", "stop", "stop_ids", "drafter")}
+                knobs = {k: v for k, v in how.items() if k not in ("seed", "stop", "stop_ids", "drafter", "logprobs")}
                 request = Request(prompt, length, Sampling(**knobs), how["seed"], StopConditions())
                 gap = gap_at_divergence(model, request, other.ids, one.ids)
                 counts["near_ties" if gap < NEAR_TIE else "mismatches"] += 1
@@ -128,4 +146,4 @@ if __name__ == "__main__":
     logging.getLogger("euryale").setLevel(logging.WARNING)
     result = device_decodes(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
     print(json.dumps(result))
-    sys.exit(bool(result.get("mismatches")))
+    sys.exit(bool(result.get("mismatches") or result.get("wrong_logprobs")))

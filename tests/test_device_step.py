@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
-from device_decodes import SEARCHING, any_settings
+from device_decodes import SEARCHING, any_settings, are_close, submit
 from kernel_bases import kernel_base, with_backend
 from random_models import FAMILIES, HEAD_DESIGNS, random_heads, random_prompts, random_tree
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -27,6 +27,7 @@ from euryale.decoding.drafters.interface import Drafter
 from euryale.decoding.drafters.lookup import LookupDrafter
 from euryale.decoding.drafters.none import NoDrafter
 from euryale.decoding.engine import Engine
+from euryale.decoding.record import Record
 from euryale.decoding.request import Generation
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.sampling_batch import Asked, columns_of
@@ -101,8 +102,9 @@ def compare_on_a_random_model(rng: random.Random, number: int, monkeypatch: pyte
         tree = TreeConfig("dynamic", 9)
     accept = AcceptConfig(coupled=rng.random() < 0.8)
     prompts = [
-        (prompt, min(rng.randint(1, 14), 23 - len(prompt)), any_settings(rng, 29, number // 4))
+        (prompt, length, any_settings(rng, 29, number // 4, length))
         for prompt in random_prompts(rng, 12, 29, longest=9)
+        for length in [min(rng.randint(1, 14), 23 - len(prompt))]
     ]
     answers = []
     for is_on_device in (True, False):
@@ -112,14 +114,34 @@ def compare_on_a_random_model(rng: random.Random, number: int, monkeypatch: pyte
             scheduler = Engine(base, heads, drafter, tree, accept=accept).scheduler(3, 24)
             requests = []
             for prompt, length, how in prompts:
-                requests.append(scheduler.submit(prompt, length, **how))  # type: ignore[arg-type]
+                requests.append(submit(scheduler, prompt, length, how))
                 scheduler.step()
             scheduler.run()
             answers.append([request.generation for request in requests if request.generation is not None])
     same(*answers)
+    # Rows come and go a step later, and a product of other rows may add in another order.
+    assert all(are_close(one, other) for one, other in zip(*answers, strict=True))
     if "lookup" not in drafter:  # which may exchange equally likely guesses
         assert [a.accepted for a in answers[0]] == [a.accepted for a in answers[1]]
     assert len(answers[0]) == len(prompts)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_logprobs_are_the_decoder_s_own_to_the_bit(
+    dtype: torch.dtype, steps_are_counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a row alone; ends within a path, and steps that run after the end, leave no trace."""
+    base = kernel_base("qwen2", "torch", seed=6, num_hidden_layers=1, dtype=dtype, eos=3)
+    engine = Engine(base, random_heads(SEARCHING[0], base), tree=FORKED, max_rows=1)
+    prompts, stop = [[1, 2, 3], [5, 1]] * 3, ["b", "cd"]
+    how: dict[str, Any] = {"temperature": 0.9, "seed": [*range(6)], "logprobs": 4, "min_new_tokens": 5}
+    found = engine.generate(prompts, 12, stop=stop, **how)
+    assert steps_are_counted[0] > 20
+    monkeypatch.setattr(DeviceLoop, "why_not", staticmethod(lambda *args: "it is compared with"))
+    expected = engine.generate(prompts, 12, stop=stop, **how)
+    same(found, expected)
+    assert [answer.logprobs for answer in found] == [answer.logprobs for answer in expected]
+    assert [[t.token for t in answer.logprobs] for answer in found] == [answer.ids for answer in found]
 
 
 def captured(step: DeviceStep, state: DeviceState, kv: torch.Tensor, kind: StepKind) -> Callable[..., Any]:
@@ -198,16 +220,16 @@ def test_no_value_is_read_by_the_host(
     step = DeviceStep(base, TreePass(base, drafter, 64), drafter, True, tables)
     kind = StepKind(Asked(has_greedy=True, has_sampled=has_sampled), has_undrafted=True)
     if has_sampled:
-        everything = Sampling(0.8, 0.9, 5, 0.1, 1.2, 0.5, 0.5, {3: 1.0}, (7,))
+        everything = Sampling(0.8, 0.9, 5, 0.1, 1.2, 0.5, 0.5, {3: 1.0}, (7,), min_new_tokens=3)
         for row in range(2):
-            tables.add(row, everything, [1, 2])
-        kind = StepKind(Asked.by([everything, Sampling()]), True, True, (True, True, True))
+            tables.add(row, everything, [1, 2], [4])
+        kind = StepKind(Asked.by([everything, Sampling()]), True, True, (True,) * 3, True, True, True)
     width = base.hidden_size * (1 + len(drafter.layers))
 
     columns_B5 = columns_of([Sampling(0.8, 0.9, 5, 0.1), Sampling()], base.device)
 
     def inputs() -> tuple[DeviceState, torch.Tensor]:
-        state = DeviceState.empty(2, step.max_path, width, base.dtype, base.device, num_slots=40)
+        state = DeviceState.empty(2, step.max_path, width, base.vocab_size, base.dtype, base.device, num_slots=40)
         state.answers.lengths_B.fill_(9)
         state.answers.limit_B.fill_(100)
         state.penalties_B3.fill_(1.2)
@@ -251,20 +273,22 @@ def test_a_row_that_no_token_can_follow_ends_alone() -> None:
     assert whole.ids == expected[1]
 
 
-def test_what_is_recorded_or_follows_the_text_goes_through_the_decoder_s_own_step(
+def test_what_is_watched_or_follows_the_text_goes_through_the_decoder_s_own_step(
     steps_are_counted: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     """And the log says why, once."""
     base = kernel_base("llama", "torch", seed=4)
     with caplog.at_level(logging.INFO, logger="euryale.decoding"):
-        Engine(base, drafter="none").generate([[1, 2]], 4, logprobs=2)
+        watched = Engine(base, drafter="none").scheduler(1, 64)
+        watched.submit([1, 2], 4, record=Record(wants_steps=True))
+        watched.run()
         Engine(base, drafter="none").generate([[1, 2], [3], [4]], 4, top_k=3, min_new_tokens=2, banned_tokens=[[7, 8]])
         Engine(base, drafter="lookahead").generate([[1, 2]], 4)
         Engine(base, drafter="none", accept="rejection").generate([[1, 2]], 4, temperature=1.0)
         Engine(with_backend(base, "auto"), drafter="none").generate([[1, 2]], 4)
     assert [message for message in caplog.messages if "not captured" in message] == [
-        "steps are not captured while an answer is recorded",
-        "steps are not captured while a request asks for banned_tokens, min_new_tokens",
+        "steps are not captured while the trees of an answer are recorded",
+        "steps are not captured while a request asks for banned_tokens",
         "steps are not captured, because the drafter reads texts on the host",
         "steps are not captured, because the rule rejection reads what it accepts on the host",
     ]

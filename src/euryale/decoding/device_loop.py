@@ -35,6 +35,7 @@ class Gain(NamedTuple):
     tokens: list[int]
     length: int  # committed tokens after it
     is_broken: bool
+    logprobs: list[list[float]]  # rank_tokens of each token; none where no row asks for it
 
 
 class Finished(NamedTuple):
@@ -65,7 +66,7 @@ class DeviceLoop:
         width = base.hidden_size * (1 + len(drafter.layers))
         num_text_slots = cache.kv.shape[4] if drafter.searches_text else 0
         self._whole = DeviceState.empty(
-            cache.num_rows, self._step.max_path, width, base.dtype, base.device, num_text_slots
+            cache.num_rows, self._step.max_path, width, base.vocab_size, base.dtype, base.device, num_text_slots
         )
         self._texts = TextRows(self._whole.text_BS) if drafter.searches_text else None
         self._state = self._whole.first(0)
@@ -92,8 +93,8 @@ class DeviceLoop:
     def why_not_rows(requests: Sequence[Request]) -> str | None:
         """Why a step of these rows is not one on the device; None: it is."""
         for request in requests:
-            if request.record is not None:
-                return "an answer is recorded"
+            if request.record is not None and request.record.wants_steps:
+                return "the trees of an answer are recorded"
             if others := off_device(request.sampling):
                 return f"a request asks for {', '.join(others)}"
         return None
@@ -121,12 +122,15 @@ class DeviceLoop:
         B, device = len(requests), self._base.device
         self._state = state = self._whole.first(B)
         answers = state.answers
-        left = [r.max_ids - (len(text) - len(r.prompt)) for r, text in zip(requests, texts, strict=True)]
+        written = [len(text) - len(r.prompt) for r, text in zip(requests, texts, strict=True)]
+        left = [r.max_ids - number for r, number in zip(requests, written, strict=True)]
+        least = [r.sampling.min_new_tokens - number for r, number in zip(requests, written, strict=True)]
         ends = [[*r.stop.ids[:NUM_ENDS], *[-1] * (NUM_ENDS - len(r.stop.ids))] for r in requests]
         values: list[tuple[Tensor, Sequence[object]]] = [
             (answers.lengths_B, self._cache.lengths), (answers.limit_B, left), (answers.ends_BE, ends),
             (state.seeds_B, [r.seed for r in requests]), (state.has_drafts_B, [r.has_drafts for r in requests]),
             (state.temperature_B, [r.sampling.temperature for r in requests]),
+            (state.least_B, least),
             (state.penalties_B3, [[getattr(r.sampling, name) for name, _ in PENALTIES] for r in requests]),
         ]  # fmt: skip
         for target, numbers in values:
@@ -150,7 +154,7 @@ class DeviceLoop:
             # What was sent before is read after the next step is on its way.
             key = (B, self._drafter.num_nodes, num_slots, *self._kind)
             self._graphs.run(key, lambda: self._step(state, kv_L2BGSE, self._kind))
-            self._mail.send(state.report_BX)
+            self._mail.send(state.report_BX, state.logprobs_BTL if self._kind.has_logprobs else None)
         return self._read() if before else None
 
     def finish(self) -> Finished:
@@ -171,14 +175,24 @@ class DeviceLoop:
         return min(size, self._cache.kv.shape[4])
 
     def _read(self) -> list[Gain]:
-        reports = [RowReport.of(numbers) for numbers in self._mail.receive()]
-        gains = [
-            Gain(report.tokens_since(written), report.length, report.is_broken)
-            for report, written in zip(reports, self._written, strict=True)
-        ]
+        sent = self._mail.receive()
+        reports = [RowReport.of(numbers) for numbers in sent.report_BX.tolist()]
+        logprobs = [[]] * len(reports) if sent.logprobs_BTL is None else sent.logprobs_BTL.tolist()
+        gains = []
+        for report, written, numbers in zip(reports, self._written, logprobs, strict=True):
+            tokens = report.tokens_since(written)
+            gains.append(Gain(tokens, report.length, report.is_broken, numbers[: len(tokens)]))
         self._written = [report.written for report in reports]
         self._longest = max(report.length for report in reports)
         return gains
+
+
+class _Sent(NamedTuple):
+    """What a step tells the host, in memory of the host."""
+
+    report_BX: Tensor
+    logprobs_BTL: Tensor | None
+    event: torch.cuda.Event | None  # after it both have arrived; None: they have
 
 
 class _Mail:
@@ -186,27 +200,31 @@ class _Mail:
 
     def __init__(self, device: torch.device) -> None:
         self._is_card = device.type == "cuda"
-        self._sent: list[tuple[Tensor, torch.cuda.Event | None]] = []
+        self._sent: list[_Sent] = []
 
     @property
     def is_waiting(self) -> bool:
         return bool(self._sent)
 
-    def send(self, report_BX: Tensor) -> None:
-        """Copies it as it is now, without waiting."""
-        if not self._is_card:
-            self._sent.append((report_BX.clone(), None))
-            return
-        # Pinned memory comes from a cache of torch's own, which knows when a copy is done with it.
-        on_host_BX = torch.empty(report_BX.shape, dtype=report_BX.dtype, pin_memory=True)
-        on_host_BX.copy_(report_BX, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        self._sent.append((on_host_BX, event))
+    def send(self, report_BX: Tensor, logprobs_BTL: Tensor | None) -> None:
+        """Copies them as they are now, without waiting."""
+        on_host = self._copy(report_BX), None if logprobs_BTL is None else self._copy(logprobs_BTL)
+        event = None
+        if self._is_card:
+            event = torch.cuda.Event()
+            event.record()
+        self._sent.append(_Sent(*on_host, event))
 
-    def receive(self) -> list[list[int]]:
+    def receive(self) -> _Sent:
         """Waits for the first report that was sent and not received."""
-        report_BX, event = self._sent.pop(0)
-        if event is not None:
-            event.synchronize()
-        return report_BX.tolist()
+        sent = self._sent.pop(0)
+        if sent.event is not None:
+            sent.event.synchronize()
+        return sent
+
+    def _copy(self, numbers: Tensor) -> Tensor:
+        if not self._is_card:
+            return numbers.clone()
+        # Pinned memory comes from a cache of torch's own, which knows when a copy is done with it.
+        on_host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+        return on_host.copy_(numbers, non_blocking=True)

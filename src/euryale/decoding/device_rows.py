@@ -123,6 +123,9 @@ class DeviceRows:
             if gain.is_broken and row not in self._broken:
                 self._broken[row] = why_broken(self._base, text, text[-1:], request.sampling)
                 self._cache.wipe(row)
+            # The steps of an answer that has ended may still run.
+            if request.record is not None and request.finish_reason is None and row not in self._broken:
+                request.record.take_ranked(gain.tokens, gain.logprobs)
             text += gain.tokens
             self._cache.lengths[row] = gain.length
             self._held.append(Told(gain.tokens, self._broken.get(row)))

@@ -1,7 +1,7 @@
 """What a step on the device reads and writes of every row, what it tells the host, and what the rows ask of it.
 
 Letters: B batch, C numbers of a state, S slots, X numbers of a report, T answer tokens of one step, E ids that end an
-answer.
+answer, L logprobs and ids of a token.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from euryale.decoding.record import num_ranked
 from euryale.decoding.request import Request
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.sampling_batch import NUM_COLUMNS, Asked
@@ -28,16 +29,24 @@ class DeviceState(NamedTuple):
     temperature_B: Tensor  # float32
     columns_B5: Tensor  # float32: columns_of the rows' settings
     penalties_B3: Tensor  # float32: in the order of PENALTIES
+    least_B: Tensor  # int32: answer tokens since the row was loaded before which nothing ends it
     has_drafts_B: Tensor  # bool
     is_broken_B: Tensor  # bool: the base's own token on an accepted path had a score that is not finite
     report_BX: Tensor  # int64: what the host reads, one step later (RowReport)
+    logprobs_BTL: Tensor  # float64: rank_tokens of what the step gained, where a row asks for it
     text_BS: Tensor  # int32: DeviceText of all slots, where the drafter searches it
 
     @staticmethod
     def empty(
-        num_rows: int, max_path: int, width: int, dtype: torch.dtype, device: torch.device, num_slots: int = 0
+        num_rows: int,
+        max_path: int,
+        width: int,
+        vocab_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        num_slots: int = 0,
     ) -> "DeviceState":
-        """num_slots: of a text; 0 for drafters that search none."""
+        """width: of hidden_BC. num_slots: of a text; 0 for drafters that search none."""
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(num_rows, *shape, dtype=dtype, device=device)
@@ -50,7 +59,8 @@ class DeviceState(NamedTuple):
         )  # fmt: skip
         return DeviceState(
             answers, zeros(width, dtype=dtype), zeros(), zeros(dtype=real), zeros(NUM_COLUMNS, dtype=real),
-            zeros(len(PENALTIES), dtype=real), zeros(dtype=flag), zeros(dtype=flag), zeros(max_path + 3),
+            zeros(len(PENALTIES), dtype=real), zeros(dtype=narrow), zeros(dtype=flag), zeros(dtype=flag),
+            zeros(max_path + 3), zeros(max_path, 1 + 2 * num_ranked(vocab_size), dtype=torch.float64),
             zeros(num_slots, dtype=narrow),
         )  # fmt: skip
 
@@ -89,11 +99,15 @@ class StepKind(NamedTuple):
     has_undrafted: bool = False
     has_bias: bool = False  # or a ban of a token
     has_penalty: tuple[bool, ...] = (False,) * len(PENALTIES)
+    has_least: bool = False  # a least length
+    has_logprobs: bool = False  # of the answer's tokens ...
+    has_top: bool = False  # ... and of the likeliest ones
 
     @staticmethod
     def of(requests: Sequence[Request]) -> "StepKind":
         """Few kinds: rows at T = 0 are always looked for, and numbers of top-k are rounded up to powers of two."""
         samplings = [request.sampling for request in requests]
+        nums_logprobs = [request.record.num_logprobs for request in requests if request.record is not None]
         asked = Asked.by(samplings)
         most_k = 1 << (asked.most_k - 1).bit_length() if asked.most_k else 0
         return StepKind(
@@ -101,12 +115,15 @@ class StepKind(NamedTuple):
             not all(request.has_drafts for request in requests),
             any(sampling.logit_bias or sampling.banned_tokens for sampling in samplings),
             tuple(any(getattr(sampling, name) != off for sampling in samplings) for name, off in PENALTIES),
+            any(sampling.min_new_tokens for sampling in samplings),
+            any(num is not None for num in nums_logprobs),
+            any(nums_logprobs),
         )
 
     @property
     def is_processed(self) -> bool:
         """Whether logits are changed before a token is drawn."""
-        return self.has_bias or any(self.has_penalty)
+        return self.has_bias or any(self.has_penalty) or self.has_least
 
     def penalties(self, penalties_B3: Tensor) -> Penalties:
         """penalties_B3: of a DeviceState."""
@@ -116,7 +133,7 @@ class StepKind(NamedTuple):
         )
 
 
-ON_DEVICE = {"temperature", "top_k", "top_p", "min_p", "logit_bias", *(name for name, _ in PENALTIES)}
+ON_DEVICE = {"temperature", "top_k", "top_p", "min_p", "logit_bias", "min_new_tokens", *(name for name, _ in PENALTIES)}
 
 
 def off_device(sampling: Sampling) -> list[str]:

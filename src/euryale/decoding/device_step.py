@@ -19,6 +19,7 @@ from euryale.base.kernel_llama import KernelLlama, Slots
 from euryale.decoding.device_state import DeviceState, StepKind
 from euryale.decoding.device_text import DeviceText
 from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput
+from euryale.decoding.record import rank_tokens
 from euryale.decoding.sampling_batch import SamplingBatch, warp
 from euryale.decoding.token_tables import TokenTables, above_all_bans
 from euryale.decoding.tree_pass import TreePass
@@ -71,7 +72,7 @@ class DeviceStep:
         )  # fmt: skip
         if self.max_path > 1:
             self._kv_commit(kv_L2BGSE.view(-1, *kv_L2BGSE.shape[2:]), walk)
-        self._extend(state, text, tokens_BN, walk, kind)
+        self._keep(state, text, tokens_BN, logits_BNV, walk, kind)
         on_path_BP = torch.arange(self.max_path, device=was_done_B.device) < walk.counts_B[:, None]
         is_lost_BP = on_path_BP & ~is_finite_BN.gather(1, walk.paths_BP.long())
         state.is_broken_B.logical_or_(is_lost_BP.any(-1))
@@ -88,19 +89,33 @@ class DeviceStep:
         text.put(text.lengths_B, state.answers.root_B[:, None])
         return text
 
-    def _extend(
-        self, state: DeviceState, text: DeviceText | None, tokens_BN: Tensor, walk: Walk, kind: StepKind
+    def _keep(
+        self,
+        state: DeviceState,
+        text: DeviceText | None,
+        tokens_BN: Tensor,
+        logits_BNV: Tensor,
+        walk: Walk,
+        kind: StepKind,
     ) -> None:
-        """What is kept of the texts, with the accepted paths and the tokens after them."""
-        path_BP = tokens_BN.gather(1, walk.paths_BP.long())
+        """What is kept, or told, of the accepted paths and the tokens that were gained."""
+        path_BP, starts_B, counts_B1 = walk.paths_BP.long(), walk.starts_B, walk.counts_B[:, None]
+        path_tokens_BP = tokens_BN.gather(1, path_BP)
         if text is not None:  # what it writes after a path is overwritten by later steps, or never read
-            text.put(walk.starts_B, path_BP)
-        if any(kind.has_penalty):  # places after a path carry the root, which is in the text
-            place_P = torch.arange(self.max_path, device=path_BP.device)
-            is_below_BP = (place_P > 0) & (place_P < walk.counts_B[:, None])
-            gained_BT = torch.cat([path_BP, state.answers.root_B[:, None]], 1)
-            is_gained_BT = torch.cat([is_below_BP, walk.counts_B[:, None] > 0], 1)
-            self._tables.extend_on_device(gained_BT, is_gained_BT, kind.penalties(state.penalties_B3))
+            text.put(starts_B, path_tokens_BP)
+        if not (any(kind.has_penalty) or kind.has_logprobs):
+            return
+        # After each node the next one's token, after the last one the bonus token; places after a path repeat the root
+        # with which it began, which is in the text.
+        root_B1 = state.answers.root_B[:, None]
+        gained_BP = torch.cat([path_tokens_BP[:, 1:], path_tokens_BP[:, :1]], 1)
+        gained_BP = gained_BP.scatter(1, (counts_B1 - 1).clamp(min=0).long(), root_B1)
+        if any(kind.has_penalty):
+            is_gained_BP = torch.arange(self.max_path, device=path_BP.device) < counts_B1
+            self._tables.extend_on_device(gained_BP, is_gained_BP, kind.penalties(state.penalties_B3))
+        if kind.has_logprobs:
+            numbers_BPL = rank_tokens(along(logits_BNV, path_BP), gained_BP, kind.has_top)
+            state.logprobs_BTL[..., : numbers_BPL.shape[-1]].copy_(numbers_BPL)
 
     def _draft_input(self, state: DeviceState, kind: StepKind, text: DeviceText | None) -> DraftInput:
         answers, noise_BPV = state.answers, None
@@ -128,7 +143,13 @@ class DeviceStep:
         scores_BNV, temperature_B = logits_BNV, state.temperature_B
         if kind.is_processed:
             penalties = kind.penalties(state.penalties_B3)
-            scores_BNV = self._tables.apply(scores_BNV.float(), draft.tokens_BN, draft.shape.ancestors_RNN, penalties)
+            is_early_BN = None
+            if kind.has_least:
+                missing_B1 = (state.least_B - state.answers.written_B)[:, None]
+                is_early_BN = self._pass.bits(draft.shape).depths_RN < missing_B1
+            scores_BNV = self._tables.apply(
+                scores_BNV.float(), draft.tokens_BN, draft.shape.ancestors_RNN, penalties, is_early_BN
+            )
         if kind.asked.has_filters:
             settings = SamplingBatch(kind.asked, state.columns_B5)
             scores_BNV = torch.where(settings.is_sampled_B11, warp(scores_BNV, settings), scores_BNV.float())
@@ -153,3 +174,8 @@ class DeviceStep:
             drafts_BN = state.has_drafts_B[:, None].expand_as(draft.tokens_BN)
             is_real_BN = drafts_BN if is_real_BN is None else is_real_BN & drafts_BN
         return None if is_real_BN is None else is_real_BN.contiguous()
+
+
+def along(values_BNx: Tensor, path_BP: Tensor) -> Tensor:
+    """What belongs to the nodes of each row's path, [B, P, ...]."""
+    return values_BNx[torch.arange(len(path_BP), device=path_BP.device)[:, None], path_BP]

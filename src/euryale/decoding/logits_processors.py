@@ -6,12 +6,11 @@ repetition, bans, least length); presence and frequency penalties, which it does
 interface and of vLLM: they count the answer's tokens, not the prompt's. Grammars (grammar.py) come last.
 
 Nothing here runs unless a live row asks for one of these settings. A setting that a row does not ask for leaves the
-row's logits as they are. Bias and penalties are in token_tables.py, which a step on the device uses alone.
+row's logits as they are. Bias, penalties and least length are in token_tables.py: all that a step on the device takes.
 
-Letters: B batch, N nodes, P parents, V vocabulary, M entries of a list over all rows.
+Letters: B batch, R rows of a shape (1 or B), N nodes, P parents, V vocabulary.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,15 +28,7 @@ from euryale.decoding.tree.tree import Shape
 class _Row(NamedTuple):
     sampling: Sampling
     num_prompt: int
-    end_ids: tuple[int, ...]
     grammar: GrammarState | None
-
-
-class _Ends(NamedTuple):
-    """The tokens that would end an answer, of every row with a least length."""
-
-    row_M: Tensor
-    token_M: Tensor
 
 
 class _Batch:
@@ -47,8 +38,6 @@ class _Batch:
         self._rows, self._device = list(rows), device
         self.is_active = any(row.sampling.is_processed for row in rows)
         self.sequences = BannedSequences.of([row.sampling for row in rows], device)
-        ends = {(row, end) for row, (s, _, end_ids, _) in enumerate(rows) if s.min_new_tokens for end in end_ids}
-        self.ends = _Ends(*torch.tensor(sorted(ends), device=device).unbind(1)) if ends else None
         self._penalties: dict[torch.dtype, Penalties] = {}
 
     def penalties(self, dtype: torch.dtype) -> Penalties:
@@ -91,9 +80,9 @@ class LogitsProcessors:
         end_ids: the tokens that would end the answer; min_new_tokens forbids them. grammar: of the answer; whoever
         takes the answer's tokens tells it of them.
         """
-        self._rows[row : row + 1] = [_Row(sampling, len(prompt), tuple(end_ids), grammar)]
+        self._rows[row : row + 1] = [_Row(sampling, len(prompt), grammar)]
         self._laid_out = None
-        self.tables.add(row, sampling, prompt)
+        self.tables.add(row, sampling, prompt, end_ids)
 
     def swap_remove(self, row: int) -> None:
         """Removes an ended row; the last row takes its slot."""
@@ -116,11 +105,10 @@ class LogitsProcessors:
             return logits_BNV
         scores_BNV = logits_BNV.to(torch.promote_types(logits_BNV.dtype, torch.float32))
         penalties = self._batch.penalties(scores_BNV.dtype)
-        scores_BNV = self.tables.apply(scores_BNV, tokens_BN, shape.ancestors_RNN, penalties)
+        is_early_BN = self._is_early(shape.depths_RN, texts)
+        scores_BNV = self.tables.apply(scores_BNV, tokens_BN, shape.ancestors_RNN, penalties, is_early_BN)
         if self._batch.sequences is not None:
             scores_BNV = self._batch.sequences.apply(scores_BNV, tokens_BN, shape.parents_RN, texts)
-        if self._batch.ends is not None:
-            scores_BNV = self._hold_back(self._batch.ends, scores_BNV, shape.depths_RN, texts)
         return mask_nodes(scores_BNV, tokens_BN, shape.parents_RN, self._grammars)
 
     def guess(self, scores_BPV: Tensor, ids: Tensor | None, is_next: bool = False) -> Tensor:
@@ -147,14 +135,12 @@ class LogitsProcessors:
             self._laid_out = _Batch(self._rows, self._device)
         return self._laid_out
 
-    def _hold_back(self, ends: _Ends, scores_BNV: Tensor, depths_RN: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
-        """Bans what would end an answer sooner than min_new_tokens allows."""
+    def _is_early(self, depths_RN: Tensor, texts: Sequence[Sequence[int]]) -> Tensor | None:
+        """Bool [B, N]: where an answer would be shorter than min_new_tokens; None: no row's would."""
         missing = [
             row.sampling.min_new_tokens + row.num_prompt - len(text)
             for row, text in zip(self._rows, texts, strict=True)
         ]
-        is_early_BN = depths_RN < torch.tensor(missing, device=self._device)[:, None]
-        loss_BN = torch.zeros_like(is_early_BN, dtype=scores_BNV.dtype).masked_fill_(is_early_BN, -math.inf)
-        node_N = torch.arange(scores_BNV.shape[1], device=self._device)
-        index = (ends.row_M[:, None], node_N, ends.token_M[:, None])
-        return scores_BNV.index_put(index, loss_BN[ends.row_M], accumulate=True)
+        if max(missing) <= 0:
+            return None
+        return depths_RN < torch.tensor(missing, device=self._device)[:, None]

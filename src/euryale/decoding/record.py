@@ -3,7 +3,7 @@
 Probabilities are the base's own: the softmax of its logits as they are, before bias, penalties, bans and temperature.
 A request that brings no Record costs nothing, and its text is the same with one.
 
-Letters: M positions, N nodes, V vocabulary.
+Letters: M positions, N nodes, V vocabulary, K likeliest tokens, X numbers of a position.
 """
 
 from collections.abc import Container, Sequence
@@ -26,6 +26,13 @@ class TokenLogprob(NamedTuple):
     token: int
     logprob: float
     top: list[tuple[int, float]]  # (token, logprob), likeliest first; as many as were asked for
+
+    @staticmethod
+    def of(token: int, numbers: Sequence[float], num_top: int) -> "TokenLogprob":
+        """numbers: of the position, as in rank_tokens."""
+        own, *rest = numbers
+        values, ids = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        return TokenLogprob(token, own, [(int(i), p) for i, p in zip(ids[:num_top], values, strict=False)])
 
 
 class StepNode(NamedTuple):
@@ -102,6 +109,12 @@ class Record:
         if self.wants_steps:
             self.step = view(logits_NV, draft, path, gained[-1])
 
+    def take_ranked(self, tokens: Sequence[int], numbers_MX: Sequence[Sequence[float]]) -> None:
+        """The answer's next tokens. numbers_MX: of their positions (rank_tokens), from a step that ranked enough."""
+        if self.num_logprobs is not None:
+            pairs = zip(tokens, numbers_MX, strict=True)
+            self.logprobs += [TokenLogprob.of(token, numbers, self.num_logprobs) for token, numbers in pairs]
+
     def cut(self, num_tokens: int, num_kept: int) -> None:
         """Forgets what comes after the end of the answer.
 
@@ -130,14 +143,27 @@ def record_step(
 
 def ranked(logits_MV: Tensor, tokens: Sequence[int], num_top: int) -> list[TokenLogprob]:
     """Logprobs of these tokens and of the likeliest ones. Each position is computed by itself: no other changes it."""
-    log_p_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32)).log_softmax(-1)
-    tokens_M1 = torch.tensor(tokens, device=log_p_MV.device)[:, None]
-    own = log_p_MV.gather(1, tokens_M1)[:, 0].tolist()
-    values, ids = (part.tolist() for part in log_p_MV.topk(min(num_top, log_p_MV.shape[1])))
-    return [
-        TokenLogprob(token, log_p, list(zip(row_ids, row_values, strict=True)))
-        for token, log_p, row_ids, row_values in zip(tokens, own, ids, values, strict=True)
-    ]
+    numbers_MX = rank_tokens(logits_MV, torch.tensor(tokens, device=logits_MV.device), num_top > 0).tolist()
+    return [TokenLogprob.of(token, numbers, num_top) for token, numbers in zip(tokens, numbers_MX, strict=True)]
+
+
+def rank_tokens(logits_xV: Tensor, tokens_x: Tensor, has_top: bool) -> Tensor:
+    """The numbers of TokenLogprob at every position, float64 [..., 1 + 2 K]: the logprob of its token, and with has_top
+    those of the K likeliest, then their ids.
+
+    K is the same whatever is asked for, so that equals come in the same order.
+    """
+    log_p_xV = logits_xV.to(torch.promote_types(logits_xV.dtype, torch.float32)).log_softmax(-1)
+    own_x1 = log_p_xV.gather(-1, tokens_x[..., None])
+    if not has_top:
+        return own_x1.double()
+    values_xK, ids_xK = log_p_xV.topk(num_ranked(log_p_xV.shape[-1]))
+    return torch.cat([own_x1.double(), values_xK.double(), ids_xK.double()], -1)
+
+
+def num_ranked(vocab_size: int) -> int:
+    """K of rank_tokens."""
+    return min(MOST_LOGPROBS, vocab_size)
 
 
 def view(logits_NV: Tensor, draft: RowDraft, path: Sequence[int], bonus: int) -> StepView:

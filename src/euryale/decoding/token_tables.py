@@ -1,6 +1,7 @@
-"""Bias and penalties: what the settings and the text of a row say of every token, and what that does to scores.
+"""Bias, penalties and least length: what the settings and the text of a row say of every token, and what that does to
+scores.
 
-At most three tables of rows x vocabulary exist in device memory, each from the first row that needs it; after that a
+At most four tables of rows x vocabulary exist in device memory, each from the first row that needs it; after that a
 table stays where it is, so a CUDA graph may hold it. The order and meaning are those of logits_processors.py. A setting
 that a row does not ask for leaves the row's scores as they are.
 
@@ -43,9 +44,10 @@ class TokenTables:
         self._is_in_text_BV: Tensor | None = None  # bool, for the repetition penalty
         self._in_answer_BV: Tensor | None = None  # counts, for presence and frequency penalties
         self._bias_BV: Tensor | None = None  # logit_bias; -inf for banned tokens
+        self._is_end_BV: Tensor | None = None  # bool: tokens that would end the answer, for min_new_tokens
 
-    def add(self, row: int, sampling: Sampling, prompt: Sequence[int]) -> None:
-        """Makes `row` live: an ended row's place, or the next after the last."""
+    def add(self, row: int, sampling: Sampling, prompt: Sequence[int], end_ids: Sequence[int] = ()) -> None:
+        """Makes `row` live: an ended row's place, or the next after the last. end_ids: what would end its answer."""
         if sampling.repetition_penalty != 1.0:
             if self._is_in_text_BV is None:
                 self._is_in_text_BV = torch.zeros(self._shape, dtype=torch.bool, device=self._device)
@@ -61,10 +63,14 @@ class TokenTables:
             self._bias_BV[row] = 0
             if bias:
                 self._bias_BV[row, list(bias)] = torch.tensor(list(bias.values()), device=self._device)
+        if sampling.min_new_tokens and end_ids:
+            if self._is_end_BV is None:
+                self._is_end_BV = torch.zeros(self._shape, dtype=torch.bool, device=self._device)
+            self._is_end_BV[row].zero_()[list(end_ids)] = True
 
     def move(self, row: int, to: int) -> None:
         """Row `row` takes the slot of another."""
-        for table_BV in (self._is_in_text_BV, self._in_answer_BV, self._bias_BV):
+        for table_BV in (self._is_in_text_BV, self._in_answer_BV, self._bias_BV, self._is_end_BV):
             if table_BV is not None and row != to:
                 table_BV[to] = table_BV[row]
 
@@ -91,8 +97,18 @@ class TokenTables:
             ones_BT = is_gained_BT.to(self._in_answer_BV.dtype)
             self._in_answer_BV[: len(tokens_BT)].scatter_add_(1, tokens_BT, ones_BT)
 
-    def apply(self, scores_BNV: Tensor, tokens_BN: Tensor, ancestors_RNN: Tensor, penalties: Penalties) -> Tensor:
-        """The scores of what follows each node. Node 0 is the root, the last token of its row's text."""
+    def apply(
+        self,
+        scores_BNV: Tensor,
+        tokens_BN: Tensor,
+        ancestors_RNN: Tensor,
+        penalties: Penalties,
+        is_early_BN: Tensor | None = None,
+    ) -> Tensor:
+        """The scores of what follows each node. Node 0 is the root, the last token of its row's text.
+
+        is_early_BN: bool, where min_new_tokens lets nothing end the answer; None: nowhere. False in rows without it.
+        """
         B = len(tokens_BN)
         if self._bias_BV is not None:
             scores_BNV = scores_BNV + self._bias_BV[:B, None]
@@ -103,10 +119,12 @@ class TokenTables:
             scores_BNV = _repetition(scores_BNV, is_in_text_BNV, penalties.repetition)
         if penalties.has_counts and self._in_answer_BV is not None:
             scores_BNV = _count_penalties(scores_BNV, on_path_BNV + self._in_answer_BV[:B, None], penalties)
+        if is_early_BN is not None and self._is_end_BV is not None:
+            scores_BNV = scores_BNV.masked_fill(is_early_BN[..., None] & self._is_end_BV[:B, None], -math.inf)
         return scores_BNV
 
     def guess(self, scores_BPV: Tensor, ids: Tensor | None, penalties: Penalties) -> Tensor:
-        """A drafter's scores of these ids (None: all), without what the path changes: a guess may be wrong."""
+        """A drafter's scores of these ids (None: all), without path and least length: a guess may be wrong."""
         B = len(scores_BPV)
 
         def of(table_BV: Tensor) -> Tensor:
