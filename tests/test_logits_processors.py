@@ -135,6 +135,16 @@ def test_processed_logits_are_float32_at_least(dtype: torch.dtype) -> None:
     assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
+def test_a_row_without_ends_has_none_of_the_row_before_it() -> None:
+    processors = LogitsProcessors(1, V, CPU)
+    logits_11V, root_11 = torch.randn(1, 1, V), torch.tensor([[2]])
+    for end_ids in (END_IDS, ()):
+        processors.add(0, Sampling(min_new_tokens=3), [1, 2], end_ids)
+        found_11V = processors.apply(logits_11V, root_11, Shape.of_tree(ROOT_ONLY), [[1, 2]])
+        assert int(found_11V.isinf().sum()) == len(end_ids)
+        processors.swap_remove(0)
+
+
 def test_without_such_a_setting_there_is_nothing_to_run() -> None:
     for sampling in (Sampling(), Sampling(0.7, 0.9, 10, 0.1), Sampling(banned_tokens=[]), InferConfig().sampling()):
         assert set(sampling.keywords()) <= {"temperature", "top_p", "top_k", "min_p"}

@@ -63,7 +63,7 @@ class TokenTables:
             self._bias_BV[row] = 0
             if bias:
                 self._bias_BV[row, list(bias)] = torch.tensor(list(bias.values()), device=self._device)
-        if sampling.min_new_tokens and end_ids:
+        if sampling.min_new_tokens:
             if self._is_end_BV is None:
                 self._is_end_BV = torch.zeros(self._shape, dtype=torch.bool, device=self._device)
             self._is_end_BV[row].zero_()[list(end_ids)] = True
