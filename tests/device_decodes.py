@@ -22,7 +22,16 @@ from typing import Any
 
 from kernel_bases import SIZES, with_backend
 from plain_decoding import Request, gap_at_divergence
-from random_models import FAMILIES, HEAD_DESIGNS, random_base, random_heads, random_prompts, random_tree, twin
+from random_models import (
+    EAGLE_DESIGNS,
+    FAMILIES,
+    HEAD_DESIGNS,
+    random_base,
+    random_heads,
+    random_prompts,
+    random_tree,
+    twin,
+)
 
 from euryale.base.base import Base
 from euryale.decoding.accept import AcceptConfig
@@ -34,8 +43,9 @@ from euryale.decoding.request import Request as Handle
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.scheduler import Scheduler
 from euryale.decoding.tree.choose import TreeConfig
-from euryale.decoding.tree.tree import chain
+from euryale.decoding.tree.tree import Tree, chain
 
+FORKED = Tree.from_paths([(0,), (0, 0), (1,), (0, 1), (0, 0, 2)])
 SEARCHING = tuple(design for design in HEAD_DESIGNS if design.induction)
 NEAR_TIE = 1e-5
 ROWS, BATCHES_A_MODEL, PROMPTS = 3, 4, 12
@@ -65,9 +75,20 @@ def any_settings(rng: random.Random, vocab_size: int, amount: int, length: int) 
     return how | {name: value for name, value in options.items() if rng.random() < 0.12 * amount}
 
 
+def same(found: list[Generation], expected: list[Generation]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert (one.ids, one.text, one.finish_reason, one.seed) == (
+            other.ids,
+            other.text,
+            other.finish_reason,
+            other.seed,
+        )
+
+
 def any_engine(rng: random.Random, base: Base, number: int) -> Engine:
-    """Heads, lookup, both or none, on any tree; three of four heads search texts."""
-    heads = random_heads(rng.choice(SEARCHING if number % 4 else HEAD_DESIGNS), base, seed=number)
+    """Heads, lookup, both or none, on any tree; a third of the heads is of kind eagle, most others search texts."""
+    designs = EAGLE_DESIGNS if number % 3 == 2 else SEARCHING if number % 4 else HEAD_DESIGNS
+    heads = random_heads(rng.choice(designs), base, seed=number)
     tree: Any = rng.choice([None, chain(2), random_tree(rng, 4, 5, 9), TreeConfig("dynamic", rng.randint(2, 12))])
     drafter = "none" if tree is None else rng.choice(["heads", "heads", "heads+lookup", "lookup"])
     if drafter == "lookup":

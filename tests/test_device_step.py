@@ -1,6 +1,5 @@
-"""The step on the device: the decoder's own answers, without a value that the host reads."""
+"""One step on the device: it can be captured, and no value of it is read by the host."""
 
-import logging
 import random
 from collections.abc import Callable
 from functools import partial
@@ -9,26 +8,23 @@ from unittest import mock
 
 import pytest
 import torch
-from device_decodes import SEARCHING, any_settings, are_close, submit
+from device_decodes import FORKED, SEARCHING, same
 from kernel_bases import kernel_base, with_backend
-from random_models import FAMILIES, HEAD_DESIGNS, random_heads, random_prompts, random_tree
+from random_models import EAGLE_DESIGNS, HEAD_DESIGNS, random_heads, random_prompts
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from euryale.base.base import Base
-from euryale.decoding.accept import AcceptConfig
-from euryale.decoding.device_loop import DeviceLoop
 from euryale.decoding.device_state import DeviceState, StepKind
 from euryale.decoding.device_step import DeviceStep
+from euryale.decoding.drafters.eagle import EagleDrafter
 from euryale.decoding.drafters.heads import HeadsDrafter
 from euryale.decoding.drafters.heads_lookup import HeadsLookupDrafter
 from euryale.decoding.drafters.interface import Drafter
 from euryale.decoding.drafters.lookup import LookupDrafter
 from euryale.decoding.drafters.none import NoDrafter
 from euryale.decoding.engine import Engine
-from euryale.decoding.record import Record
-from euryale.decoding.request import Generation
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.sampling_batch import Asked, columns_of
 from euryale.decoding.token_tables import TokenTables
@@ -38,14 +34,16 @@ from euryale.decoding.tree_pass import TreePass
 from euryale.heads.config import HeadsConfig
 from euryale.heads.heads import Heads
 
-FORKED = Tree.from_paths([(0,), (0, 0), (1,), (0, 1), (0, 0, 2)])
 TREES: tuple[Tree | DynamicTree | None, ...] = (None, chain(3), FORKED, DynamicTree(7, 3))
 NAMES = ["none", "chain", "forked", "dynamic"]
 READS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique", "lift_fresh")
 
 
 def drafter_of(base: Base, heads: Heads, tree: Tree | DynamicTree | None) -> Drafter:
-    return NoDrafter(base) if tree is None else HeadsDrafter(base, heads, tree)
+    if tree is None:
+        return NoDrafter(base)
+    build = EagleDrafter if heads.config.kind == "eagle" else HeadsDrafter
+    return build(base, heads, tree).begin(2, 40)
 
 
 def lookup_of(base: Base, heads: Heads) -> Drafter:
@@ -53,95 +51,7 @@ def lookup_of(base: Base, heads: Heads) -> Drafter:
 
 
 def heads_lookup_of(base: Base, heads: Heads) -> Drafter:
-    return HeadsLookupDrafter(base, HeadsDrafter(base, heads, FORKED), 3)
-
-
-@pytest.fixture
-def steps_are_counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many steps ran on the device, in its only entry."""
-    count, run = [0], DeviceStep.__call__
-
-    def counted(self: DeviceStep, *args: Any) -> None:
-        count[0] += 1
-        run(self, *args)
-
-    monkeypatch.setattr(DeviceStep, "__call__", counted)
-    return count
-
-
-def same(found: list[Generation], expected: list[Generation]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        assert (one.ids, one.text, one.finish_reason, one.seed) == (
-            other.ids,
-            other.text,
-            other.finish_reason,
-            other.seed,
-        )
-
-
-def test_random_decodes_equal_the_decoder_s_own_step(
-    steps_are_counted: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Greedy, sampled and mixed rows that come and go; trees, chains and plain decoding; ends by id, string, length
-    and context; settings that no captured step has, in some rows of a batch."""
-    rng = random.Random(7)
-    for number in range(16):
-        compare_on_a_random_model(rng, number, monkeypatch)
-    assert steps_are_counted[0] > 300
-
-
-def compare_on_a_random_model(rng: random.Random, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twelve answers, three at once, with steps on the device and without."""
-    family = list(FAMILIES)[number % 4]
-    base = kernel_base(family, "torch", seed=number, max_length=rng.choice([24, 128]), eos=rng.choice([None, 3]))
-    designs = SEARCHING if number % 2 else HEAD_DESIGNS
-    heads = random_heads(rng.choice(designs), base, seed=number)
-    tree: Any = rng.choice([None, chain(2), random_tree(rng, 4, 5, 9), TreeConfig("dynamic", rng.randint(2, 12))])
-    drafter = "none" if tree is None else ["heads", "heads", "heads", "heads+lookup", "lookup"][number % 5]
-    if drafter == "lookup":
-        tree = TreeConfig("dynamic", 9)
-    accept = AcceptConfig(coupled=rng.random() < 0.8)
-    prompts = [
-        (prompt, length, any_settings(rng, 29, number // 4, length))
-        for prompt in random_prompts(rng, 12, 29, longest=9)
-        for length in [min(rng.randint(1, 14), 23 - len(prompt))]
-    ]
-    answers = []
-    for is_on_device in (True, False):
-        with monkeypatch.context() as patch:
-            if not is_on_device:
-                patch.setattr(DeviceLoop, "why_not", staticmethod(lambda *args: "it is compared with"))
-            scheduler = Engine(base, heads, drafter, tree, accept=accept).scheduler(3, 24)
-            requests = []
-            for prompt, length, how in prompts:
-                requests.append(submit(scheduler, prompt, length, how))
-                scheduler.step()
-            scheduler.run()
-            answers.append([request.generation for request in requests if request.generation is not None])
-    same(*answers)
-    # Rows come and go a step later, and a product of other rows may add in another order.
-    assert all(are_close(one, other) for one, other in zip(*answers, strict=True))
-    if "lookup" not in drafter:  # which may exchange equally likely guesses
-        assert [a.accepted for a in answers[0]] == [a.accepted for a in answers[1]]
-    assert len(answers[0]) == len(prompts)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_logprobs_are_the_decoder_s_own_to_the_bit(
-    dtype: torch.dtype, steps_are_counted: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a row alone; ends within a path, and steps that run after the end, leave no trace."""
-    base = kernel_base("qwen2", "torch", seed=6, num_hidden_layers=1, dtype=dtype, eos=3)
-    engine = Engine(base, random_heads(SEARCHING[0], base), tree=FORKED, max_rows=1)
-    prompts, stop = [[1, 2, 3], [5, 1]] * 3, ["b", "cd"]
-    how: dict[str, Any] = {"temperature": 0.9, "seed": [*range(6)], "logprobs": 4, "min_new_tokens": 5}
-    found = engine.generate(prompts, 12, stop=stop, **how)
-    assert steps_are_counted[0] > 20
-    monkeypatch.setattr(DeviceLoop, "why_not", staticmethod(lambda *args: "it is compared with"))
-    expected = engine.generate(prompts, 12, stop=stop, **how)
-    same(found, expected)
-    assert [answer.logprobs for answer in found] == [answer.logprobs for answer in expected]
-    assert [[t.token for t in answer.logprobs] for answer in found] == [answer.ids for answer in found]
+    return HeadsLookupDrafter(base, drafter_of(base, heads, FORKED), 3)
 
 
 def captured(step: DeviceStep, state: DeviceState, kv: torch.Tensor, kind: StepKind) -> Callable[..., Any]:
@@ -170,7 +80,7 @@ def test_a_step_that_was_captured_once_gives_the_answers_when_it_is_replayed(
 ) -> None:
     """A list of operations, as a CUDA graph is: what the Python of a step decides is decided once."""
     base = kernel_base("qwen3", "torch", seed=3, num_hidden_layers=1)
-    heads = random_heads(SEARCHING[1], base)
+    heads = random_heads(EAGLE_DESIGNS[0] if tree is FORKED else SEARCHING[1], base)
     graphs: dict[tuple[object, ...], Callable[..., Any]] = {}
 
     def replay(self: DeviceStep, state: DeviceState, kv: torch.Tensor, kind: StepKind) -> None:
@@ -203,7 +113,9 @@ class NoReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("design", [HEAD_DESIGNS[9], SEARCHING[0]], ids=lambda d: f"{d.kind}-{d.induction}")
+@pytest.mark.parametrize(
+    "design", [HEAD_DESIGNS[9], SEARCHING[0], EAGLE_DESIGNS[1]], ids=lambda d: f"{d.kind}-{d.induction}"
+)
 @pytest.mark.parametrize("has_sampled", [False, True])
 @pytest.mark.parametrize(
     "build",
@@ -253,45 +165,3 @@ def test_the_check_finds_a_value_that_is_read() -> None:
     fake = FakeTensorMode()
     with pytest.raises(DataDependentOutputException):
         fake.from_tensor(torch.ones(3)).sum().item()
-
-
-def test_a_row_that_no_token_can_follow_ends_alone() -> None:
-    """A weight that is NaN for one token: the row that writes it ends with an error, the other goes on."""
-    base = kernel_base("llama", "torch", seed=4)
-    prompts = [[1, 2, 3], [4, 5]]
-    expected = [g.ids for g in Engine(base, drafter="none").generate(prompts, 10)]
-    token = next(t for t in expected[0] if t not in prompts[1] + expected[1])
-    base.model.get_input_embeddings().weight.data[token] = torch.nan  # unseen by the check of the forward
-    scheduler = Engine(base, drafter="none").scheduler(2, 64)
-    requests = [scheduler.submit(prompt, 10) for prompt in prompts]
-    scheduler.run()
-    broken, whole = (request.generation for request in requests)
-    assert broken is not None and whole is not None
-    assert broken.finish_reason == "error" and requests[0].error is not None
-    assert "are not finite" in requests[0].error
-    assert broken.ids == expected[0][: expected[0].index(token) + 1]
-    assert whole.ids == expected[1]
-
-
-def test_what_is_watched_or_follows_the_text_goes_through_the_decoder_s_own_step(
-    steps_are_counted: list[int], caplog: pytest.LogCaptureFixture
-) -> None:
-    """And the log says why, once."""
-    base = kernel_base("llama", "torch", seed=4)
-    with caplog.at_level(logging.INFO, logger="euryale.decoding"):
-        watched = Engine(base, drafter="none").scheduler(1, 64)
-        watched.submit([1, 2], 4, record=Record(wants_steps=True))
-        watched.run()
-        Engine(base, drafter="none").generate([[1, 2], [3], [4]], 4, top_k=3, min_new_tokens=2, banned_tokens=[[7, 8]])
-        Engine(base, drafter="lookahead").generate([[1, 2]], 4)
-        Engine(base, drafter="none", accept="rejection").generate([[1, 2]], 4, temperature=1.0)
-        Engine(with_backend(base, "auto"), drafter="none").generate([[1, 2]], 4)
-    assert [message for message in caplog.messages if "not captured" in message] == [
-        "steps are not captured while the trees of an answer are recorded",
-        "steps are not captured while a request asks for banned_tokens",
-        "steps are not captured, because the drafter reads texts on the host",
-        "steps are not captured, because the rule rejection reads what it accepts on the host",
-    ]
-    assert steps_are_counted == [0]
-    Engine(base, drafter="none").generate([[1, 2]], 4)
-    assert steps_are_counted == [5]  # the last is launched before the end of the one before it is known

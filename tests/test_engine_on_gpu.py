@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from kernel_bases import with_backend
-from random_models import FAMILIES, HEAD_DESIGNS, random_base, random_heads
+from random_models import EAGLE_DESIGNS, FAMILIES, HEAD_DESIGNS, random_base, random_heads
 
 from euryale.base.base import Base
 from euryale.base.config import BaseConfig
@@ -39,7 +39,7 @@ def base_on_card(family: str, dtype: torch.dtype = torch.float32) -> Base:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
-@pytest.mark.parametrize("design", [HEAD_DESIGNS[0], SEARCHING], ids=["plain", "induction"])
+@pytest.mark.parametrize("design", [HEAD_DESIGNS[0], SEARCHING, EAGLE_DESIGNS[0]], ids=["plain", "induction", "eagle"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kernels_and_captured_steps_give_the_text_of_the_specifications(
     family: str, design: HeadsConfig, temperature: float, caplog: pytest.LogCaptureFixture
@@ -89,15 +89,15 @@ def test_a_step_waits_for_nothing() -> None:
     """torch says of every operation that waits for the card; the first step compiles."""
     base = base_on_card("llama", torch.bfloat16)
     drafter = HeadsDrafter(base, random_heads(SEARCHING, base).to(CARD), TREE)
-    everything = Sampling(0.8, 0.9, 5, 0.1, 1.2, 0.5, 0.5, {3: 1.0}, (7,))
+    everything = Sampling(0.8, 0.9, 5, 0.1, 1.2, 0.5, 0.5, {3: 1.0}, (7,), min_new_tokens=3)
     tables = TokenTables(2, base.vocab_size, CARD)
     for row in range(2):
-        tables.add(row, everything, [1, 2])
+        tables.add(row, everything, [1, 2], [4])
     step = DeviceStep(base, TreePass(base, drafter, 256), drafter, True, tables)
     state = DeviceState.empty(2, step.max_path, base.hidden_size, base.vocab_size, base.dtype, CARD, num_slots=256)
     state.columns_B5.copy_(columns_of([everything] * 2, CARD))
     state.penalties_B3.fill_(1.2)
-    kind = StepKind(Asked.by([everything, Sampling()]), True, True, (True, True, True))
+    kind = StepKind(Asked.by([everything, Sampling()]), True, True, (True,) * 3, True, True, True)
     kv = torch.zeros(2, 2, 2, 2, 256, 64, dtype=base.dtype, device=CARD)
     state.answers.limit_B.fill_(100)
     with torch.inference_mode():

@@ -54,13 +54,13 @@ class Decoder:
         device = base.device
         self.base = base
         self.rule = rule or AcceptConfig()
-        self.drafter = drafter.begin(num_rows, num_slots)
         self.seconds = seconds
         self.texts: list[list[int]] = []  # prompt and answer so far of each live row; the last token is the root
         self.broken: dict[int, str] = {}  # rows of the last step that no token can follow, and why
         self.num_nodes = 1  # of the last step
         if isinstance(base.forward(), KernelLlama):
             num_slots += DeviceLoop.spare_slots(drafter)
+        self.drafter = drafter.begin(num_rows, num_slots)
         self._pass = TreePass(base, self.drafter, num_slots)
         self._forward = self._pass.forward
         self.cache = KVCache(base.cache_config, num_rows, num_slots, base.dtype, device)

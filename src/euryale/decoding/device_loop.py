@@ -162,8 +162,10 @@ class DeviceLoop:
         answers = self._state.answers
         gains = self._read()
         self._written = []
+        lengths = [gain.length for gain in gains]
+        self._drafter.have_read(lengths)
         if self._texts is not None:
-            self._texts.have_grown([gain.length for gain in gains])
+            self._texts.have_grown(lengths)
         return Finished(gains, answers.root_B.clone(), self._state.hidden_BC.clone())
 
     def _num_slots(self) -> int:

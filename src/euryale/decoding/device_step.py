@@ -55,7 +55,7 @@ class DeviceStep:
         answers = state.answers
         was_done_B = answers.is_done_B.clone()
         text = self._text(state, kv_L2BGSE.shape[4])
-        draft = self._drafter.propose(self._draft_input(state, kind, text))
+        draft = self._drafter.propose(self._draft_input(state, kind, text, kv_L2BGSE.shape[4]))
         tokens_BN = draft.tokens_BN.clone(
             memory_format=torch.contiguous_format
         )  # a root alone is a view of what the accept walk writes
@@ -72,10 +72,13 @@ class DeviceStep:
         )  # fmt: skip
         if self.max_path > 1:
             self._kv_commit(kv_L2BGSE.view(-1, *kv_L2BGSE.shape[2:]), walk)
-        self._keep(state, text, tokens_BN, logits_BNV, walk, kind)
         on_path_BP = torch.arange(self.max_path, device=was_done_B.device) < walk.counts_B[:, None]
         is_lost_BP = on_path_BP & ~is_finite_BN.gather(1, walk.paths_BP.long())
         state.is_broken_B.logical_or_(is_lost_BP.any(-1))
+        if text is not None:  # what it writes after a path is overwritten by later steps, or never read
+            text.put(walk.starts_B, tokens_BN.gather(1, walk.paths_BP.long()))
+        if self._drafter.reads_text or any(kind.has_penalty) or kind.has_logprobs:
+            self._tell(state, gained(tokens_BN, answers.root_B, walk), hidden_BNC, logits_BNV, walk, kind)
         index_B1C = answers.last_B[:, None, None].expand(-1, 1, hidden_BNC.shape[-1])
         last_BC = hidden_BNC.gather(1, index_B1C)[:, 0]
         state.hidden_BC.copy_(torch.where(was_done_B[:, None], state.hidden_BC, last_BC))
@@ -89,35 +92,29 @@ class DeviceStep:
         text.put(text.lengths_B, state.answers.root_B[:, None])
         return text
 
-    def _keep(
+    def _tell(
         self,
         state: DeviceState,
-        text: DeviceText | None,
-        tokens_BN: Tensor,
+        gained_BP: Tensor,
+        hidden_BNC: Tensor,
         logits_BNV: Tensor,
         walk: Walk,
         kind: StepKind,
     ) -> None:
-        """What is kept, or told, of the accepted paths and the tokens that were gained."""
-        path_BP, starts_B, counts_B1 = walk.paths_BP.long(), walk.starts_B, walk.counts_B[:, None]
-        path_tokens_BP = tokens_BN.gather(1, path_BP)
-        if text is not None:  # what it writes after a path is overwritten by later steps, or never read
-            text.put(starts_B, path_tokens_BP)
-        if not (any(kind.has_penalty) or kind.has_logprobs):
-            return
-        # After each node the next one's token, after the last one the bonus token; places after a path repeat the root
-        # with which it began, which is in the text.
-        root_B1 = state.answers.root_B[:, None]
-        gained_BP = torch.cat([path_tokens_BP[:, 1:], path_tokens_BP[:, :1]], 1)
-        gained_BP = gained_BP.scatter(1, (counts_B1 - 1).clamp(min=0).long(), root_B1)
+        """Brings what was gained to the drafter, the tables and the report."""
+        path_BP = walk.paths_BP.long()
+        if self._drafter.reads_text:
+            # Drafters keep what they read, and no mask hides NaN.
+            states_BPC = torch.where(state.is_broken_B[:, None, None], 0.0, along(hidden_BNC, path_BP))
+            self._drafter.read_on_device(states_BPC, gained_BP, walk.starts_B)
         if any(kind.has_penalty):
-            is_gained_BP = torch.arange(self.max_path, device=path_BP.device) < counts_B1
+            is_gained_BP = torch.arange(self.max_path, device=path_BP.device) < walk.counts_B[:, None]
             self._tables.extend_on_device(gained_BP, is_gained_BP, kind.penalties(state.penalties_B3))
         if kind.has_logprobs:
             numbers_BPL = rank_tokens(along(logits_BNV, path_BP), gained_BP, kind.has_top)
             state.logprobs_BTL[..., : numbers_BPL.shape[-1]].copy_(numbers_BPL)
 
-    def _draft_input(self, state: DeviceState, kind: StepKind, text: DeviceText | None) -> DraftInput:
+    def _draft_input(self, state: DeviceState, kind: StepKind, text: DeviceText | None, num_slots: int) -> DraftInput:
         answers, noise_BPV = state.answers, None
         is_drawn_B11 = (state.temperature_B > 0)[:, None, None]
         if kind.asked.has_sampled and self._is_coupled and self.max_path > 1:
@@ -134,7 +131,8 @@ class DeviceStep:
 
         return DraftInput(
             state.hidden_BC, answers.root_B, noise_BPV, divisor_B11,
-            process=process if kind.is_processed else None, text=text,
+            process=process if kind.is_processed else None, text=text, lengths_B=answers.lengths_B,
+            num_slots=num_slots,
         )  # fmt: skip
 
     def _targets(self, state: DeviceState, logits_BNV: Tensor, draft: Draft, kind: StepKind) -> tuple[Tensor, Tensor]:
@@ -174,6 +172,16 @@ class DeviceStep:
             drafts_BN = state.has_drafts_B[:, None].expand_as(draft.tokens_BN)
             is_real_BN = drafts_BN if is_real_BN is None else is_real_BN & drafts_BN
         return None if is_real_BN is None else is_real_BN.contiguous()
+
+
+def gained(tokens_BN: Tensor, root_B: Tensor, walk: Walk) -> Tensor:
+    """The token after each node of each row's path, [B, P]; root_B follows the last one.
+
+    Places after a path repeat the root with which it began, which is in the text.
+    """
+    path_tokens_BP = tokens_BN.gather(1, walk.paths_BP.long())
+    next_BP = torch.cat([path_tokens_BP[:, 1:], path_tokens_BP[:, :1]], 1)
+    return next_BP.scatter(1, (walk.counts_B[:, None] - 1).clamp(min=0).long(), root_B[:, None])
 
 
 def along(values_BNx: Tensor, path_BP: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch.nn.functional import silu
 from transformers import PreTrainedConfig
 
 from euryale.base.base import Base
+from euryale.decoding.drafters.best import top_k_of
 from euryale.decoding.drafters.head_matrices import TokenTable, draft_dtype
 from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput
 from euryale.decoding.drafters.ngram_index import of_slots
@@ -116,15 +117,29 @@ class EagleMemory:
             if new:  # a prompt that was read to its end before has none
                 self.cache.lengths[place] = start + len(new)
 
-    def before(self) -> TextBefore:
+    def read_on_device(self, states_BPC: Tensor, tokens_BP: Tensor, starts_B: Tensor) -> None:
+        """As in Drafter."""
+        B, P = tokens_BP.shape
+        slots_BP = starts_B[:, None].long() + torch.arange(P, device=tokens_BP.device)
+        pair_BP2HE = self._matrices.keys_and_values(states_BPC, tokens_BP, self._turns_S2E[slots_BP])
+        rows_B1 = torch.arange(B, device=tokens_BP.device)[:, None]
+        for of_slots_BHSE, new_BPHE in zip(self.cache.kv[0].unbind(0), pair_BP2HE.unbind(2), strict=True):
+            of_slots_BHSE[rows_B1, :, slots_BP] = new_BPHE
+
+    def before(self, draft_input: DraftInput) -> TextBefore:
         """What a draft sees of the text: all but the last committed position, where it begins."""
-        cache = self.cache
-        ends = [max(length - 1, 0) for length in cache.lengths]  # nothing is committed of a prompt of one token
-        keys_BHSE, values_BHSE = cache.kv[0, :, : len(ends), :, : max(ends)]
-        if cache.is_uniform:
-            return TextBefore(keys_BHSE, values_BHSE, None, torch.tensor(ends[:1], device=keys_BHSE.device)[:, None])
-        ends_B1 = torch.tensor(ends, device=keys_BHSE.device)[:, None]
-        is_seen_BS = torch.arange(max(ends), device=keys_BHSE.device) < ends_B1
+        if draft_input.lengths_B is not None:
+            ends_B1 = (draft_input.lengths_B[:, None].long() - 1).clamp(min=0)
+            return self._masked(ends_B1, draft_input.num_slots)
+        ends = [max(length - 1, 0) for length in self.cache.lengths]  # nothing is committed of a prompt of one token
+        if not self.cache.is_uniform:
+            return self._masked(torch.tensor(ends, device=self._turns_S2E.device)[:, None], max(ends))
+        keys_BHSE, values_BHSE = self.cache.kv[0, :, : len(ends), :, : ends[0]]
+        return TextBefore(keys_BHSE, values_BHSE, None, torch.tensor(ends[:1], device=keys_BHSE.device)[:, None])
+
+    def _masked(self, ends_B1: Tensor, num_slots: int) -> TextBefore:
+        keys_BHSE, values_BHSE = self.cache.kv[0, :, : len(ends_B1), :, :num_slots]
+        is_seen_BS = torch.arange(num_slots, device=ends_B1.device) < ends_B1
         return TextBefore(keys_BHSE, values_BHSE, is_seen_BS[:, None, None], ends_B1)
 
     def turns(self, positions_R1: Tensor) -> Tensor:
@@ -136,6 +151,7 @@ class EagleDrafter(Drafter):
     """The layer on a fixed tree, or on the one that looks best in each step. `begin` gives it texts to follow."""
 
     reads_text = True
+    is_on_device = True
 
     def __init__(
         self,
@@ -146,7 +162,7 @@ class EagleDrafter(Drafter):
         matrices: EagleMatrices | None = None,
     ) -> None:
         """matrices: of this layer, to be shared; None: its own."""
-        self._growth = build_growth(tree, heads.num_candidates, base.device, True, calibration)
+        self._growth = build_growth(tree, heads.num_candidates, base.device, True, calibration, top_k_of(base))
         self.num_nodes, self.max_depth = self._growth.num_nodes, self._growth.max_depth
         self.layers = heads.layers_read(base.num_layers)
         self._matrices = matrices or EagleMatrices(base, heads)
@@ -172,12 +188,18 @@ class EagleDrafter(Drafter):
     def read(self, row: int, states_BTC: Tensor, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> None:
         self.memory.read(row, states_BTC, tokens, starts)
 
+    def read_on_device(self, states_BPC: Tensor, tokens_BP: Tensor, starts_B: Tensor) -> None:
+        self.memory.read_on_device(states_BPC, tokens_BP, starts_B)
+
+    def have_read(self, lengths: Sequence[int]) -> None:
+        self.memory.cache.lengths = list(lengths)
+
     def propose(self, draft_input: DraftInput) -> Draft:
         return self._growth.grow(draft_input, self._levels(draft_input), self._matrices.draft_ids)
 
     def _levels(self, draft_input: DraftInput) -> Levels:
         matrices, memory = self._matrices, self.memory
-        before = memory.before()
+        before = memory.before(draft_input)
         states_BPC = draft_input.hidden_BD[:, None].to(matrices.dtype)
         tokens_BP = draft_input.root_B[:, None]
         path_BPJ2HE: Tensor | None = None

@@ -47,6 +47,12 @@ class HeadsLookupDrafter(Drafter):
     def read(self, row: int, states_BTC: Tensor, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> None:
         self._heads.read(row, states_BTC, tokens, starts)
 
+    def read_on_device(self, states_BPC: Tensor, tokens_BP: Tensor, starts_B: Tensor) -> None:
+        self._heads.read_on_device(states_BPC, tokens_BP, starts_B)
+
+    def have_read(self, lengths: Sequence[int]) -> None:
+        self._heads.have_read(lengths)
+
     def propose(self, draft_input: DraftInput) -> Draft:
         if draft_input.text is not None:
             chain_BC, lengths_B = TextLookup(draft_input.text, self.max_depth).chain()

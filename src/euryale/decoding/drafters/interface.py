@@ -30,7 +30,10 @@ class DraftInput(NamedTuple):
     process: Callable[[Tensor, Tensor | None, bool], Tensor] | None = None  # scores [B, P, V] of these ids (None: all)
     # as the settings of the rows change them; whether they are of the token after the root (LogitsProcessors.guess)
     draws: bool = False  # the noise is the drafter's own: candidates are draws, and the draft says of what (log_q_BNV)
-    text: DeviceText | None = None  # in a step on the device, for drafters that search it; there are no lists then
+    # In a step on the device, where there are no lists:
+    text: DeviceText | None = None  # for drafters that search it
+    lengths_B: Tensor | None = None  # tokens before the root
+    num_slots: int = 0  # more than any of them: of texts and memories, no more needs to be looked at
 
 
 class Draft(NamedTuple):
@@ -53,7 +56,7 @@ class Drafter(Protocol):
     num_nodes: int
     max_depth: int
     layers: tuple[int, ...] = ()  # of the base, numbered from 1, whose outputs it reads after the last one's
-    reads_text: bool = False  # whether `read` is to be called
+    reads_text: bool = False  # whether `read` is to be called, and in a step on the device read_on_device
     # Whether `propose` reads nothing but tensors of the DraftInput, on the device alone: a CUDA graph can hold it.
     is_on_device: bool = False
     searches_text: bool = False  # whether it needs DraftInput.text there
@@ -76,6 +79,17 @@ class Drafter(Protocol):
         tokens[b] are the tokens after these positions, one each; what states_BTC holds beyond them means nothing.
         What was read before of a row from its start on is forgotten.
         """
+        return None
+
+    def read_on_device(self, states_BPC: Tensor, tokens_BP: Tensor, starts_B: Tensor) -> None:
+        """`read` of all live rows without a value that the host reads; as many tokens as the longest path may have.
+
+        What is written after a row's path is overwritten by later steps, or never read.
+        """
+        return None
+
+    def have_read(self, lengths: Sequence[int]) -> None:
+        """Steps on the device have read the live rows' texts up to these lengths."""
         return None
 
     def propose(self, draft_input: DraftInput) -> Draft: ...
