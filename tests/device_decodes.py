@@ -3,9 +3,10 @@
     python tests/device_decodes.py NUM [SEED]
 
 Random two-layer models of four families decode through the kernels' specification, in steps on the device: heads with
-and without induction on fixed and dynamic trees, lookup, and both; greedy, sampled, filtered and penalised rows that
-come and go; ends by id, string, length and context. What is compared with is the engine without a drafter, on the same
-weights, through another forward and the decoder's own steps. Both are float32, so where the two best scores of plain
+and without induction and of kind eagle on fixed and dynamic trees, lookup, and both; greedy, sampled, filtered and
+penalised rows that come and go; logprobs; ends by id, string, length and context. What is compared with is the engine
+without a drafter, on the same weights, through another forward and the decoder's own steps; where the rule is rejection
+or typical, the same engine with the decoder's own steps. All are float32, so where the two best scores of plain
 decoding lie within NEAR_TIE the order of additions may decide; such answers are counted apart. Prints JSON. Not a test
 file itself.
 """
@@ -18,6 +19,8 @@ import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from kernel_bases import SIZES, with_backend
@@ -35,6 +38,7 @@ from random_models import (
 
 from euryale.base.base import Base
 from euryale.decoding.accept import AcceptConfig
+from euryale.decoding.device_loop import DeviceLoop
 from euryale.decoding.device_step import DeviceStep
 from euryale.decoding.engine import Engine
 from euryale.decoding.record import Record
@@ -47,6 +51,7 @@ from euryale.decoding.tree.tree import Tree, chain
 
 FORKED = Tree.from_paths([(0,), (0, 0), (1,), (0, 1), (0, 0, 2)])
 SEARCHING = tuple(design for design in HEAD_DESIGNS if design.induction)
+RULES = ("exact",) * 6 + ("typical", "rejection")  # to choose from
 NEAR_TIE = 1e-5
 ROWS, BATCHES_A_MODEL, PROMPTS = 3, 4, 12
 
@@ -85,15 +90,20 @@ def same(found: list[Generation], expected: list[Generation]) -> None:
         )
 
 
-def any_engine(rng: random.Random, base: Base, number: int) -> Engine:
-    """Heads, lookup, both or none, on any tree; a third of the heads is of kind eagle, most others search texts."""
+def any_engine(rng: random.Random, base: Base, number: int, rule: str) -> Engine:
+    """Heads, lookup, both or none, on any tree; a third of the heads is of kind eagle, most others search texts.
+
+    Lookup on the device may exchange equally likely guesses, on which the text of other rules than exact depends.
+    """
     designs = EAGLE_DESIGNS if number % 3 == 2 else SEARCHING if number % 4 else HEAD_DESIGNS
     heads = random_heads(rng.choice(designs), base, seed=number)
     tree: Any = rng.choice([None, chain(2), random_tree(rng, 4, 5, 9), TreeConfig("dynamic", rng.randint(2, 12))])
-    drafter = "none" if tree is None else rng.choice(["heads", "heads", "heads+lookup", "lookup"])
+    drafters = ["heads", "heads", "heads+lookup", "lookup"] if rule == "exact" else ["heads"]
+    drafter = "none" if tree is None else rng.choice(drafters)
     if drafter == "lookup":
         tree = TreeConfig("dynamic", rng.randint(2, 12))
-    return Engine(base, heads, drafter, tree, accept=AcceptConfig(coupled=rng.random() < 0.8))
+    is_coupled = rng.random() < 0.8 and rule != "rejection"
+    return Engine(base, heads, drafter, tree, accept=AcceptConfig(rule, coupled=is_coupled))
 
 
 def submit(scheduler: Scheduler, prompt: list[int], length: int, how: dict[str, Any]) -> Handle:
@@ -106,6 +116,17 @@ def are_close(one: Generation, other: Generation) -> bool:
     """Whether logprobs differ by no more than two orders of additions in float32 may explain."""
     numbers = [[p for t in answer.logprobs for p in (t.logprob, *(p for _, p in t.top))] for answer in (one, other)]
     return len(numbers[0]) == len(numbers[1]) and all(abs(a - b) < 1e-4 for a, b in zip(*numbers, strict=True))
+
+
+@contextmanager
+def off_the_device() -> Iterator[None]:
+    """Decoders that are made meanwhile take the decoder's own steps."""
+    why_not = DeviceLoop.why_not
+    DeviceLoop.why_not = staticmethod(lambda *args: "it is compared with")  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        DeviceLoop.why_not = staticmethod(why_not)  # type: ignore[method-assign]
 
 
 def answers(
@@ -138,13 +159,17 @@ def device_decodes(num: int, seed: int) -> dict[str, object]:
         base = with_backend(random_base(family, vocab_size, rng.randrange(2**31), **sizes), "torch")
         model, plain = twin(base), Engine(with_backend(base, "auto"), drafter="none")
         for _ in range(BATCHES_A_MODEL):
-            engine = any_engine(rng, base, number)
+            rule = rng.choice(RULES)
+            engine = any_engine(rng, base, number, rule)
             prompts = random_prompts(rng, PROMPTS, vocab_size, longest=9)
             lengths = [min(rng.randint(1, 14), 23 - len(prompt)) for prompt in prompts]
             settings = [any_settings(rng, vocab_size, number // 4 % 4, length) for length in lengths]
-            ours, theirs = (answers(way, prompts, lengths, settings) for way in (engine, plain))
+            ours = answers(engine, prompts, lengths, settings)
+            with off_the_device():  # plain decoding knows no other rule
+                theirs = answers(plain if rule == "exact" else engine, prompts, lengths, settings)
             for prompt, length, how, one, other in zip(prompts, lengths, settings, ours, theirs, strict=True):
                 counts["decodes"] += 1
+                counts[rule] += 1
                 counts["tokens"] += len(other.ids)
                 counts["drafts_accepted"] += sum(one.accepted) - len(one.accepted)
                 if (one.ids, one.text, one.finish_reason) == (other.ids, other.text, other.finish_reason):

@@ -16,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from euryale.base.base import Base
+from euryale.decoding.accept import AcceptConfig
 from euryale.decoding.device_state import DeviceState, StepKind
 from euryale.decoding.device_step import DeviceStep
 from euryale.decoding.drafters.eagle import EagleDrafter
@@ -113,25 +114,31 @@ class NoReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+DESIGNS = (HEAD_DESIGNS[9], SEARCHING[0], EAGLE_DESIGNS[1])
+BUILDS = {
+    **{name: partial(drafter_of, tree=tree) for name, tree in zip(NAMES, TREES, strict=True)},
+    "lookup": lookup_of,
+    "heads+lookup": heads_lookup_of,
+}
+
+
 @pytest.mark.parametrize(
-    "design", [HEAD_DESIGNS[9], SEARCHING[0], EAGLE_DESIGNS[1]], ids=lambda d: f"{d.kind}-{d.induction}"
+    ("name", "rule", "design"),
+    [
+        *((name, rule, DESIGNS[0]) for name in ("none", "lookup") for rule in (None, "exact")),
+        *((n, rule, d) for n in ("chain", *NAMES[2:], "heads+lookup") for rule in (None, "exact") for d in DESIGNS),
+        *((name, rule, d) for name in NAMES[2:] for rule in ("typical", "rejection") for d in DESIGNS[1:]),
+    ],
+    ids=lambda part: part.kind if isinstance(part, HeadsConfig) else str(part),
 )
-@pytest.mark.parametrize("has_sampled", [False, True])
-@pytest.mark.parametrize(
-    "build",
-    [*(partial(drafter_of, tree=tree) for tree in TREES), lookup_of, heads_lookup_of],
-    ids=[*NAMES, "lookup", "heads+lookup"],
-)
-def test_no_value_is_read_by_the_host(
-    build: Callable[[Base, Heads], Drafter], has_sampled: bool, design: HeadsConfig
-) -> None:
-    """With real tensors and with fake ones, which have no values."""
+def test_no_value_is_read_by_the_host(name: str, rule: str | None, design: HeadsConfig) -> None:
+    """With real tensors and with fake ones, which have no values. No rule: all rows are at T = 0."""
     base = kernel_base("llama", "torch", seed=3, num_hidden_layers=1)
-    drafter = build(base, random_heads(design, base))
+    drafter = BUILDS[name](base, random_heads(design, base))
     tables = TokenTables(2, base.vocab_size, base.device)
-    step = DeviceStep(base, TreePass(base, drafter, 64), drafter, True, tables)
-    kind = StepKind(Asked(has_greedy=True, has_sampled=has_sampled), has_undrafted=True)
-    if has_sampled:
+    step = DeviceStep(base, TreePass(base, drafter, 64), drafter, AcceptConfig.of(rule or "exact"), tables)
+    kind = StepKind(Asked(has_greedy=True, has_sampled=rule is not None), has_undrafted=True)
+    if rule is not None:
         everything = Sampling(0.8, 0.9, 5, 0.1, 1.2, 0.5, 0.5, {3: 1.0}, (7,), min_new_tokens=3)
         for row in range(2):
             tables.add(row, everything, [1, 2], [4])
@@ -146,6 +153,7 @@ def test_no_value_is_read_by_the_host(
         state.answers.limit_B.fill_(100)
         state.penalties_B3.fill_(1.2)
         state.columns_B5.copy_(columns_B5)
+        state.temperature_B.copy_(columns_B5[:, 0] * columns_B5[:, 4])
         return state, torch.zeros(1, 2, 2, 2, 40, 16)
 
     step(*inputs(), kind)  # what is made once is made now, as before a capture

@@ -12,6 +12,7 @@ from euryale.base.base import Base
 from euryale.base.config import BaseConfig
 from euryale.base.kernel_llama import KernelLlama
 from euryale.base.random_base import random_base as base_of_config
+from euryale.decoding.accept import AcceptConfig
 from euryale.decoding.device_state import DeviceState, StepKind
 from euryale.decoding.device_step import DeviceStep
 from euryale.decoding.drafters.heads import HeadsDrafter
@@ -93,7 +94,7 @@ def test_a_step_waits_for_nothing() -> None:
     tables = TokenTables(2, base.vocab_size, CARD)
     for row in range(2):
         tables.add(row, everything, [1, 2], [4])
-    step = DeviceStep(base, TreePass(base, drafter, 256), drafter, True, tables)
+    step = DeviceStep(base, TreePass(base, drafter, 256), drafter, AcceptConfig(), tables)
     state = DeviceState.empty(2, step.max_path, base.hidden_size, base.vocab_size, base.dtype, CARD, num_slots=256)
     state.columns_B5.copy_(columns_of([everything] * 2, CARD))
     state.penalties_B3.fill_(1.2)

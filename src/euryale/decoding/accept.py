@@ -134,7 +134,7 @@ def accept_exact(tokens_BN: Tensor, targets_BN: Tensor, shape: Shape, is_real_BN
     is_miss_BN = tokens_BN != _of_parents(targets_BN, shape)
     if is_real_BN is not None:
         is_miss_BN |= ~is_real_BN
-    is_miss_BN[:, 0] = False
+    is_miss_BN[:, 0].fill_(False)
     return ~(shape.ancestors_RNN & is_miss_BN[:, None]).any(-1)
 
 
@@ -153,8 +153,8 @@ def accept_typical(draft: Draft, log_p_BNV: Tensor, threshold: float = 0.09, alp
     is_miss_BN = log_p_BN.exp() <= _of_parents(least_BN, shape)
     if draft.is_real_BN is not None:
         is_miss_BN |= ~draft.is_real_BN
-    is_miss_BN[:, 0] = False
-    log_p_BN[:, 0] = 0.0
+    is_miss_BN[:, 0].fill_(False)
+    log_p_BN[:, 0].fill_(0.0)
     is_whole_BN = ~(shape.ancestors_RNN & is_miss_BN[:, None]).any(-1)
     path_log_p_BN = torch.where(shape.ancestors_RNN, log_p_BN[:, None], 0.0).sum(-1)
     depths_BN = shape.depths_RN.expand_as(tokens_BN)

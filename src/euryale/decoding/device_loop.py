@@ -19,6 +19,7 @@ from euryale.decoding.device_step import DeviceStep
 from euryale.decoding.device_text import TextRows
 from euryale.decoding.drafters.interface import Drafter
 from euryale.decoding.kv_cache import KVCache
+from euryale.decoding.noise import stream_seed
 from euryale.decoding.request import Request
 from euryale.decoding.sampling_batch import columns_of
 from euryale.decoding.step_graphs import StepGraphs
@@ -60,7 +61,7 @@ class DeviceLoop:
     ) -> None:
         """The cache has `spare_slots` more than its rows need. tables: of bias and penalties, kept by the decoder."""
         self._base, self._drafter, self._cache = base, drafter, cache
-        self._step = DeviceStep(base, tree_pass, drafter, rule.coupled, tables)
+        self._step = DeviceStep(base, tree_pass, drafter, rule, tables)
         self._graphs = StepGraphs(base.device, base.forward_settings.cuda_graphs)
         self._mail = _Mail(base.device)
         width = base.hidden_size * (1 + len(drafter.layers))
@@ -81,13 +82,11 @@ class DeviceLoop:
         return drafter.max_depth + 1
 
     @staticmethod
-    def why_not(drafter: Drafter, tree_pass: TreePass, rule: AcceptConfig) -> str | None:
+    def why_not(drafter: Drafter, tree_pass: TreePass) -> str | None:
         """Why a decoder has no steps on the device; None: it has."""
         if tree_pass.attention is None:
             return "no kernel takes trees of this size"
-        if not drafter.is_on_device:
-            return "the drafter reads texts on the host"
-        return None if rule.name == "exact" else f"the rule {rule.name} reads what it accepts on the host"
+        return None if drafter.is_on_device else "the drafter reads texts on the host"
 
     @staticmethod
     def why_not_rows(requests: Sequence[Request]) -> str | None:
@@ -128,7 +127,9 @@ class DeviceLoop:
         ends = [[*r.stop.ids[:NUM_ENDS], *[-1] * (NUM_ENDS - len(r.stop.ids))] for r in requests]
         values: list[tuple[Tensor, Sequence[object]]] = [
             (answers.lengths_B, self._cache.lengths), (answers.limit_B, left), (answers.ends_BE, ends),
-            (state.seeds_B, [r.seed for r in requests]), (state.has_drafts_B, [r.has_drafts for r in requests]),
+            (state.seeds_B, [r.seed for r in requests]),
+            (state.stream_seeds_B2, [[stream_seed(r.seed, 1), stream_seed(r.seed, 2)] for r in requests]),
+            (state.has_drafts_B, [r.has_drafts for r in requests]),
             (state.temperature_B, [r.sampling.temperature for r in requests]),
             (state.least_B, least),
             (state.penalties_B3, [[getattr(r.sampling, name) for name, _ in PENALTIES] for r in requests]),

@@ -60,7 +60,7 @@ class DeviceRows:
         """None: steps of this drafter, this rule or this base do not run on the device; the log says why."""
         if not isinstance(tree_pass.forward, KernelLlama):
             return None
-        if problem := DeviceLoop.why_not(drafter, tree_pass, rule):
+        if problem := DeviceLoop.why_not(drafter, tree_pass):
             log.info("steps are not captured, because %s", problem)
             return None
         return DeviceRows(base, DeviceLoop(base, drafter, tree_pass, cache, rule, tables), cache, requests, texts)

@@ -26,6 +26,7 @@ class DeviceState(NamedTuple):
     answers: Answers  # the ring holds the tokens of one step
     hidden_BC: Tensor  # what the drafter reads: the base's states at the last committed token
     seeds_B: Tensor  # int64
+    stream_seeds_B2: Tensor  # int64: of the noise that only the rule `rejection` has (random_streams.py)
     temperature_B: Tensor  # float32
     columns_B5: Tensor  # float32: columns_of the rows' settings
     penalties_B3: Tensor  # float32: in the order of PENALTIES
@@ -58,7 +59,7 @@ class DeviceState(NamedTuple):
             is_done_B=zeros(dtype=flag),
         )  # fmt: skip
         return DeviceState(
-            answers, zeros(width, dtype=dtype), zeros(), zeros(dtype=real), zeros(NUM_COLUMNS, dtype=real),
+            answers, zeros(width, dtype=dtype), zeros(), zeros(2), zeros(dtype=real), zeros(NUM_COLUMNS, dtype=real),
             zeros(len(PENALTIES), dtype=real), zeros(dtype=narrow), zeros(dtype=flag), zeros(dtype=flag),
             zeros(max_path + 3), zeros(max_path, 1 + 2 * num_ranked(vocab_size), dtype=torch.float64),
             zeros(num_slots, dtype=narrow),
