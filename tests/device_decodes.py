@@ -3,12 +3,12 @@
     python tests/device_decodes.py NUM [SEED]
 
 Random two-layer models of four families decode through the kernels' specification, in steps on the device: heads with
-and without induction and of kind eagle on fixed and dynamic trees, lookup, and both; greedy, sampled, filtered and
-penalised rows that come and go; logprobs; ends by id, string, length and context. What is compared with is the engine
-without a drafter, on the same weights, through another forward and the decoder's own steps; where the rule is rejection
-or typical, the same engine with the decoder's own steps. All are float32, so where the two best scores of plain
-decoding lie within NEAR_TIE the order of additions may decide; such answers are counted apart. Prints JSON. Not a test
-file itself.
+and without induction and of kind eagle on fixed, dynamic and adaptive trees, lookup, and both; greedy, sampled,
+filtered and penalised rows that come and go; logprobs; ends by id, string, length and context. What is compared with is
+the engine without a drafter, on the same weights, through another forward and the decoder's own steps; where the rule
+is rejection or typical, the same engine with the decoder's own steps. All are float32, so where the two best scores of
+plain decoding lie within NEAR_TIE the order of additions may decide; such answers are counted apart. Prints JSON. Not a
+test file itself.
 """
 
 from __future__ import annotations
@@ -46,11 +46,17 @@ from euryale.decoding.request import Generation, StopConditions
 from euryale.decoding.request import Request as Handle
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.scheduler import Scheduler
+from euryale.decoding.tree.calibration import Calibration
 from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import Tree, chain
 
 FORKED = Tree.from_paths([(0,), (0, 0), (1,), (0, 1), (0, 0, 2)])
 SEARCHING = tuple(design for design in HEAD_DESIGNS if design.induction)
+# The larger tree pays while guesses are as good as was promised, and none does while they are not.
+CALIBRATED = Calibration(
+    0.0, 3, [[0], [1], [0, 0], [2], [0, 1]], [0.5, 0.2, 0.2, 0.1, 0.1], 100,
+    {"1": 1.0, "3": 1.3, "6": 1.5}, {"1": 1.0, "3": 1.1, "6": 1.2},
+)  # fmt: skip
 RULES = ("exact",) * 6 + ("typical", "rejection")  # to choose from
 NEAR_TIE = 1e-5
 ROWS, BATCHES_A_MODEL, PROMPTS = 3, 4, 12
@@ -93,7 +99,8 @@ def same(found: list[Generation], expected: list[Generation]) -> None:
 def any_engine(rng: random.Random, base: Base, number: int, rule: str) -> Engine:
     """Heads, lookup, both or none, on any tree; a third of the heads is of kind eagle, most others search texts.
 
-    Lookup on the device may exchange equally likely guesses, on which the text of other rules than exact depends.
+    Lookup on the device may exchange equally likely guesses, and adaptive trees see what was accepted one step later.
+    The text of other rules than exact depends on both.
     """
     designs = EAGLE_DESIGNS if number % 3 == 2 else SEARCHING if number % 4 else HEAD_DESIGNS
     heads = random_heads(rng.choice(designs), base, seed=number)
@@ -102,8 +109,10 @@ def any_engine(rng: random.Random, base: Base, number: int, rule: str) -> Engine
     drafter = "none" if tree is None else rng.choice(drafters)
     if drafter == "lookup":
         tree = TreeConfig("dynamic", rng.randint(2, 12))
+    if rule == "exact" and drafter == "heads" and heads.config.kind != "eagle" and rng.random() < 0.3:
+        tree = TreeConfig(rng.choice(["calibrated", "dynamic"]), size="adaptive")
     is_coupled = rng.random() < 0.8 and rule != "rejection"
-    return Engine(base, heads, drafter, tree, accept=AcceptConfig(rule, coupled=is_coupled))
+    return Engine(base, heads, drafter, tree, [CALIBRATED], accept=AcceptConfig(rule, coupled=is_coupled))
 
 
 def submit(scheduler: Scheduler, prompt: list[int], length: int, how: dict[str, Any]) -> Handle:

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from device_decodes import FORKED, SEARCHING, any_settings, are_close, same, submit
+from device_decodes import CALIBRATED, FORKED, SEARCHING, answers, any_settings, are_close, off_the_device, same
 from kernel_bases import kernel_base, with_backend
 from random_models import EAGLE_DESIGNS, FAMILIES, HEAD_DESIGNS, random_heads, random_prompts, random_tree
 
 from euryale.decoding.accept import AcceptConfig
-from euryale.decoding.device_loop import DeviceLoop
 from euryale.decoding.device_step import DeviceStep
 from euryale.decoding.engine import Engine
 from euryale.decoding.record import Record
@@ -33,18 +32,16 @@ def steps_are_counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return count
 
 
-def test_random_decodes_equal_the_decoder_s_own_step(
-    steps_are_counted: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_random_decodes_equal_the_decoder_s_own_step(steps_are_counted: list[int]) -> None:
     """Greedy, sampled and mixed rows that come and go; trees, chains and plain decoding; ends by id, string, length
     and context; settings that no captured step has, in some rows of a batch."""
     rng = random.Random(7)
     for number in range(16):
-        compare_on_a_random_model(rng, number, monkeypatch)
+        compare_on_a_random_model(rng, number)
     assert steps_are_counted[0] > 300
 
 
-def compare_on_a_random_model(rng: random.Random, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def compare_on_a_random_model(rng: random.Random, number: int) -> None:
     """Twelve answers, three at once, with steps on the device and without."""
     family = list(FAMILIES)[number % 4]
     base = kernel_base(family, "torch", seed=number, max_length=rng.choice([24, 128]), eos=rng.choice([None, 3]))
@@ -57,35 +54,44 @@ def compare_on_a_random_model(rng: random.Random, number: int, monkeypatch: pyte
     if drafter == "lookup":
         tree = TreeConfig("dynamic", 9)
     accept = AcceptConfig(rule, coupled=rng.random() < 0.8 and rule != "rejection")
-    prompts = [
-        (prompt, length, any_settings(rng, 29, number // 4, length))
-        for prompt in random_prompts(rng, 12, 29, longest=9)
-        for length in [min(rng.randint(1, 14), 23 - len(prompt))]
-    ]
-    answers = []
-    for is_on_device in (True, False):
-        with monkeypatch.context() as patch:
-            if not is_on_device:
-                patch.setattr(DeviceLoop, "why_not", staticmethod(lambda *args: "it is compared with"))
-            scheduler = Engine(base, heads, drafter, tree, accept=accept).scheduler(3, 24)
-            requests = []
-            for prompt, length, how in prompts:
-                requests.append(submit(scheduler, prompt, length, how))
-                scheduler.step()
-            scheduler.run()
-            answers.append([request.generation for request in requests if request.generation is not None])
-    same(*answers)
+    prompts = random_prompts(rng, 12, 29, longest=9)
+    lengths = [min(rng.randint(1, 14), 23 - len(prompt)) for prompt in prompts]
+    asked = prompts, lengths, [any_settings(rng, 29, number // 4, length) for length in lengths]
+    engine = Engine(base, heads, drafter, tree, accept=accept)
+    found = answers(engine, *asked)
+    with off_the_device():
+        expected = answers(engine, *asked)
+    same(found, expected)
     # Rows come and go a step later, and a product of other rows may add in another order.
-    assert all(are_close(one, other) for one, other in zip(*answers, strict=True))
+    assert all(are_close(one, other) for one, other in zip(found, expected, strict=True))
     if "lookup" not in drafter:  # which may exchange equally likely guesses
-        assert [a.accepted for a in answers[0]] == [a.accepted for a in answers[1]]
-    assert len(answers[0]) == len(prompts)
+        assert [answer.accepted for answer in found] == [answer.accepted for answer in expected]
+    assert len(found) == len(prompts)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("name", ["calibrated", "dynamic"])
+def test_an_adaptive_tree_takes_steps_of_several_sizes_and_writes_the_same_text(
+    name: str, temperature: float, steps_are_counted: list[int]
+) -> None:
+    """Rows come and go, and some steps are the decoder's own; every step is told with its own number of nodes."""
+    base = kernel_base("llama", "torch", seed=8, num_hidden_layers=1)
+    engine = Engine(base, random_heads(SEARCHING[0], base), "heads", TreeConfig(name, size="adaptive"), [CALIBRATED])
+    plain = Engine(with_backend(base, "auto"), drafter="none")
+    prompts = random_prompts(random.Random(2), 8, 29, longest=9)
+    how: dict[str, Any] = {"temperature": temperature, "logprobs": None}
+    settings = [how | ({"banned_tokens": [[28, 28]]} if number == 4 else {}) for number in range(8)]
+    found, expected = (answers(each, prompts, [15] * 8, settings) for each in (engine, plain))
+    same(found, expected)
+    assert steps_are_counted[0] > 20
+    assert {n for answer in found for n in answer.nodes} == {1, 3, 6}
+    assert all(gain <= n for answer in found for gain, n in zip(answer.accepted, answer.nodes, strict=True))
 
 
 @pytest.mark.parametrize("design", [SEARCHING[0], EAGLE_DESIGNS[0]], ids=lambda d: d.kind)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_logprobs_are_the_decoder_s_own_to_the_bit(
-    dtype: torch.dtype, design: HeadsConfig, steps_are_counted: list[int], monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, design: HeadsConfig, steps_are_counted: list[int]
 ) -> None:
     """Of a row alone; ends within a path, and steps that run after the end, leave no trace."""
     base = kernel_base("qwen2", "torch", seed=6, num_hidden_layers=1, dtype=dtype, eos=3)
@@ -94,8 +100,8 @@ def test_logprobs_are_the_decoder_s_own_to_the_bit(
     how: dict[str, Any] = {"temperature": 0.9, "seed": [*range(6)], "logprobs": 4, "min_new_tokens": 5}
     found = engine.generate(prompts, 12, stop=stop, **how)
     assert steps_are_counted[0] > 20
-    monkeypatch.setattr(DeviceLoop, "why_not", staticmethod(lambda *args: "it is compared with"))
-    expected = engine.generate(prompts, 12, stop=stop, **how)
+    with off_the_device():
+        expected = engine.generate(prompts, 12, stop=stop, **how)
     same(found, expected)
     assert [answer.logprobs for answer in found] == [answer.logprobs for answer in expected]
     assert [[t.token for t in answer.logprobs] for answer in found] == [answer.ids for answer in found]

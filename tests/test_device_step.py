@@ -19,6 +19,7 @@ from euryale.base.base import Base
 from euryale.decoding.accept import AcceptConfig
 from euryale.decoding.device_state import DeviceState, StepKind
 from euryale.decoding.device_step import DeviceStep
+from euryale.decoding.drafters.adaptive import AdaptiveDrafter
 from euryale.decoding.drafters.eagle import EagleDrafter
 from euryale.decoding.drafters.heads import HeadsDrafter
 from euryale.decoding.drafters.heads_lookup import HeadsLookupDrafter
@@ -115,10 +116,18 @@ class NoReads(TorchDispatchMode):
 
 
 DESIGNS = (HEAD_DESIGNS[9], SEARCHING[0], EAGLE_DESIGNS[1])
+
+
+def adaptive_of(base: Base, heads: Heads) -> Drafter:
+    trees = {1: NoDrafter(base), 4: HeadsDrafter(base, heads, chain(3))}
+    return AdaptiveDrafter(trees, {1: 1.0, 4: 1.5}, {1: 1.0, 4: 1.2}).begin(2, 40)
+
+
 BUILDS = {
     **{name: partial(drafter_of, tree=tree) for name, tree in zip(NAMES, TREES, strict=True)},
     "lookup": lookup_of,
     "heads+lookup": heads_lookup_of,
+    "adaptive": adaptive_of,
 }
 
 
@@ -127,6 +136,7 @@ BUILDS = {
     [
         *((name, rule, DESIGNS[0]) for name in ("none", "lookup") for rule in (None, "exact")),
         *((n, rule, d) for n in ("chain", *NAMES[2:], "heads+lookup") for rule in (None, "exact") for d in DESIGNS),
+        ("adaptive", "exact", DESIGNS[1]),
         *((name, rule, d) for name in NAMES[2:] for rule in ("typical", "rejection") for d in DESIGNS[1:]),
     ],
     ids=lambda part: part.kind if isinstance(part, HeadsConfig) else str(part),
@@ -136,7 +146,8 @@ def test_no_value_is_read_by_the_host(name: str, rule: str | None, design: Heads
     base = kernel_base("llama", "torch", seed=3, num_hidden_layers=1)
     drafter = BUILDS[name](base, random_heads(design, base))
     tables = TokenTables(2, base.vocab_size, base.device)
-    step = DeviceStep(base, TreePass(base, drafter, 64), drafter, AcceptConfig.of(rule or "exact"), tables)
+    part = drafter.sizes()[min(drafter.sizes())]
+    step = DeviceStep(base, TreePass(base, part, 64), part, drafter, AcceptConfig.of(rule or "exact"), tables)
     kind = StepKind(Asked(has_greedy=True, has_sampled=rule is not None), has_undrafted=True)
     if rule is not None:
         everything = Sampling(0.8, 0.9, 5, 0.1, 1.2, 0.5, 0.5, {3: 1.0}, (7,), min_new_tokens=3)

@@ -94,7 +94,7 @@ def test_a_step_waits_for_nothing() -> None:
     tables = TokenTables(2, base.vocab_size, CARD)
     for row in range(2):
         tables.add(row, everything, [1, 2], [4])
-    step = DeviceStep(base, TreePass(base, drafter, 256), drafter, AcceptConfig(), tables)
+    step = DeviceStep(base, TreePass(base, drafter, 256), drafter, drafter, AcceptConfig(), tables)
     state = DeviceState.empty(2, step.max_path, base.hidden_size, base.vocab_size, base.dtype, CARD, num_slots=256)
     state.columns_B5.copy_(columns_of([everything] * 2, CARD))
     state.penalties_B3.fill_(1.2)

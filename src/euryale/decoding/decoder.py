@@ -189,7 +189,6 @@ class Decoder:
             return self._step_here()
         if self.runs_ahead:
             start = time.perf_counter()
-            self.num_nodes = self.drafter.num_nodes
             told: list[Told] | None = self._device.step(self._root_B, self._hidden_BD)
             self.seconds["verify"] += time.perf_counter() - start  # draft, accept and commit are in it
         else:
@@ -197,6 +196,7 @@ class Decoder:
             told = self._device.tell()
         if told is None:
             return self._step_here()
+        self.num_nodes = self._device.num_nodes
         self.broken = {row: one.why_broken for row, one in enumerate(told) if one.why_broken is not None}
         return [one.tokens for one in told]
 

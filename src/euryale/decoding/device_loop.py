@@ -14,6 +14,7 @@ from torch import Tensor
 
 from euryale.base.base import Base
 from euryale.decoding.accept import AcceptConfig
+from euryale.decoding.device_mail import Mail
 from euryale.decoding.device_state import NUM_ENDS, DeviceState, RowReport, StepKind, off_device
 from euryale.decoding.device_step import DeviceStep
 from euryale.decoding.device_text import TextRows
@@ -61,13 +62,19 @@ class DeviceLoop:
     ) -> None:
         """The cache has `spare_slots` more than its rows need. tables: of bias and penalties, kept by the decoder."""
         self._base, self._drafter, self._cache = base, drafter, cache
-        self._step = DeviceStep(base, tree_pass, drafter, rule, tables)
+        # A graph holds the masks of its step's tree, so trees of other sizes have passes of their own.
+        self._steps: dict[int, DeviceStep] = {}
+        for size, part in drafter.sizes().items():
+            own_pass = tree_pass if part is drafter else TreePass(base, part, cache.num_slots)
+            self._steps[size] = DeviceStep(base, own_pass, part, drafter, rule, tables)
+        self._max_path = drafter.max_depth + 1
+        self.num_nodes = 1  # of the step that was read last
         self._graphs = StepGraphs(base.device, base.forward_settings.cuda_graphs)
-        self._mail = _Mail(base.device)
+        self._mail = Mail(base.device)
         width = base.hidden_size * (1 + len(drafter.layers))
         num_text_slots = cache.kv.shape[4] if drafter.searches_text else 0
         self._whole = DeviceState.empty(
-            cache.num_rows, self._step.max_path, width, base.vocab_size, base.dtype, base.device, num_text_slots
+            cache.num_rows, self._max_path, width, base.vocab_size, base.dtype, base.device, num_text_slots
         )
         self._texts = TextRows(self._whole.text_BS) if drafter.searches_text else None
         self._state = self._whole.first(0)
@@ -150,12 +157,13 @@ class DeviceLoop:
         """Launches a step, and waits for the one before it; None: there was none since the rows were loaded."""
         before = self._mail.is_waiting
         num_slots, B = self._num_slots(), len(self._written)
+        size = self._drafter.choose(B)
         state, kv_L2BGSE = self._state, self._cache.kv[:, :, :B, :, :num_slots]
         with on_card(self._base.device):
             # What was sent before is read after the next step is on its way.
-            key = (B, self._drafter.num_nodes, num_slots, *self._kind)
-            self._graphs.run(key, lambda: self._step(state, kv_L2BGSE, self._kind))
-            self._mail.send(state.report_BX, state.logprobs_BTL if self._kind.has_logprobs else None)
+            key = (B, size, num_slots, *self._kind)
+            self._graphs.run(key, lambda: self._steps[size](state, kv_L2BGSE, self._kind))
+            self._mail.send(state.report_BX, state.logprobs_BTL if self._kind.has_logprobs else None, size)
         return self._read() if before else None
 
     def finish(self) -> Finished:
@@ -171,7 +179,7 @@ class DeviceLoop:
 
     def _num_slots(self) -> int:
         """The slots that the next step may write or read, rounded up to a bucket."""
-        needed = self._longest + 2 * self._step.max_path + self._drafter.num_nodes  # a step may be running
+        needed = self._longest + 2 * self._max_path + self._drafter.num_nodes  # a step may be running
         size = _LEAST_BUCKET
         while size < needed:
             size *= 2
@@ -187,47 +195,6 @@ class DeviceLoop:
             gains.append(Gain(tokens, report.length, report.is_broken, numbers[: len(tokens)]))
         self._written = [report.written for report in reports]
         self._longest = max(report.length for report in reports)
+        self.num_nodes = sent.num_nodes
+        self._drafter.learn(sent.num_nodes, [len(gain.tokens) for gain in gains if gain.tokens])
         return gains
-
-
-class _Sent(NamedTuple):
-    """What a step tells the host, in memory of the host."""
-
-    report_BX: Tensor
-    logprobs_BTL: Tensor | None
-    event: torch.cuda.Event | None  # after it both have arrived; None: they have
-
-
-class _Mail:
-    """Reports on their way to the host, in the order in which they were sent: at most two."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._is_card = device.type == "cuda"
-        self._sent: list[_Sent] = []
-
-    @property
-    def is_waiting(self) -> bool:
-        return bool(self._sent)
-
-    def send(self, report_BX: Tensor, logprobs_BTL: Tensor | None) -> None:
-        """Copies them as they are now, without waiting."""
-        on_host = self._copy(report_BX), None if logprobs_BTL is None else self._copy(logprobs_BTL)
-        event = None
-        if self._is_card:
-            event = torch.cuda.Event()
-            event.record()
-        self._sent.append(_Sent(*on_host, event))
-
-    def receive(self) -> _Sent:
-        """Waits for the first report that was sent and not received."""
-        sent = self._sent.pop(0)
-        if sent.event is not None:
-            sent.event.synchronize()
-        return sent
-
-    def _copy(self, numbers: Tensor) -> Tensor:
-        if not self._is_card:
-            return numbers.clone()
-        # Pinned memory comes from a cache of torch's own, which knows when a copy is done with it.
-        on_host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
-        return on_host.copy_(numbers, non_blocking=True)

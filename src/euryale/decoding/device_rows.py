@@ -91,6 +91,11 @@ class DeviceRows:
             self._is_taken = problem is None
         return self._is_taken
 
+    @property
+    def num_nodes(self) -> int:
+        """Of the step that is told."""
+        return self._loop.num_nodes
+
     def step(self, root_B: Tensor, hidden_BC: Tensor) -> list[Told]:
         """Launches a step. Returns what the one before it gained, or what was held; of new rows nothing yet.
 

@@ -31,15 +31,22 @@ class DeviceStep:
     """Everything that does not change from step to step: weights, tree, kernels."""
 
     def __init__(
-        self, base: Base, tree_pass: TreePass, drafter: Drafter, rule: AcceptConfig, tables: TokenTables
+        self,
+        base: Base,
+        tree_pass: TreePass,
+        drafter: Drafter,
+        whole: Drafter,
+        rule: AcceptConfig,
+        tables: TokenTables,
     ) -> None:
-        """tables: of the live rows.
+        """drafter: of trees of one size. whole: the drafter that it is a part of, or itself; this one says what is kept
+        of the rows. tables: of the live rows.
 
         Raises UserError where a backend that is named cannot run one of the kernels.
         """
         assert isinstance(tree_pass.forward, KernelLlama) and tree_pass.attention is not None
         self._forward, self._attention, self._pass = tree_pass.forward, tree_pass.attention, tree_pass
-        self._base, self._drafter, self._tables = base, drafter, tables
+        self._base, self._drafter, self._whole, self._tables = base, drafter, whole, tables
         self.max_path = drafter.max_depth + 1
         backend, num_nodes = base.forward_settings.backend, {"num_nodes": drafter.num_nodes}
         self._accept_walk, self._kv_commit = (
@@ -62,7 +69,7 @@ class DeviceStep:
         )  # a root alone is a view of what the accept walk writes
         bits = self._pass.bits(draft.shape)
         hidden_BNC = self._forward.read_tree(
-            tokens_BN, Slots(kv_L2BGSE, answers.lengths_B), bits, self._attention, self._drafter.layers
+            tokens_BN, Slots(kv_L2BGSE, answers.lengths_B), bits, self._attention, self._whole.layers
         )
         logits_BNV = self._forward.logits(hidden_BNC[..., : self._base.hidden_size])
         targets = self._verify(state, kind, draft._replace(tokens_BN=tokens_BN), bits.depths_RN, logits_BNV, noise)
@@ -78,7 +85,7 @@ class DeviceStep:
         state.is_broken_B.logical_or_(is_lost_BP.any(-1))
         if text is not None:  # what it writes after a path is overwritten by later steps, or never read
             text.put(walk.starts_B, tokens_BN.gather(1, walk.paths_BP.long()))
-        if self._drafter.reads_text or any(kind.has_penalty) or kind.has_logprobs:
+        if self._whole.reads_text or any(kind.has_penalty) or kind.has_logprobs:
             self._tell(state, gained(tokens_BN, answers.root_B, walk), hidden_BNC, logits_BNV, walk, kind)
         index_B1C = answers.last_B[:, None, None].expand(-1, 1, hidden_BNC.shape[-1])
         last_BC = hidden_BNC.gather(1, index_B1C)[:, 0]
@@ -87,7 +94,7 @@ class DeviceStep:
 
     def _text(self, state: DeviceState, num_slots: int) -> DeviceText | None:
         """The texts up to their roots; None where the drafter searches none."""
-        if not self._drafter.searches_text:
+        if not self._whole.searches_text:
             return None
         text = DeviceText(state.text_BS[:, :num_slots], state.answers.lengths_B)
         text.put(text.lengths_B, state.answers.root_B[:, None])
@@ -104,16 +111,16 @@ class DeviceStep:
     ) -> None:
         """Brings what was gained to the drafter, the tables and the report."""
         path_BP = walk.paths_BP.long()
-        if self._drafter.reads_text:
+        if self._whole.reads_text:
             # Drafters keep what they read, and no mask hides NaN.
             states_BPC = torch.where(state.is_broken_B[:, None, None], 0.0, along(hidden_BNC, path_BP))
-            self._drafter.read_on_device(states_BPC, gained_BP, walk.starts_B)
+            self._whole.read_on_device(states_BPC, gained_BP, walk.starts_B)
         if any(kind.has_penalty):
             is_gained_BP = torch.arange(self.max_path, device=path_BP.device) < walk.counts_B[:, None]
             self._tables.extend_on_device(gained_BP, is_gained_BP, kind.penalties(state.penalties_B3))
         if kind.has_logprobs:
             numbers_BPL = rank_tokens(along(logits_BNV, path_BP), gained_BP, kind.has_top)
-            state.logprobs_BTL[..., : numbers_BPL.shape[-1]].copy_(numbers_BPL)
+            state.logprobs_BTL[:, : self.max_path, : numbers_BPL.shape[-1]].copy_(numbers_BPL)
 
     def _draft_input(
         self, state: DeviceState, kind: StepKind, text: DeviceText | None, noise_BPV: Tensor | None

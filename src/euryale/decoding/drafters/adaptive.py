@@ -33,6 +33,8 @@ class AdaptiveDrafter(Drafter):
         self.num_nodes = max(drafter.num_nodes for drafter in drafters.values())
         self.max_depth = max(drafter.max_depth for drafter in drafters.values())
         self.layers = max((drafter.layers for drafter in drafters.values()), key=len)
+        self.searches_text = any(drafter.searches_text for drafter in drafters.values())
+        self.is_on_device = all(drafter.is_on_device for drafter in drafters.values())
         assert not any(drafter.reads_text for drafter in drafters.values()), "one that is not asked would not follow"
         self.ratio = 1.0  # drafted tokens that were accepted lately, to those that calibration promised
         self._asked = 1
@@ -53,23 +55,29 @@ class AdaptiveDrafter(Drafter):
         self._lengths[row] = self._lengths[-1]
         self._lengths.pop()
 
+    def have_read(self, lengths: Sequence[int]) -> None:
+        self._lengths = [length + 1 for length in lengths]  # and the root; what was gained is learned already
+
     def propose(self, draft_input: DraftInput) -> Draft:
-        self._learn(draft_input.texts)
+        before = zip(draft_input.texts, self._lengths, strict=True)
+        grown = [len(text) - length for text, length in before if length is not None and len(text) > length]
+        self._lengths = [len(text) for text in draft_input.texts]
+        self.learn(self._asked, grown)
         self._asked = self.choose(len(draft_input.texts))
         return self._drafters[self._asked].propose(draft_input)
 
-    def _learn(self, texts: Sequence[Sequence[int]]) -> None:
-        """Compares what the last step gained with what was promised, over the rows that took it."""
-        before = zip(texts, self._lengths, strict=True)
-        grown = [len(text) - length for text, length in before if length is not None and len(text) > length]
-        self._lengths = [len(text) for text in texts]
-        if not grown:
+    def sizes(self) -> Mapping[int, Drafter]:
+        return self._drafters
+
+    def learn(self, num_nodes: int, gains: Sequence[int]) -> None:
+        """Compares what a step has gained with what was promised."""
+        if not gains:
             return
-        if self._asked == 1:
+        if num_nodes == 1:
             self.ratio += _FORGET * (1.0 - self.ratio)
         else:
-            accepted = sum(grown) / len(grown) - 1.0
-            now = min(accepted / (self._tau[self._asked] - 1.0), _MOST)
+            accepted = sum(gains) / len(gains) - 1.0
+            now = min(accepted / (self._tau[num_nodes] - 1.0), _MOST)
             self.ratio += _WEIGHT * (now - self.ratio)
 
     def choose(self, num_rows: int) -> int:

@@ -8,7 +8,7 @@ Letters: B batch, R rows of a shape (1 when all rows of the batch share it, else
 V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -90,6 +90,18 @@ class Drafter(Protocol):
 
     def have_read(self, lengths: Sequence[int]) -> None:
         """Steps on the device have read the live rows' texts up to these lengths."""
+        return None
+
+    def sizes(self) -> "Mapping[int, Drafter]":
+        """What draws up trees of each number of nodes in steps on the device."""
+        return {self.num_nodes: self}
+
+    def choose(self, num_rows: int) -> int:
+        """Which of `sizes` the next step of so many rows takes."""
+        return self.num_nodes
+
+    def learn(self, num_nodes: int, gains: Sequence[int]) -> None:
+        """What a step of this size gained, by row that gained anything: known one step late where steps run ahead."""
         return None
 
     def propose(self, draft_input: DraftInput) -> Draft: ...
