@@ -23,7 +23,8 @@ def main(config: ImportHeadsConfig) -> dict[str, object]:
     if config.source is None:
         raise UserError("source must be a folder with Medusa heads; got null. Give source=DIR.")
     source = user_path(config.source, "source")
-    path = config.base.path or named_base(source)
+    named = named_base(source)  # refuses a folder without heads, whatever base is given
+    path = config.base.path or named
     if path is None:
         raise UserError(f"{source / 'config.json'} names no base. Give the one they were trained for: base.path=MODEL.")
     output = user_path(config.output, "output") if config.output else PROJECT / "checkpoints" / source.resolve().name

@@ -249,6 +249,10 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="were trained for"):
+        export(run, "vllm", tmp_path / "empty", lambda: other)
+    (tmp_path / "empty").rmdir()  # the user's own folder is still there
     monkeypatch.setattr(export_module, "save_file", full_disk)
     with pytest.raises(UserError, match="No space left"):
         export(run, "vllm", out, lambda: base)

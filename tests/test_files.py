@@ -92,6 +92,17 @@ def test_errors_of_the_caller_pass_through(tmp_path: Path, error: OSError) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+def test_folders_made_for_what_was_not_written_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(KeyError), write_atomically(tmp_path / "mine/new/newer/a.txt"):
+        raise KeyError
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+    with pytest.raises(KeyError), write_atomically(tmp_path / "mine/new/a.txt"):
+        (tmp_path / "mine/new/theirs.txt").write_text("theirs")
+        raise KeyError
+    assert [path.name for path in (tmp_path / "mine/new").iterdir()] == ["theirs.txt"]
+
+
 @pytest.mark.parametrize("filename", [None, "staged"])
 def test_errors_of_writing_are_told_as_such(tmp_path: Path, filename: str | None) -> None:
     with (

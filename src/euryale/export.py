@@ -71,11 +71,16 @@ def export(folder: Path, format_name: str, output: Path, load_base: Callable[[],
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise UserError(f"output={output} must be empty or not there yet; it already holds something.")
     read_description(folder)
-    if output.is_dir():
+    is_there = output.is_dir()
+    if is_there:
         output.rmdir()  # empty: the new folder appears whole in its place
-    with write_atomically(output) as staged:
-        staged.mkdir()
-        FORMATS[format_name](folder, staged, load_base)
+    try:
+        with write_atomically(output) as staged:
+            staged.mkdir()
+            FORMATS[format_name](folder, staged, load_base)
+    finally:
+        if is_there:
+            output.mkdir(parents=True, exist_ok=True)  # again, after a refusal
     return sorted(path for path in output.rglob("*") if path.is_file())
 
 

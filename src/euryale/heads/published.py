@@ -67,12 +67,13 @@ class _Published(NamedTuple):
 
 def named_base(source: Path) -> str | None:
     """The base that config.json names, a folder or hub id; None where it names none. Raises UserError: not a folder of
-    heads."""
+    heads, no weights in it."""
     if not (source / "config.json").is_file():
         raise UserError(
             f"source={source} must be a folder with config.json and the weights of Medusa heads; there is none. From "
             "the hub: hf download REPOSITORY --local-dir DIR"
         )
+    _weight_files(source)
     name = read_json(source / "config.json").get("base_model_name_or_path")
     return name if isinstance(name, str) and name else None
 

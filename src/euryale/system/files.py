@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -27,12 +27,13 @@ def write_atomically(target: Path, last: str = "") -> Iterator[Path]:
 
     An existing file is replaced. Into an existing folder the new files move one by one, `last` being the last of
     them (the file that says what the others are); its other files stay. A folder that does not exist yet appears
-    whole. Raises UserError when the disk is full, read-only or out of reach; any other error of the caller's own
-    passes through.
+    whole. After an error nothing is left of it, nor of folders made for it. Raises UserError when the disk is full,
+    read-only or out of reach; any other error of the caller's own passes through.
     """
     merges = target.is_dir()
     staged = target / ".new.tmp" if merges else target.with_name(f".{target.name}.tmp")
     moved: list[str] = []
+    made = [folder for folder in (staged.parent, *staged.parent.parents) if not folder.exists()]
     with _disk_errors(target, moved):
         staged.parent.mkdir(parents=True, exist_ok=True)
         remove(staged)  # what a killed process left
@@ -56,6 +57,10 @@ def write_atomically(target: Path, last: str = "") -> Iterator[Path]:
             _flush_entry(target.parent)
     finally:
         remove(staged)
+        if not target.exists():
+            with suppress(OSError):  # not there after all, or somebody else has put something into it
+                for folder in made:
+                    folder.rmdir()
 
 
 @contextmanager
