@@ -19,10 +19,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the network
 
 # Files that take longest, the longest first: begun first, none of them is what a process works on alone in the end.
 LONG_FILES = [
-    "test_sweeps", "test_config", "test_kernels_compiled", "test_kernels_interpreted", "test_exactness",
-    "test_processes", "test_pipeline", "test_hub_recipes", "test_page", "test_server_soak", "test_medusa2",
-    "test_page_served", "test_device_step", "test_scheduler", "test_accept_rules", "test_hub_source", "test_trainer",
-    "test_world_families",
+    "test_sweeps", "test_kernels_interpreted", "test_config", "test_kernels_compiled", "test_processes",
+    "test_hub_recipes", "test_pipeline", "test_page", "test_measure_training", "test_exactness", "test_medusa2",
+    "test_accept_rules", "test_device_step", "test_page_served", "test_server_soak", "test_scheduler", "test_trainer",
+    "test_world_families", "test_on_a_gpu", "test_report", "test_kernels_cuda", "test_hub_source",
 ]  # fmt: skip
 
 

@@ -264,8 +264,8 @@ def test_a_phone_shows_one_column_and_nothing_sticks_out(browser: Browser, serve
     last = page.locator(".run").last.bounding_box()
     frame = page.locator(".text .scroll").bounding_box()
     assert last["y"] + last["height"] <= frame["y"] + frame["height"], "the end of the text is scrolled into view"
-    heights = page.locator("button:visible").evaluate_all("all => all.map(it => it.getBoundingClientRect().height)")
-    assert min(heights) >= 24  # WCAG 2.2, target size
+    heights = page.locator("button").evaluate_all("all => all.map(it => it.getBoundingClientRect().height)")
+    assert min(filter(None, heights)) >= 24  # WCAG 2.2, target size; one that has none is not there (any more)
     assert_accessible(page)
     assert problems == []
     context.close()
