@@ -272,12 +272,14 @@ def test_resume_without_anything_to_go_on_with_lists_what_there_is(run_folder: P
     assert_refused(result, "resume=two", str(run_folder))
 
 
-@pytest.mark.parametrize("content", [None, "a: [", "oops: 1", "seed: many"])
+@pytest.mark.parametrize("content", [None, "a: [", "oops: 1", "seed: many", "", "[1]", "base: {path: x}"])
 def test_a_run_whose_settings_are_damaged_is_refused(run_folder: Path, content: str | None) -> None:
     (run_folder / "config.yaml").unlink()
     if content is not None:
         (run_folder / "config.yaml").write_text(content)
-    assert_refused(run_script("train/run.py", f"resume={run_folder}"), "config.yaml cannot be read")
+    result = run_script("train/run.py", f"resume={run_folder}")
+    assert_refused(result, "config.yaml cannot be read")
+    assert len(result.err.splitlines()) == 1
 
 
 def test_a_folder_that_is_in_use_is_not_trained_into(run_folder: Path) -> None:

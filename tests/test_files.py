@@ -112,6 +112,14 @@ def test_errors_of_writing_are_told_as_such(tmp_path: Path, filename: str | None
         raise OSError(28, "No space left on device", None if filename is None else str(staged / "part"))
 
 
+def test_a_disk_that_a_copy_fills_is_told_as_such(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"a\.txt could not be saved.*unchanged"),
+        write_atomically(tmp_path / "a.txt") as staged,
+    ):
+        raise OSError(28, "No space left on device", "what is copied", None, str(staged / "part"))
+
+
 @pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
 def test_files_have_the_access_of_new_files_also_where_a_library_gave_them_less(
     mask: int, mode: int, tmp_path: Path

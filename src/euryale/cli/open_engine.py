@@ -80,5 +80,14 @@ def open_base(config: BaseConfig, description: dict) -> Base:
         config = replace(config, quantization=trained_on.get("quantization", "none"))
     config = replace(config, dtype=dtype_for(config.dtype, description, config.device))
     if config.path is None:
+        _check_is_there(trained_on["path"])
         config = replace(config, path=trained_on["path"], revision=config.revision or trained_on.get("revision"))
     return load_base(config)
+
+
+def _check_is_there(path: object) -> None:
+    """Raises UserError for a folder that heads were trained for and that was moved since."""
+    if isinstance(path, str) and Path(path).is_absolute() and not Path(path).exists():
+        raise UserError(
+            f"the base of these heads, {path}, is not there any more. Give the place where it is now: base.path=FOLDER."
+        )

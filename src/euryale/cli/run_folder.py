@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]  # comes with omegaconf
 
@@ -21,6 +21,7 @@ from euryale.system.paths import output_root
 from euryale.training.resume import CONFIG_FILE, find_run
 
 _BEFORE_SETTINGS = {"initial", "wandb"}  # what a run makes before its settings are saved
+_ALWAYS_THERE = ("base", "data", "heads", "objective", "optim")  # in the settings of a run
 _LOCK = ".running.tmp"  # held while the run goes on
 
 
@@ -103,11 +104,15 @@ def save_settings(config: TrainConfig, folder: Path) -> None:
 def _read_settings(folder: Path) -> TrainConfig:
     try:
         saved = OmegaConf.load(folder / CONFIG_FILE)
+        missing = [name for name in _ALWAYS_THERE if not isinstance(saved, DictConfig) or name not in saved]
+        if missing:  # the defaults would be taken for them, which is another run
+            raise ValueError(f"it holds no {', '.join(missing)}")
         merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), saved, {"resume": str(folder)})
         settled = OmegaConf.to_object(merged)
     except (OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(
-            f"resume={folder}: its {CONFIG_FILE} cannot be read ({error}). Restore the file, or start anew."
+            f"resume={folder}: its {CONFIG_FILE} cannot be read ({' '.join(str(error).split())}). Restore the file, or "
+            "start anew."
         ) from error
     assert isinstance(settled, TrainConfig)
     return settled

@@ -77,6 +77,8 @@ def _is_of_writing(error: OSError | SafetensorError, staged: Path) -> bool:
         return "I/O error" in str(error)  # safetensors wraps the system's errors in its own
     if error.filename is None:
         return error.errno in _DISK_ERRORS
+    if error.errno in _DISK_ERRORS and error.filename2 is not None:
+        return True  # a copy: the file that is read stands first
     written = Path(os.fsdecode(error.filename))
     return staged == written or staged in written.parents
 
