@@ -182,6 +182,16 @@ def test_other_mistakes_have_their_status(
     assert reply.error["message"]
 
 
+def test_lists_of_wrong_length_say_which_lengths_there_are(untouched: Running) -> None:
+    error = untouched.chat(messages=[]).error
+    assert error["message"] == "messages must have at least 1 entries; got 0."
+    turn = {"role": "user", "content": "a"}
+    error = untouched.chat(messages=[turn] * 2049).error
+    assert error["message"] == "messages must have at most 2048 entries; got 2049."
+    error = untouched.chat(messages=[turn], stop=["a"] * 17).error
+    assert error["message"].startswith("stop must be a string or a list of at most 16 strings, of 1 to 256 characters")
+
+
 def test_a_prompt_and_answer_beyond_the_context_have_openais_code(untouched: Running) -> None:
     error = untouched.complete(prompt=[0] * 250, max_tokens=7).error
     assert error["code"] == "context_length_exceeded" and "256" in error["message"]

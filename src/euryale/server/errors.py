@@ -3,16 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from euryale.server.limits import RETRY_AFTER_SECONDS
+from euryale.server.limits import MAX_STOP_CHARACTERS, MAX_STOPS, RETRY_AFTER_SECONDS
 
 AT_FAULT = "invalid_request_error"
 _SHOWN = 80  # characters of a refused value that a message repeats
+_LENGTHS = {"too_short": ("at least", "min_length"), "too_long": ("at most", "max_length")}
 _UNIONS = {
     "prompt": "prompt must be a string, a list of strings, a list of token ids or a list of lists of token ids, "
     "none of them empty but the string",
     "guided_json": "guided_json must be a JSON schema or its text",
     "json": "json must be a JSON schema or its text",
-    "stop": "stop must be a string or a list of strings of 1 to 256 characters",
+    "stop": f"stop must be a string or a list of at most {MAX_STOPS} strings, of 1 to {MAX_STOP_CHARACTERS} characters",
     "content": "content must be a string or a list of parts like {'type': 'text', 'text': '...'}",
 }
 
@@ -103,6 +104,9 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     rule = str(first["msg"]).removeprefix("Value error, ")
     if rule.startswith("Input should be "):
         rule = f"{param} must be {rule.removeprefix('Input should be ')}; got {shown(first['input'])}."
+    elif first["type"] in _LENGTHS:
+        bound, name = _LENGTHS[first["type"]]
+        rule = f"{param} must have {bound} {first['ctx'][name]} entries; got {first['ctx']['actual_length']}."
     elif first["type"] != "value_error":
         rule = f"{param}: {rule}; got {shown(first['input'])}."
     return bad_request(rule, param)
