@@ -17,7 +17,7 @@ import torch
 from euryale.system.memory import is_out_of_memory
 
 EAGER_STEPS = 2
-_MOST_GRAPHS = 32  # the latest used stay
+_MOST_GRAPHS = 128  # the latest used stay; eight numbers of rows times six sizes of an adaptive tree are 48
 log = logging.getLogger(__name__)
 
 
