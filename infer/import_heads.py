@@ -11,7 +11,7 @@ from euryale.data.tokens import prompt_ids
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
 from euryale.heads.published import check_output, import_heads, named_base
-from euryale.system.paths import PROJECT, user_path
+from euryale.system.paths import PROJECT, argument, user_path
 from euryale.system.provenance import provenance
 
 _NUM_PROMPTS, _NUM_TOKENS = 4, 32  # of the answers that show whether the heads fit the base
@@ -39,7 +39,8 @@ def main(config: ImportHeadsConfig) -> dict[str, object]:
     print(
         f"{output}: {made.num_heads} heads of {made.num_layers} layers, output={made.output}; a chain of their first "
         f"guesses gains tau {tau:.2f} on {_NUM_PROMPTS} openings of code\n"
-        f"next, the fastest tree for this machine: python infer/calibrate.py checkpoint={output} prompts=FILE"
+        "next, the fastest tree for this machine: "
+        f"python infer/calibrate.py {argument('checkpoint', output)} prompts=FILE"
     )
     told = {"num_heads": made.num_heads, "num_layers": made.num_layers, "output": made.output}
     return {"checkpoint": str(output), "base": path} | told | {"tau": tau, "metric": tau}

@@ -145,7 +145,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_refused(checkpoint: Path, tiny_ba
     (checkpoint / "tree.json").unlink()
     with pytest.raises(UserError, match="tree=calibrated: .* has no tree.json"):
         Engine.load(checkpoint, base=tiny_base)
-    (checkpoint / "heads.json").write_text('{"format_version": 1}')
+    (checkpoint / "heads.json").write_text('{"format_version": 1, "hidden_size": 8, "vocab_size": 9}')
     with pytest.raises(UserError, match="does not say which base"):
         Engine.load(checkpoint)
 

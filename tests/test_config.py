@@ -21,7 +21,7 @@ from euryale.cli.run_folder import save_settings, whole_or_nothing
 from euryale.cli.schemas import SCHEMAS, TrainConfig
 from euryale.cli.script import CONF, script, use_threads
 from euryale.errors import UserError
-from euryale.system.paths import output_root
+from euryale.system.paths import argument, output_root
 from euryale.training.signals import Interrupted
 
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
@@ -376,6 +376,11 @@ def test_output_is_below_the_project_unless_it_is_absolute(tmp_path: Path) -> No
     assert output_root("checkpoints") == ROOT / "checkpoints"
     assert output_root(str(tmp_path)) == tmp_path
     assert output_root("~/runs") == Path.home() / "runs"
+
+
+def test_a_path_in_a_command_to_copy_is_one_argument_of_a_shell() -> None:
+    assert argument("resume", Path("/runs/my run's")) == """'resume=/runs/my run'"'"'s'"""
+    assert argument("resume", "checkpoints/2026-11-29_04-00-00") == "resume=checkpoints/2026-11-29_04-00-00"
 
 
 # What a script's main may do

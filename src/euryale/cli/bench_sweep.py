@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from euryale.report.ranking import FAILURE_FILE
 from euryale.system.files import read_json
+from euryale.system.paths import argument
 
 FAILED_STATUS = 2
 MADE_FILES = (FAILURE_FILE, "multirun.yaml")  # a failed job's record; Hydra's settings of the sweep
@@ -45,7 +46,7 @@ class BenchSweep(Callback):
         for job in failed:
             print(f"failed: {' '.join(job['overrides'])}: {job['error']}", file=sys.stderr)
         if self._plots and config.output is not None and Path(config.output).is_file():
-            print(f"plot it: python infer/plot_sweep.py results={config.output}", flush=True)
+            print(f"plot it: python infer/plot_sweep.py {argument('results', config.output)}", flush=True)
         if failed:
             sys.exit(FAILED_STATUS)
 

@@ -40,7 +40,7 @@ from euryale.report.ranking import RESULT_FILE, numbers_of
 from euryale.system import processes
 from euryale.system.files import write_json
 from euryale.system.hardware import hardware
-from euryale.system.paths import PROJECT
+from euryale.system.paths import PROJECT, argument
 from euryale.system.provenance import provenance
 from euryale.training.new_base import make_base
 from euryale.training.objective import OBJECTIVES
@@ -201,9 +201,10 @@ def headline(report: dict[str, Any], folder: Path, metric: str) -> dict[str, obj
 
 def headline_unmeasured(trained: dict[str, Any], folder: Path) -> dict[str, object]:
     """The last line of a run whose base no process holds whole: there is nothing to decode with."""
+    named = argument("checkpoint", folder)
     print(
         "The heads are trained; no process holds the whole base, so nothing was decoded with them. On a machine that "
-        f"holds it: python infer/calibrate.py checkpoint={folder}, then python infer/bench.py checkpoint={folder}"
+        f"holds it: python infer/calibrate.py {named}, then python infer/bench.py {named}"
     )
     loss = trained.get("held_out_loss_nats")
     write_json(folder / RESULT_FILE, {"held_out_loss_nats": loss})

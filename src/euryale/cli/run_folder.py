@@ -17,7 +17,7 @@ from euryale.errors import UserError
 from euryale.system import processes
 from euryale.system.files import check_writable, remove, write_atomically
 from euryale.system.locks import alone
-from euryale.system.paths import output_root
+from euryale.system.paths import argument, output_root
 from euryale.training.resume import CONFIG_FILE, find_run
 
 _BEFORE_SETTINGS = {"initial", "wandb"}  # what a run makes before its settings are saved
@@ -47,7 +47,11 @@ def settle_run(config: TrainConfig) -> tuple[TrainConfig, Path]:
     folder = _new_folder(config)
     check_writable(folder, f"output={config.output} name={config.name}" if config.name else f"output={config.output}")
     if folder.exists() and not _was_killed_at_once(folder):
-        go_on = f"Go on with resume={folder}, or give" if (folder / CONFIG_FILE).is_file() else "It is not a run: give"
+        go_on = (
+            f"Go on with {argument('resume', folder)}, or give"
+            if (folder / CONFIG_FILE).is_file()
+            else "It is not a run: give"
+        )
         raise UserError(f"{folder} is there already. {go_on} another name=.")
     return config, folder
 

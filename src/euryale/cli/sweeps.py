@@ -30,7 +30,7 @@ from euryale.report.ranking import (
     summary,
 )
 from euryale.system import processes
-from euryale.system.paths import output_root
+from euryale.system.paths import argument, output_root
 
 PLUGINS = {
     "joblib": "hydra_plugins.hydra_joblib_launcher",
@@ -102,7 +102,7 @@ def launching() -> Iterator[None]:
 def _end_early(error: BaseException) -> None:
     hydra = HydraConfig.get()
     root, name = Path(hydra.sweep.dir), hydra.runtime.choices.get("sweep")
-    later = f"python infer/rank.py runs={root} ranks what ends later."
+    later = f"python infer/rank.py {argument('runs', root)} ranks what ends later."
     if isinstance(error, KeyboardInterrupt):
         message = f"interrupted. Jobs of a cluster go on; {later}"
     elif isinstance(error, HydraException):  # a wrong setting, which says so

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from euryale.evaluation.doctor import Case
+from euryale.system.paths import argument
 
 LEAST_GAIN = 1.1  # times tau; less is within what another choice of prompts changes
 WEAK_TOP1 = 0.35  # of the first head on text of its own training: with less, a chain gains about a third of a token
@@ -44,7 +45,8 @@ def _no_tree(case: Case, checkpoint: str, file: str) -> Finding | None:
         math.inf,
         f"the tree for T = {case.temperature:g} has one node, so nothing is drafted: calibration found that no tree "
         "pays on its machine",
-        f"python infer/calibrate.py checkpoint={checkpoint} prompts={file}   (on this machine), or tree.num_nodes=16",
+        f"python infer/calibrate.py {argument('checkpoint', checkpoint)} {argument('prompts', file)}"
+        "   (on this machine), or tree.num_nodes=16",
     )
 
 
@@ -87,8 +89,8 @@ def _temperature(case: Case, checkpoint: str, file: str) -> Finding | None:
     if not any(abs(known - case.temperature) < 0.1 for known in case.calibrated):
         known = ", ".join(f"{temperature:g}" for temperature in case.calibrated) or "no temperature"
         remedy = (
-            f"python infer/calibrate.py checkpoint={checkpoint} calibrate.temperatures=[0.0,{case.temperature:g}]   "
-            f"(the tree was calibrated for {known})"
+            f"python infer/calibrate.py {argument('checkpoint', checkpoint)} "
+            f"calibrate.temperatures=[0.0,{case.temperature:g}]   (the tree was calibrated for {known})"
         )
     else:
         remedy = "a lower temperature; or train on text sampled at it (regenerate.temperature, regenerate.greedy_share)"
@@ -165,7 +167,8 @@ def _kind_of_text(case: Case, checkpoint: str, file: str, explained: float) -> F
         "kind of text",
         gain / explained,
         f"{beside}: the heads know this kind of text less well",
-        f"python train/run.py data=files data.files={file}   (with heads.init={checkpoint} to go on from these heads)",
+        f"python train/run.py data=files {argument('data.files', file)}"
+        f"   (with {argument('heads.init', checkpoint)} to go on from these heads)",
     )
 
 

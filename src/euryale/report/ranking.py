@@ -17,6 +17,7 @@ from euryale.errors import UserError, check_option
 from euryale.report.format import nearest_calibration, number
 from euryale.report.tables import align
 from euryale.system.files import read_json, write_atomically, write_json
+from euryale.system.paths import argument
 
 METRICS = ("tau", "tau_16", "speedup", "speedup_vs_hf", "tokens_per_s", "held_out_loss_nats")
 LOWER_IS_BETTER = ("held_out_loss_nats",)
@@ -205,9 +206,9 @@ def _read_result(job: Job, file: str) -> None:
 def _how_far(folder: Path) -> str:
     saves = sorted((folder / "resume").glob("step-*"))
     if not saves:
-        return f"nothing saved yet; python train/run.py resume={folder} begins again"
+        return f"nothing saved yet; python train/run.py {argument('resume', folder)} begins again"
     step = int(saves[-1].name.partition("-")[2])
-    return f"saved after step {step}; python train/run.py resume={folder} goes on"
+    return f"saved after step {step}; python train/run.py {argument('resume', folder)} goes on"
 
 
 def _csv(jobs: list[Job], metric: str) -> str:

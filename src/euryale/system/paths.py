@@ -1,6 +1,7 @@
 """Paths of the project: where bundled files lie and where results go."""
 
 import os
+import shlex
 from pathlib import Path
 
 from euryale.errors import UserError
@@ -26,6 +27,11 @@ def user_path(name: str, setting: str) -> Path:
         shown = name if len(name) <= 80 else f"{name[:80]}..."
         raise UserError(f"{setting}={shown} cannot be looked for ({reason}). Give another path.") from error
     return path
+
+
+def argument(name: str, path: str | Path) -> str:
+    """NAME=PATH as a shell takes it, for commands that a person may copy."""
+    return shlex.quote(f"{name}={path}")
 
 
 def cache_root() -> Path:

@@ -22,6 +22,7 @@ from euryale.data.random_batches import RandomRows
 from euryale.errors import UserError
 from euryale.heads.heads import Heads
 from euryale.system.memory import begin_peak, peak
+from euryale.system.paths import argument
 from euryale.system.progress import Progress
 from euryale.training.metrics_log import MetricsLog, forget_metrics, truncate_metrics
 from euryale.training.objective import OBJECTIVES, ObjectiveConfig
@@ -260,7 +261,7 @@ class Trainer:
         self.save()
         raise Interrupted(
             f"Stopped after step {self.step} of {self.optim.num_steps}; everything is saved. "
-            f"Go on with: python train/run.py resume={self.folder}",
+            f"Go on with: python train/run.py {argument('resume', self.folder)}",
             signal_number,
         )
 

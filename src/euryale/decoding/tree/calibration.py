@@ -12,6 +12,7 @@ from typing import Any
 
 from euryale.decoding.tree.tree import ROOT_ONLY, Tree
 from euryale.errors import UserError
+from euryale.system.paths import argument
 
 TREE_FILE = "tree.json"
 TREE_FORMAT = 1
@@ -70,7 +71,7 @@ def read_calibrations(folder: Path) -> list[Calibration]:
     if not file.is_file():
         raise UserError(
             f"tree=calibrated: {folder} has no {TREE_FILE}. Make one with "
-            f"`python infer/calibrate.py checkpoint={folder}`, or use tree=chain or tree=medusa63."
+            f"`python infer/calibrate.py {argument('checkpoint', folder)}`, or use tree=chain or tree=medusa63."
         )
     try:
         content = json.loads(file.read_text())
