@@ -50,7 +50,7 @@ PRETRAIN: dict[str, Any] = {"objective": ObjectiveConfig(kind="pretrain")}
         ({"scratch": ScratchConfig(enabled=True, num_heads=7), **PRETRAIN}, "scratch.hidden_size=256"),
         ({"optim": OptimConfig(name="muon"), **PRETRAIN}, "optim=muon .* Add optim=adamw"),
         ({"data": DataConfig(kind="files", files="gone.txt")}, "data.files=gone.txt: there is no such file"),
-        ({"data": DataConfig(held_out_one_in=0)}, "data=stdlib gives no row for the split held_out"),
+        ({"data": DataConfig(held_out_one_in=0)}, "data.held_out_one_in must be at least 2, because this run measures"),
     ],
 )  # fmt: skip
 def test_an_impossible_setting_is_refused(changes: dict, message: str) -> None:
@@ -60,7 +60,7 @@ def test_an_impossible_setting_is_refused(changes: dict, message: str) -> None:
 
 def test_pretraining_needs_held_out_rows_only_to_evaluate() -> None:
     config = TrainConfig(data=DataConfig(held_out_one_in=0), optim=OptimConfig(name="adamw"), **PRETRAIN)
-    with pytest.raises(UserError, match="no row for the split held_out"):
+    with pytest.raises(UserError, match="held_out_one_in must be at least 2"):
         check_settings(config)
     check_settings(replace(config, optim=OptimConfig(name="adamw", eval_batches=0)))
 

@@ -157,6 +157,11 @@ def check_rows(data: DataConfig, needs_held_out: bool, advice: str = "Give more 
         data = replace(data, mix=[part for part in data.mix if dict(part).get("kind") != "self"])
         if not data.mix:
             return
+    if needs_held_out and data.held_out_one_in == 0 and data.kind != "mix":
+        raise UserError(
+            "data.held_out_one_in must be at least 2, because this run measures on rows that are held out; got 0. "
+            "20 is usual."
+        )
     unshuffled = replace(data, shuffle_window=1)  # else a whole window is read for it
     of_kind = {"files": data.files, "hub": data.repo, "regenerated": data.folder}
     where = of_kind.get(data.kind) or f"data={data.kind}"

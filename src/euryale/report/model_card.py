@@ -121,10 +121,14 @@ def _breadth(breadth: dict[str, Any]) -> list[str]:
 
 
 def _where(section: dict[str, Any]) -> str:
-    words = [f"{section['num_prompts']} prompts"] if section.get("num_prompts") is not None else []
+    words = [_count(section["num_prompts"], "prompt")] if section.get("num_prompts") is not None else []
     words += [f"temperature {section['temperature']:g}"] if section.get("temperature") is not None else []
-    words += [f"{section['num_nodes']} nodes"] if section.get("num_nodes") is not None else []
+    words += [_count(section["num_nodes"], "node")] if section.get("num_nodes") is not None else []
     return ", ".join(words) or MISSING
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def _origin(report: dict[str, Any]) -> str:
