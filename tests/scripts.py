@@ -11,6 +11,7 @@ import json
 import logging
 import runpy
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -99,6 +100,9 @@ def run_main(main: Callable[[], object], *argv: str, stdin: str = "") -> Result:
                 main()
             except SystemExit as ending:
                 status = ending.code
+            except Exception:  # what the interpreter does with a bug
+                traceback.print_exc()
+                status = 1
     finally:
         root.handlers[:], root.level = handlers, level
         torch.set_num_threads(threads)
