@@ -3,11 +3,13 @@
 The base writes text, ranks of its tokens under the heads are counted along it (rank_vectors.py), and give the best
 tree of every size. A loop of steps over the same text gives each tree's tau (simulate_tau.py), a stopwatch the time of
 its steps (time_steps.py), a model of time that grows with nodes and depth takes the noise out, and the finalists are
-timed once more before one is chosen (choose_size.py).
+timed once more before one is chosen (choose_size.py). Last, part of the text is written again with the chosen tree and
+with as many nodes that each step arranges anew (time_arrangements.py).
 """
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +27,7 @@ from euryale.evaluation.config import CalibrateConfig
 from euryale.evaluation.rank_vectors import Text, frequent_paths, rank_vectors
 from euryale.evaluation.repetition import repeated_ngram_share
 from euryale.evaluation.simulate_tau import replay
+from euryale.evaluation.time_arrangements import Arrangements, time_arrangements, tried
 from euryale.evaluation.time_steps import time_steps
 from euryale.heads.heads import Heads
 from euryale.system.hardware import hardware
@@ -59,8 +62,12 @@ def calibrate(base: Base, heads: Heads, openings: list[Opening], config: Calibra
         counted = _count(ranks, heads, temperature, config)
         timed = _time(base, heads, counted, ranks, openings[0].ids, config)
         answers = [text.ids[text.num_prompt :] for text in texts]
-        entries.append(_entry(counted, timed) | {"repeated_8grams": repeated_ngram_share(answers)})
+        entry = _entry(counted, timed) | {"repeated_8grams": repeated_ngram_share(answers)}
+        arrangements = _arrange(base, heads, texts, ranks, timed.best, temperature, config, coupled)
+        entries.append(entry | (arrangements.as_entry() if arrangements else {}))
         _tell(temperature, timed)
+        if arrangements:
+            _tell_arrangements(arrangements)
     return {
         "format_version": TREE_FORMAT,
         "device": hardware()["gpu"] or hardware()["cpu"],
@@ -140,6 +147,25 @@ def _time(
     return Timed(trees, tau, times, again, choose_size(tau, again, shapes))
 
 
+def _arrange(
+    base: Base,
+    heads: Heads,
+    texts: list[Text],
+    ranks: list[Tensor],
+    best: Size,
+    temperature: float,
+    config: CalibrateConfig,
+    coupled: bool,
+) -> Arrangements | None:
+    """Writes some texts both ways, by what was counted on the others; None: nothing is drafted, or none is left."""
+    places = tried(texts)
+    others = [ranks_MK for place, ranks_MK in enumerate(ranks) if place not in places]
+    if not sum(map(len, others)):
+        return None
+    counted = replace(_count(others, heads, temperature, config), num_nodes=best[0], max_depth=best[1])
+    return time_arrangements(base, heads, counted, [texts[place] for place in places], coupled)
+
+
 def _entry(counted: Calibration, timed: Timed) -> dict[str, Any]:
     """One temperature's part of tree.json, the share of repeated text excepted."""
     tau, times = timed.tau, timed.times
@@ -173,3 +199,12 @@ def _tell(temperature: float, timed: Timed) -> None:
             "infer/calibrate.py; else heads that guess better are needed",
             *(temperature, size[0], tau[size], again[size].ms, again[timed.best].ms),
         )
+
+
+def _tell_arrangements(arrangements: Arrangements) -> None:
+    found = arrangements.as_entry()
+    log.info(
+        "%s: arranged anew in every step these nodes write %.2f times as fast (tau %.2f, %.2f as one tree)",
+        "a dynamic tree is chosen" if found["dynamic_depth"] else "one tree for all steps is chosen",
+        *(found["dynamic_speedup"], found["dynamic_tau"], found["fixed_tau"]),
+    )

@@ -1,7 +1,8 @@
 """The trees that calibration found best on this machine.
 
 `tree.json` alongside the heads holds, for one or more temperatures, paths ordered so that the best n-node tree is the
-root and the first n - 1 of them (of those that are not too deep), and the n and depth that were fastest here.
+root and the first n - 1 of them (of those that are not too deep), the n and depth that were fastest here, and whether
+so many nodes are faster still where every step arranges them anew.
 """
 
 import json
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from euryale.decoding.tree.tree import ROOT_ONLY, Tree
+from euryale.decoding.tree.tree import ROOT_ONLY, DynamicTree, Tree
 from euryale.errors import UserError
 from euryale.system.paths import argument
 
@@ -33,10 +34,20 @@ class Calibration:
     max_depth: int | None = None  # chosen: every level is one more round of drafting; None: as deep as the heads
     shallow: list[dict[str, float]] = field(default_factory=list)  # num_nodes, max_depth, tau, step_ms of other trees
     finalists: list[dict[str, Any]] = field(default_factory=list)  # timed once more: as shallow, and error_ms
+    # Not None: every step arranges so many nodes anew, at most this deep (evaluation/time_arrangements.py).
+    dynamic_depth: int | None = None
+    dynamic_speedup: float | None = None  # how much faster that was than the chosen tree; None: not timed
+    dynamic_tau: float | None = None  # tokens a step of those texts
+    fixed_tau: float | None = None
 
     def tree(self) -> Tree:
-        """The chosen tree."""
+        """The chosen size, as the paths that were most often right."""
         return self.tree_of(self.num_nodes, self.max_depth)
+
+    def chosen(self) -> Tree | DynamicTree:
+        """The tree that was fastest here: that one, or its number of nodes arranged anew in every step."""
+        tree = self.tree()
+        return DynamicTree(tree.num_nodes, self.dynamic_depth) if self.dynamic_depth and tree.num_nodes > 1 else tree
 
     def tree_of(self, num_nodes: int, max_depth: int | None = None) -> Tree:
         """The best tree of at most this many nodes, the root included, and of at most this depth."""
@@ -82,6 +93,9 @@ def read_calibrations(folder: Path) -> list[Calibration]:
         for calibration in found:
             if not 1 <= calibration.num_nodes <= len(calibration.paths) + 1:
                 raise ValueError(f"num_nodes={calibration.num_nodes} with {len(calibration.paths)} paths")
+            depth = calibration.dynamic_depth
+            if depth is not None and (type(depth) is not int or depth < 1):
+                raise ValueError(f"dynamic_depth={depth!r}")
             if isinstance(calibration.temperature, bool) or not isinstance(calibration.temperature, int | float):
                 raise ValueError(f"temperature={calibration.temperature!r}")
             calibration.tree()

@@ -2,7 +2,7 @@
 
     chain       the first candidate of every depth
     medusa63    Medusa's published tree
-    calibrated  the paths that were most often right when the checkpoint was calibrated
+    calibrated  what was fastest when the checkpoint was calibrated: the paths that were most often right, or dynamic
     dynamic     a number of nodes; every step takes those that look likeliest in that moment
 
 Where nothing was calibrated, `calibrated` is `chain`; for drafters without heads, `dynamic` (Engine.tree_name).
@@ -74,7 +74,10 @@ def plan_tree(
         calibration = nearest(calibrations, temperature)
         _check_num_nodes(asked.num_nodes, len(calibration.paths) + 1)
         if asked.num_nodes is None and most is None:
-            tree = calibration.tree()
+            chosen = calibration.chosen()
+            if isinstance(chosen, DynamicTree):
+                return DynamicTree(chosen.num_nodes, min(chosen.max_depth, num_heads))
+            tree = chosen
         else:
             tree = calibration.tree_of(asked.num_nodes or calibration.num_nodes, most)
         name = asked.name
