@@ -182,7 +182,7 @@ def test_the_draft_vocabulary_is_the_most_frequent_tokens_in_order() -> None:
         ({"kind": "clover"}, "heads.kind must be one of medusa, hydra, eagle; got clover"),
         ({"body": "conv"}, "heads.body must be one of resblock, mlp; got conv"),
         ({"output": "tied"}, "heads.output must be one of shared, own, lowrank; got tied"),
-        ({"output_rank": 0}, "heads.output_rank must be at least 1; got 0"),
+        ({"output_rank": 0}, "heads.output_rank must be from 1 to 65536; got 0"),
         ({"num_heads": 0}, "heads.num_heads must be .*; got 0"),
         ({"num_heads": 17}, "heads.num_heads must be .*; got 17"),
         ({"num_layers": 0}, "heads.num_layers must be .*; got 0"),

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 from scripts import SMALL, Result, assert_refused, run_script, write_texts
 
+from euryale.cli import sweeps
 from euryale.cli.sweeps import settle_arguments, sweep_folder
 from euryale.errors import UserError
 from euryale.report.plot_pareto import frontier, pareto_plot
@@ -294,3 +296,11 @@ def test_sweeps_go_below_the_project_by_name_or_time(tmp_path: Path) -> None:
 def test_a_launcher_needs_no_flag() -> None:
     assert settle_arguments(["sweep=basic", "seed=0,1"]) == ["-m", "sweep=basic", "seed=0,1"]
     assert settle_arguments(["-m", "sweep=basic"]) == ["-m", "sweep=basic"]
+
+
+def test_an_error_after_a_sweep_in_the_same_process_is_not_the_sweep_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = OmegaConf.create({"hydra": {"mode": "MULTIRUN"}})
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", sweep)
+    monkeypatch.delenv(sweeps.RAW_ERRORS, raising=False)
+    with pytest.raises(ValueError, match="a bug"), sweeps.launching():
+        raise ValueError("a bug")

@@ -126,6 +126,9 @@ def test_one_damaged_run_costs_the_ranking_of_no_other(tmp_path: Path, file: str
 
 
 def test_heads_are_not_imported_onto_something_and_no_base_is_loaded_for_it(tmp_path: Path) -> None:  # own
-    (tmp_path / "theirs.txt").touch()
-    result = run_script("infer/import_heads.py", "source=none", "base.path=no/such/base", f"output={tmp_path}")
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text("{}")
+    (source / "medusa_lm_head.safetensors").touch()
+    result = run_script("infer/import_heads.py", f"source={source}", "base.path=no/such/base", f"output={tmp_path}")
     assert_refused(result, "it already holds something")

@@ -87,6 +87,7 @@ def launching() -> Iterator[None]:
     """
     wants_traceback = RAW_ERRORS in os.environ
     os.environ.setdefault(RAW_ERRORS, "1")
+    HydraConfig.instance().cfg = None  # of an earlier run in this process, which may have been a sweep
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
