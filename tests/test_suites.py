@@ -242,6 +242,8 @@ def test_the_bundled_suite_has_eight_questions_of_each_kind_and_needs_no_file() 
         ("#### 70,000", "70000"),
         ("1. first\n2. second: 0.5%", "0.5"),
         ("1e3 is read as its parts", "3"),
+        ("between 10-18, or x-20", "20"),
+        ("it is $-5,", "-5"),
         ("none at all", None),
     ],
 )

@@ -24,7 +24,7 @@ from euryale.system.paths import PROJECT
 
 BREADTH = ("chat", "prose", "code", "maths", "extraction", "translation", "summaries", "questions")
 CONTEXT = "context"
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?", re.ASCII)
+_NUMBER = re.compile(r"(?:(?<!\w)-)?\d[\d,]*(?:\.\d+)?", re.ASCII)  # the hyphen of 10-18 is no sign
 _MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 
 
