@@ -4,10 +4,12 @@
 compares each answer with a loop that recomputes the whole text for every token (plain_decoding.py; for answers after
 the first of a batch, one pass over the answer has the same logits under transformers' own causal mask). Some greedy
 answers are also compared with transformers' `generate`, some answers with the engine without a drafter.
-`python tests/random_decodes.py 10000 [seed] [float32|float64]` runs many and prints JSON.
+`python tests/random_decodes.py 10000 [seed] [float32|float64|int4]` runs many and prints JSON.
 
 Models are float64 unless told otherwise: two tokens are then never so close that the order of additions decides,
-and a difference is an error. In float32 a mismatch whose two best scores lie within NEAR_TIE is counted apart.
+and a difference is an error. In float32 a mismatch whose two best scores lie within NEAR_TIE is counted apart. In int4
+(keys and values in bfloat16) the reference is the same engine without drafts, each prompt alone, and equal bits are
+promised; that its numbers are right is for test_int4_llama.py to say.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import torch
+from int4_models import int4_base
 from plain_decoding import Answer, Request, answer_slowly, answer_with_generate, can_generate, gap_at_divergence
 from random_models import (
     EAGLE_DESIGNS,
@@ -82,11 +85,14 @@ class Report:
     seconds: float = 0.0
 
 
-def random_model(rng: random.Random, dtype: torch.dtype, family: str) -> tuple[str, Base, Heads, int]:
+def random_model(
+    rng: random.Random, dtype: torch.dtype, family: str, is_int4: bool = False
+) -> tuple[str, Base, Heads, int]:
     vocab_size = rng.choice([5, 5, rng.randint(5, 12), rng.randint(5, 40)])
     eos = rng.choice([None, None, rng.randrange(vocab_size), rng.sample(range(vocab_size), rng.randint(1, 3))])
     seed = rng.randrange(2**31)
-    base = random_base(
+    make_base = int4_base if is_int4 else random_base
+    base = make_base(
         family, vocab_size, seed, dtype, max_length=rng.randint(24, 64), eos=eos,
         tie_word_embeddings=rng.random() < 0.3,
     )  # fmt: skip
@@ -224,14 +230,20 @@ def generate_each(engine: Engine, batch: list[Request]) -> list[Generation]:
     return [handle.generation for handle in handles if handle.generation is not None]
 
 
-def random_decodes(num: int, seed: int, dtype: torch.dtype = torch.float64, progress: Progress | None = None) -> Report:
+def random_decodes(
+    num: int,
+    seed: int,
+    dtype: torch.dtype = torch.float64,
+    progress: Progress | None = None,
+    is_int4: bool = False,
+) -> Report:
     """At least `num` decodes. Every number is drawn from `seed`."""
     rng = random.Random(seed)
     report = Report()
     families = itertools.cycle(FAMILIES)
     start = time.perf_counter()
     while report.num_decodes < num:
-        name, base, heads, model_seed = random_model(rng, dtype, next(families))
+        name, base, heads, model_seed = random_model(rng, dtype, next(families), is_int4)
         model = twin(base)
         plain = Engine(base, drafter="none")
         target = min(num, report.num_decodes + DECODES_PER_MODEL)
@@ -254,14 +266,17 @@ def random_decodes(num: int, seed: int, dtype: torch.dtype = torch.float64, prog
             shape = "adaptive" if is_adaptive else "dynamic" if isinstance(tree, TreeConfig) else "fixed"
             who = "eagle" if (drafter.name, heads.config.kind) == ("heads", "eagle") else drafter.name
             report.drafters[f"{who} {shape}"] += sum(len(answer.ids) for answer in found)
-            # The first of a batch token by token, which is slow; the others in one pass over what was found.
-            guesses = [[], *(answer.ids for answer in found[1:])]
-            expected = [answer_slowly(model, base, *each) for each in zip(batch, guesses, strict=True)]
+            if is_int4:
+                expected = [answer for request in batch for answer in generate(plain, [request])]
+            else:
+                # The first of a batch token by token, which is slow; the others in one pass over what was found.
+                guesses = [[], *(answer.ids for answer in found[1:])]
+                expected = [answer_slowly(model, base, *each) for each in zip(batch, guesses, strict=True)]
             compare(report, model, where, batch, expected, found)
             if rng.random() < 0.2:
                 compare(report, model, f"{where}, without a drafter", batch, expected, generate(plain, batch))
                 report.num_with_ar += len(batch)
-            if can_generate(batch[0]) and rng.random() < 0.8:
+            if not is_int4 and can_generate(batch[0]) and rng.random() < 0.8:
                 theirs = expected[0]._replace(ids=answer_with_generate(model, base, batch[0]))
                 compare(report, model, f"{where}, transformers' generate", batch[:1], expected[:1], [theirs])
                 report.num_with_generate += 1
@@ -287,17 +302,18 @@ def compare(
     for request, right, answer in zip(batch, expected, found, strict=True):
         if answer != right:
             gap = gap_at_divergence(model, request, right.ids, answer.ids)
-            is_tie = model.dtype != torch.float64 and gap < NEAR_TIE
+            is_tie = model.dtype == torch.float32 and gap < NEAR_TIE
             (report.near_ties if is_tie else report.mismatches).append(Mismatch(where, request, right, answer, gap))
 
 
 def main() -> None:
     num, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    dtype = getattr(torch, sys.argv[3] if len(sys.argv) > 3 else "float64")
+    numbers = sys.argv[3] if len(sys.argv) > 3 else "float64"
+    dtype = torch.bfloat16 if numbers == "int4" else getattr(torch, numbers)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     warnings.filterwarnings("ignore", message="Unfeasible length constraints")  # transformers; short contexts are meant
     progress = Progress("random decodes", num, "answers")
-    report = random_decodes(num, seed, dtype, progress)
+    report = random_decodes(num, seed, dtype, progress, numbers == "int4")
     progress.close()
     for mismatch in report.mismatches + report.near_ties:
         print(mismatch)

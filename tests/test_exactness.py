@@ -42,6 +42,10 @@ def test_random_decodes_in_float32_differ_at_near_ties_alone() -> None:
     assert len(report.near_ties) <= 1
 
 
+def test_random_decodes_in_4_bits_give_the_text_of_plain_decoding() -> None:
+    assert_exact(random_decodes(100, seed=2, dtype=torch.bfloat16, is_int4=True))
+
+
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
 def test_sampled_pairs_have_the_probabilities_of_the_base(temperature: float) -> None:
     """Without shared noise: 5,000 seeds, two tokens each out of one tree pass, against softmax times softmax.

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from euryale.base.base import Base
 from euryale.base.lora import FOLDER as ADAPTER
-from euryale.decoding.tree.calibration import TREE_FILE
+from euryale.decoding.tree.calibration import INT4_TREE_FILE, TREE_FILE
 from euryale.errors import UserError, check_option
 from euryale.heads.blocks import corrected
 from euryale.heads.checkpoint import DESCRIPTION, WEIGHTS, heads_config, load_heads, read_description, read_weights
@@ -38,7 +38,7 @@ from euryale.system.files import json_text, write_atomically
 
 # How a person trains heads that the peers can express.
 EXPORTABLE = "heads=medusa heads.body=resblock heads.root_token=false"
-_KEPT = (DESCRIPTION, WEIGHTS, TREE_FILE, "report.json", "README.md", ADAPTER)
+_KEPT = (DESCRIPTION, WEIGHTS, TREE_FILE, INT4_TREE_FILE, "report.json", "README.md", ADAPTER)
 _KEPT_SUFFIX = ".png"
 
 

@@ -26,7 +26,6 @@ from euryale.base.choose_forward import ForwardSettings, choose_forward
 from euryale.base.config import BaseConfig
 from euryale.base.config_check import settle_leftovers
 from euryale.base.families import check_family, context_length
-from euryale.base.fast_llama import FastLlama
 from euryale.base.forward import Forward
 from euryale.base.forward_check import sample_ids
 from euryale.base.generation_defaults import tell_left_out
@@ -113,7 +112,7 @@ class Base:
         return self._forward
 
     def _check_exact(self, forward: Forward) -> None:
-        if isinstance(forward, FastLlama) and forward.is_exact:
+        if forward.is_exact:
             return
         raise UserError(
             f"base.forward=exact must have sums that are proven not to depend on the tree; got {self.dtype} of "
@@ -127,8 +126,7 @@ class Base:
 
         False: equality was only seen, and near-ties of logits can fall the other way.
         """
-        forward = self.forward()
-        return isinstance(forward, FastLlama) and forward.is_exact
+        return self.forward().is_exact
 
     def logits(self, hidden_xD: Tensor) -> Tensor:
         """Final hidden states [..., D] -> logits [..., V]."""
@@ -204,7 +202,7 @@ def load_base(config: BaseConfig) -> Base:
     check_tensor_parallel(config, of_base, device, is_stored or quantization is not None)
     if Path(path).is_dir():
         check_stored(Path(path), config.path, is_stored)
-    name = "nf4" if quantization or is_stored else "none"
+    name = "nf4" if quantization or is_stored else "int4" if settings.is_int4 else "none"
     division_and_dtype = division(config, dtype)
     try:
         tokenizer = load_tokenizer(path, source)
@@ -220,7 +218,7 @@ def load_base(config: BaseConfig) -> Base:
         )
         if config.tensor_parallel > 1:
             make_ends_whole(model)
-        elif name == "none":
+        elif name != "nf4":
             model = model.to(device)
     # transformers reports a user's mistakes (a wrong id, a damaged file, an unknown family) with any of these.
     except Exception as error:
@@ -232,7 +230,7 @@ def load_base(config: BaseConfig) -> Base:
     base = Base(model, tokenizer, known, digest, name, settings, cache_config)
     base.merge_adapter = config.merge_adapter
     log.info("base %s: %s on %s in %s", config.path, type(model).__name__, base.device, base.dtype)
-    if settings.backend != "auto":
+    if settings.backend != "auto" or settings.is_int4:
         base.forward()  # what it cannot do is said now
     return base
 

@@ -63,7 +63,7 @@ def describe_base(config: BaseConfig) -> UnloadedBase:
         tokenizer,
         known_as(asked, path),
         fingerprint(path, of_base),
-        "nf4" if config.quantization == "nf4" or is_stored_in_4_bits(of_base, asked) else "none",
+        "nf4" if is_stored_in_4_bits(of_base, asked) else config.quantization,
         getattr(of_base, "_commit_hash", None),
         MODEL_FOR_CAUSAL_LM_MAPPING[type(of_base)].__name__,
         text.vocab_size,

@@ -2,10 +2,11 @@
 
     kernels       KernelLlama, through the kernel registry: on a GPU, or where base.backend names a backend
     fast forward  FastLlama: on a CPU, and on a GPU for sizes that no kernel takes
+    int4          Int4Llama: base.quantization=int4, on a CPU
     transformers  PlainForward: other families, and where a faster one does not agree with it; ParallelForward: a base
                   that is divided over several processes
 
-Each of the first two is compared with the model on a few tokens before it is used (forward_check.py).
+Each of the first three is compared with the model on a few tokens before it is used (forward_check.py).
 """
 
 import logging
@@ -21,7 +22,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from euryale.base.config import BaseConfig
 from euryale.base.fast_llama import FAMILIES, fast_forward, fits, is_known
 from euryale.base.forward import Forward, PlainForward
-from euryale.base.forward_check import is_near
+from euryale.base.forward_check import is_near, is_same_but_for_4_bits
+from euryale.base.int4_llama import Int4Llama, check_int4
 from euryale.base.kernel_layer import backend_for, layer_kernels
 from euryale.base.kernel_llama import KernelLlama
 from euryale.base.kernel_products import NF4_RUNTIMES
@@ -42,13 +44,15 @@ class ForwardSettings(NamedTuple):
     nf4_runtime: str = "auto"
     tensor_parallel: int = 1
     cuda_graphs: bool = True
+    is_int4: bool = False
 
     @staticmethod
     def of(config: BaseConfig) -> "ForwardSettings":
         """Raises UserError for unknown names and for settings that exclude each other."""
         settings = ForwardSettings(
-            config.forward, config.backend, config.nf4_runtime, config.tensor_parallel, config.cuda_graphs
-        )
+            config.forward, config.backend, config.nf4_runtime, config.tensor_parallel, config.cuda_graphs,
+            config.quantization == "int4",
+        )  # fmt: skip
         for name, value, known in (
             ("forward", settings.forward, FORWARDS),
             ("backend", settings.backend, ("auto", *BACKENDS)),
@@ -61,10 +65,28 @@ class ForwardSettings(NamedTuple):
                 f"base.forward must be auto with base.backend={settings.backend}; got {settings.forward}. The kernels "
                 "are a forward of their own, whose sums are not proven equal in every tree. Leave one of them out."
             )
+        if settings.is_int4:
+            settings._check_int4_alone()
         return settings
 
+    def _check_int4_alone(self) -> None:
+        """Raises UserError for settings that name another forward than that of 4 bits."""
+        for name, value, fit in (
+            ("forward", self.forward, ("auto", "exact")),
+            ("backend", self.backend, ("auto",)),
+            ("tensor_parallel", self.tensor_parallel, (1,)),
+        ):
+            if value not in fit:
+                raise UserError(
+                    f"base.{name} must be {' or '.join(map(str, fit))} with base.quantization=int4, which has a "
+                    f"forward of its own; got {value}. Leave one of them out."
+                )
+
     def check(self, of_base: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> None:
-        """Raises UserError where the backend that is named cannot run this base, by its config alone."""
+        """Raises UserError where the backend that is named, or int4, cannot run this base, by its config alone."""
+        if self.is_int4:
+            check_int4(of_base, device, dtype)
+            return
         if self.backend == "auto":
             if self.nf4_runtime == "kernel" and device.type != "cuda":
                 raise UserError(
@@ -106,6 +128,8 @@ def choose_forward(model: PreTrainedModel, sample: list[int], settings: ForwardS
     """The forward of this model. Raises UserError where kernels that are named do not fit or do not agree with it."""
     if settings.tensor_parallel > 1:
         return ParallelForward(model)
+    if settings.is_int4:
+        return _in_4_bits(model, sample)
     if settings.forward == "plain":
         return PlainForward(model)
     if settings.backend != "auto":
@@ -113,6 +137,16 @@ def choose_forward(model: PreTrainedModel, sample: list[int], settings: ForwardS
     if (kernels := _kernels_of_a_card(model, sample, settings)) is not None:
         return kernels
     return fast_forward(model, sample, settings.nf4_runtime == "expand") or PlainForward(model)
+
+
+def _in_4_bits(model: PreTrainedModel, sample: list[int]) -> Int4Llama:
+    fast = Int4Llama(model)
+    if not is_same_but_for_4_bits(model, fast.read_sample(sample), sample):
+        raise UserError(
+            f"base.quantization=int4: in 4 bits {type(model).__name__} is no longer the same model (its states differ "
+            "by more than half). Use base.quantization=none."
+        )
+    return fast
 
 
 def _named(model: PreTrainedModel, sample: list[int], settings: ForwardSettings) -> KernelLlama:

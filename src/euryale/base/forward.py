@@ -16,6 +16,11 @@ Store = Callable[[Tensor], tuple[Tensor, Tensor]]
 class Forward(Protocol):
     """How decoding reads tokens: ids [B, N] to hidden states [B, N, D] to logits [B, N, V]."""
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether a row's numbers are proven not to depend on how many rows, nodes or neighbours are in a pass."""
+        ...
+
     def is_current(self) -> bool:
         """Whether the model's weights are still those that it was made of."""
         ...
@@ -29,6 +34,8 @@ class Forward(Protocol):
 
 class PlainForward:
     """The transformers model itself: every family, and the slow twin of the fast forward."""
+
+    is_exact = False
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model

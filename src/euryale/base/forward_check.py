@@ -54,6 +54,13 @@ def is_near(model: PreTrainedModel, of_fast: Tensor, ids: list[int]) -> bool:
     return _error(of_fast, truth) <= max(_ROOM * _error(of_model, truth), _LEAST)
 
 
+@torch.no_grad()
+def is_same_but_for_4_bits(model: PreTrainedModel, of_fast: Tensor, ids: list[int]) -> bool:
+    """The same of weights that were brought to 4 bits: rounding in every layer, not another computation."""
+    of_model = model.base_model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state
+    return _error(of_fast, of_model) <= _UNKNOWN
+
+
 def _error(found: Tensor, truth: Tensor) -> float:
     difference = (found.double() - truth.double()).square().mean().sqrt()
     return float(difference / truth.double().square().mean().sqrt().clamp(min=1e-6))

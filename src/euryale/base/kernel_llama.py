@@ -55,6 +55,8 @@ class TreeBits(NamedTuple):
 class KernelLlama:
     """Token ids to final hidden states and logits, for decoding only."""
 
+    is_exact = False
+
     @torch.no_grad()
     def __init__(self, model: PreTrainedModel, backend: str, nf4_runtime: str = "auto") -> None:
         """`model` must be one that fast_llama `fits`. Raises UserError where kernels that are named cannot run."""

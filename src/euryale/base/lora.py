@@ -207,10 +207,8 @@ def load_adapter(folder: Path, base: Base) -> None:
     if base.merge_adapter:
         adapter.base_model.merge_and_unload()
         base.adapter = None
-        if base.quantization != "none":
-            log.warning(
-                "the adapter was merged into %s weights: the sum was rounded to 4 bits again", base.quantization
-            )
+        if base.quantization == "nf4":
+            log.warning("the adapter was merged into nf4 weights: the sum was rounded to 4 bits again")
 
 
 def _check_kind(settings: Any, file: Path, is_merged: bool) -> None:

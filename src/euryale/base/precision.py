@@ -113,10 +113,10 @@ def bfloat16_speedup() -> float:
 
 
 def quantization_config(name: str, dtype: torch.dtype) -> object | None:
-    if name in ("none", "auto"):  # auto asks a heads checkpoint; without one there is nothing to ask
+    if name in ("none", "auto", "int4"):  # auto asks a heads checkpoint; int4 is made of weights in 16 or 32 bits
         return None
     if name != "nf4":
-        raise UserError(f"base.quantization must be none or nf4; got {name}.")
+        raise UserError(f"base.quantization must be none, nf4 or int4; got {name}.")
     try:
         import bitsandbytes  # noqa: F401  (optional: only a 4-bit base needs it)
     except ImportError as error:

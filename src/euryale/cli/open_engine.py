@@ -1,5 +1,6 @@
 """From the settings of an infer script to an engine: what cannot work is refused before the base is loaded."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from euryale.base.config import BaseConfig
 from euryale.decoding.config import EngineConfig
 from euryale.decoding.drafters.build import check_heads
 from euryale.decoding.engine import Engine
-from euryale.decoding.tree.calibration import TREE_FILE, read_calibrations
+from euryale.decoding.tree.calibration import INT4_TREE_FILE, TREE_FILE, find_tree, read_calibrations
 from euryale.decoding.tree.choose import plan_tree
 from euryale.errors import UserError
 from euryale.evaluation.threads import use_calibrated_threads
 from euryale.heads.checkpoint import dtype_for, find_checkpoint, heads_config, read_description
 from euryale.heads.heads import Heads
-from euryale.system.paths import PROJECT
+from euryale.system.paths import PROJECT, argument
+
+log = logging.getLogger(__name__)
 
 
 def open_engine(config: EngineConfig) -> Engine:
@@ -62,7 +65,12 @@ def check_tree(config: EngineConfig, folder: Path, description: dict[str, Any]) 
     if not config.drafter.needs_heads:
         return
     wants_file = config.tree.name == "calibrated" or (config.tree.name == "dynamic" and (folder / TREE_FILE).is_file())
-    calibrations = read_calibrations(folder) if wants_file else []
+    calibrations = read_calibrations(folder, config.base.quantization) if wants_file else []
+    if wants_file and config.base.quantization == "int4" and find_tree(folder, "int4").name != INT4_TREE_FILE:
+        log.info(
+            "the tree was fitted to weights in 16 bits; fit one to 4 bits with: python infer/calibrate.py %s "
+            "base.quantization=int4", argument("checkpoint", folder),
+        )  # fmt: skip
     plan_tree(config.tree, heads, config.drafter.depth, calibrations, config.temperature)
 
 

@@ -25,7 +25,7 @@ from euryale.data.sources import DataConfig, build_source
 from euryale.data.token_counts import count_tokens
 from euryale.decoding.engine import Engine
 from euryale.decoding.sampling import Sampling
-from euryale.decoding.tree.calibration import TREE_FILE, read_calibrations
+from euryale.decoding.tree.calibration import read_calibrations, tree_name
 from euryale.evaluation.bench import BenchSettings, bench
 from euryale.evaluation.breadth import can_answer, measure_breadth
 from euryale.evaluation.calibrate import calibrate
@@ -135,8 +135,8 @@ def measure(
     if config.threads == 0 and not config.deterministic:
         use_fastest_threads(base)
     content = calibrate(base, heads, openings, config.calibrate)
-    write_json(folder / TREE_FILE, content)
-    engine = Engine(base, heads, calibrations=read_calibrations(folder))
+    write_json(folder / tree_name(base.quantization), content)
+    engine = Engine(base, heads, calibrations=read_calibrations(folder, base.quantization))
     temperature = headline_temperature(content, config.evaluate.temperature)
     max_new_tokens, seed = config.evaluate.max_new_tokens, config.seed
     sampling, repeats = Sampling(temperature), config.evaluate.repeats
@@ -189,7 +189,7 @@ def recalibrate(config: CalibrateScriptConfig) -> tuple[Path, dict[str, Any]]:
         use_fastest_threads(base)
     openings = load_openings(base, config.prompts, config.calibrate, description, config.data)
     content = calibrate(base, heads, openings, config.calibrate, config.coupled)
-    write_json(folder / TREE_FILE, content)
+    write_json(folder / tree_name(base.quantization), content)
     return folder, content
 
 

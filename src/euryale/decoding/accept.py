@@ -104,8 +104,8 @@ def verify(
     """
     noise_BNV = noise.drawing(draft.shape.depths_RN)
     scores_BNV = final_scores(logits_BNV, settings, noise_BNV)
-    targets_BN = scores_BNV.argmax(-1)
-    is_finite_BN = scores_BNV.gather(-1, targets_BN[..., None])[..., 0].isfinite()
+    best_BN, targets_BN = scores_BNV.max(-1)  # ties to the lowest id; of bfloat16 four times as quick as argmax
+    is_finite_BN = best_BN.isfinite()
     is_accepted_BN = accept_exact(draft.tokens_BN, targets_BN, draft.shape, draft.is_real_BN)
     if rule.name == "exact" or not settings.has_sampled:
         return VerifyOutput(targets_BN, is_accepted_BN, is_finite_BN)

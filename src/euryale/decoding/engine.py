@@ -77,12 +77,14 @@ class Engine:
         merge_adapter: bool = False,
         accept: AcceptConfig | str = "exact",
         backend: str = "auto",
+        quantization: str = "auto",
     ) -> "Engine":
         """Loads a heads checkpoint and the base it names (or `base`: another path to it, or one already loaded).
 
         dtype `auto` is the one that the heads were trained and calibrated on, where their folder says it and this
         processor is quick in it.
         backend: of the kernels that the base's forward takes, auto | triton | cuda | torch (docs/gpu.md).
+        quantization: of the base, none | nf4 | int4 (docs/int4.md); auto: that of the training.
         An adapter that the heads were trained with is put on the base, or with `merge_adapter` into its weights.
 
         Raises UserError: no checkpoint there, heads of another base, files cut short, an unknown drafter, tree or
@@ -104,7 +106,7 @@ class Engine:
                     path=path_of("base", base) if base else trained_on["path"],
                     revision=None if base else trained_on.get("revision"),
                     dtype=dtype_for(dtype, description, device),
-                    quantization=trained_on.get("quantization", "none"),
+                    quantization=trained_on.get("quantization", "none") if quantization == "auto" else quantization,
                     device=device,
                     merge_adapter=merge_adapter,
                     backend=backend,
@@ -113,7 +115,9 @@ class Engine:
         heads = load_heads(folder, base).to(base.device, base.dtype).eval()
         # A dynamic tree only takes its size from there, where there is one.
         is_calibrated = tree.name == "calibrated" or (tree.name == "dynamic" and (folder / TREE_FILE).is_file())
-        calibrations = read_calibrations(folder) if drafter.needs_heads and is_calibrated else []
+        calibrations = []
+        if drafter.needs_heads and is_calibrated:
+            calibrations = read_calibrations(folder, base.quantization)
         return Engine(base, heads, drafter, tree, calibrations, accept=accept)
 
     def tree(self, temperature: float = 0.0, num_rows: int = 1) -> Tree | DynamicTree:

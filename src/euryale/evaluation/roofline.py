@@ -12,6 +12,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from euryale.base.base import Base
+from euryale.base.int4_llama import Int4Llama
 from euryale.decoding.drafters.head_matrices import draft_dtype
 from euryale.decoding.drafters.tree_growth import MOST_PARENTS
 from euryale.decoding.engine import Engine
@@ -64,7 +65,7 @@ def measure_ceiling(engine: Engine, temperature: float = 0.0) -> Ceiling:
         for k in range(tree.max_depth):
             output = engine.heads.num_candidates * base.hidden_size  # the rows of its output matrix that drafting reads
             numbers = output + engine.heads.num_read(k)
-            head_bytes += numbers * draft_dtype(base).itemsize
+            head_bytes += numbers if base.quantization == "int4" else numbers * draft_dtype(base).itemsize
             # Heads that read the path are asked for every parent of their level, the others once.
             head_flops += 2 * numbers * (_num_parents(tree, k) if engine.heads.config.reads_path else 1)
     return Ceiling(
@@ -91,6 +92,10 @@ def weights_read(base: Base) -> tuple[int, int]:
     Of a base that processes divide, what this one reads.
     """
     embedding = base.model.get_input_embeddings().weight
+    if base.quantization == "int4":
+        forward = base.forward()
+        assert isinstance(forward, Int4Llama)
+        return forward.num_bytes, forward.num_weights
     num_bytes = num_weights = 0
     for weight in base.model.parameters():
         if weight is embedding and weight is not base.lm_head_weight:

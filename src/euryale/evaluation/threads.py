@@ -9,7 +9,7 @@ import torch
 
 from euryale.base.base import Base
 from euryale.decoding.engine import Engine
-from euryale.decoding.tree.calibration import TREE_FILE
+from euryale.decoding.tree.calibration import find_tree
 from euryale.errors import UserError
 from euryale.system.files import read_json
 
@@ -58,10 +58,11 @@ def _are_worth_it(ratios: list[float]) -> bool:
 
 def use_calibrated_threads(base: Base, folder: Path) -> None:
     """Sets the number of threads that the checkpoint's tree was timed with, where this machine has them."""
-    if base.device.type != "cpu" or not (folder / TREE_FILE).is_file():
+    file = find_tree(folder, base.quantization)
+    if base.device.type != "cpu" or not file.is_file():
         return
     try:
-        threads = read_json(folder / TREE_FILE).get("threads")
+        threads = read_json(file).get("threads")
     except UserError:  # reading the tree in it says so
         return
     if isinstance(threads, int) and 1 <= threads <= torch.get_num_threads():

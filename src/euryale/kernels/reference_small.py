@@ -75,7 +75,7 @@ def draw(scores_MV: Tensor, temperature_M: Tensor, seeds_M: Tensor, positions_M:
     is_drawn_M1 = (temperature_M > 0)[:, None]
     warm_MV = scores_MV.float() / torch.where(is_drawn_M1, temperature_M[:, None], 1.0)
     noise_MV = gumbel_noise(seeds_M, positions_M, scores_MV.shape[1])
-    return torch.where(is_drawn_M1, warm_MV + noise_MV, warm_MV).argmax(-1)
+    return torch.where(is_drawn_M1, warm_MV + noise_MV, warm_MV).max(-1).indices
 
 
 def gumbel_noise(seeds_M: Tensor, positions_M: Tensor, vocab_size: int) -> Tensor:

@@ -12,6 +12,7 @@ from euryale.decoding.drafters.interface import DraftInput
 from euryale.decoding.drafters.ngram_index import of_slots
 from euryale.heads.blocks import HeadBody, corrected
 from euryale.heads.heads import Heads
+from euryale.kernels.few_bits import BLOCK, FewBitsLinear
 from euryale.kernels.packed_linear import Linear, packed
 from euryale.kernels.rms_norm import normalise
 
@@ -60,6 +61,7 @@ class HeadMatrices:
     def __init__(self, base: Base, heads: Heads) -> None:
         self.base = base
         self.dtype = draft_dtype(base)
+        self._in_few_bits = base.quantization == "int4"
         self.reads_path = heads.config.reads_path
         self.induction = heads.config.induction
         self.draft_ids = heads.draft_ids
@@ -96,6 +98,8 @@ class HeadMatrices:
             self._outputs = self._corrected_outputs(base.lm_head_weight, K)
 
     def _product(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> Linear:
+        if self._in_few_bits and weight_OI.shape[1] % BLOCK == 0:
+            return FewBitsLinear(weight_OI, 8, bias_O)
         return packed(weight_OI.to(self.dtype).contiguous(), None if bias_O is None else bias_O.to(self.dtype))
 
     def _tables_of_found(self, after_root: Sequence[Tensor | None]) -> list[Tensor] | None:
@@ -131,7 +135,7 @@ class HeadMatrices:
         if num_heads and num_heads not in self._entries:
             F = len(self._entry_bias_O) // self._source.num_heads
             weight_OC, bias_O = self._entry_weight_OC[: num_heads * F], self._entry_bias_O[: num_heads * F]
-            self._entries[num_heads] = packed(weight_OC, bias_O)
+            self._entries[num_heads] = self._product(weight_OC, bias_O)
 
     def enter(self, draft_input: DraftInput, num_heads: int) -> Entry:
         """What hidden state and root bring to the first `num_heads` heads (`prepare`d before); once a step."""

@@ -16,6 +16,7 @@ from euryale.errors import UserError
 from euryale.system.paths import argument
 
 TREE_FILE = "tree.json"
+INT4_TREE_FILE = "tree.int4.json"  # of the same heads where the base is in 4 bits (base.quantization=int4)
 TREE_FORMAT = 1
 
 
@@ -76,9 +77,20 @@ class Calibration:
         return [node for node in nodes if max_depth is None or len(node[0]) <= max_depth][: num_nodes - 1]
 
 
-def read_calibrations(folder: Path) -> list[Calibration]:
-    """Raises UserError when there is no tree.json, or one that cannot be read."""
-    file = folder / TREE_FILE
+def tree_name(quantization: str) -> str:
+    """The file that calibration writes for a base in this quantisation: a step costs something else in 4 bits."""
+    return INT4_TREE_FILE if quantization == "int4" else TREE_FILE
+
+
+def find_tree(folder: Path, quantization: str) -> Path:
+    """The file that decoding reads: that of the quantisation, or tree.json where there is none."""
+    own = folder / tree_name(quantization)
+    return own if own.is_file() else folder / TREE_FILE
+
+
+def read_calibrations(folder: Path, quantization: str = "none") -> list[Calibration]:
+    """Raises UserError when there is no such file, or one that cannot be read."""
+    file = find_tree(folder, quantization)
     if not file.is_file():
         raise UserError(
             f"tree=calibrated: {folder} has no {TREE_FILE}. Make one with "

@@ -1,7 +1,7 @@
 """CUDA sources of this folder to machine code, by nvcc or, where there is none, by the NVRTC that torch brings.
 
-What was compiled is kept in a folder (EURYALE_CACHE, else the user's cache) under a name made of the sources, the
-compiler and the card, so a file there is either right or of no use; it appears whole or not at all.
+What was compiled is kept under a name made of the sources, the compiler and the card, so a file there is either right
+or of no use.
 """
 
 import ctypes
@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 
 from euryale.errors import UserError
+from euryale.kernels.compiled import cache_folder, keep
 
 log = logging.getLogger(__name__)
 
@@ -62,29 +63,8 @@ def cubin(source: str, capability: int, compiler: Compiler | None = None, folder
         return kept.read_bytes()
     log.info("kernels: compiling %s.cu for sm_%d with %s", source, capability, found.name)
     code = found.compile(path, capability)
-    _keep(kept, code)
+    keep(kept, code)
     return code
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    if chosen := os.environ.get("EURYALE_CACHE"):
-        return Path(chosen).expanduser() / "kernels"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "euryale" / "kernels"
-
-
-def _keep(target: Path, code: bytes) -> None:
-    """Writes next to the target under a name of its own, then renames: two processes may do so at once."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=target.name, delete=False) as staged:
-            staged.write(code)
-        os.replace(staged.name, target)
-    except OSError as error:
-        log.warning(
-            "kernels: %s cannot be kept (%s), so every start compiles anew; EURYALE_CACHE names another folder",
-            target, error.strerror,
-        )  # fmt: skip
 
 
 def _nvcc() -> Compiler | str:

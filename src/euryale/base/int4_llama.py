@@ -1,0 +1,227 @@
+"""Forward pass of the Llama family on a CPU with weights in 4 bits and rows in 8 (base.quantization=int4).
+
+All layers are one call of compiled C++ (kernels/cpu/llama.cpp). It reads a third of the bytes that bfloat16 needs and
+has no Python between its products. Rows are computed apart from each other, and every node adds up what it sees in the
+order of the text, so a tree gives the bits of plain decoding by construction.
+
+Matrices of layers are in 4 bits, the output matrix in 8. Embeddings, norms and biases are as loaded; keys and values
+are kept in the base's dtype; everything else is float32. The transformers model keeps its own weights, for training and
+for what is compared with it.
+
+Letters: B batch, N nodes or tokens, M = B x N rows, D width, E head width.
+"""
+
+import ctypes
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
+
+from euryale.base.fast_llama import FAMILIES, is_known, state_of
+from euryale.base.hidden_states import join_states
+from euryale.base.rope import half_tables
+from euryale.errors import UserError
+from euryale.kernels.cpu.compile import load_library
+from euryale.kernels.few_bits import BLOCK, CMatrix, FewBits, FewBitsLinear
+
+_HEADS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256)  # widths that llama.cpp is compiled for
+log = logging.getLogger(__name__)
+
+
+class _Layer(ctypes.Structure):
+    """struct Layer of llama.cpp."""
+
+    _fields_ = [
+        *((name, CMatrix) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, ctypes.c_void_p) for name in ("norm_in", "norm_mlp", "q_norm", "k_norm")),
+    ]
+
+
+class _Model(ctypes.Structure):
+    """struct Model of llama.cpp."""
+
+    _fields_ = [
+        ("layers", ctypes.POINTER(_Layer)),
+        ("norm", ctypes.c_void_p),
+        *((name, ctypes.c_int32) for name in ("num_layers", "D", "H", "G", "E", "F")),
+        *((name, ctypes.c_float) for name in ("eps", "scaling")),
+    ]
+
+
+class _Pass(ctypes.Structure):
+    """struct Pass of llama.cpp."""
+
+    _fields_ = [
+        ("cache", ctypes.c_void_p),
+        *((f"{name}_stride", ctypes.c_int64) for name in ("layer", "kind", "row", "head")),
+        *((name, ctypes.c_void_p) for name in ("seen", "slots", "positions", "rows", "cos", "sin")),
+        *((name, ctypes.c_void_p) for name in ("between", "between_layers")),
+        *((name, ctypes.c_int32) for name in ("M", "W", "num_between", "is_bfloat16", "threads")),
+    ]
+
+
+class OneText(NamedTuple):
+    """A cache of one row from its beginning, as `Int4Llama.hidden` asks one."""
+
+    kv: Tensor
+    lengths: list[int]
+    bound: int
+
+
+class Int4Llama:
+    """Token ids to final hidden states and logits, for decoding only."""
+
+    is_exact = True  # by construction
+
+    @torch.no_grad()
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Raises UserError: a base that `check_int4` refuses, matrices that are more than themselves (adapters), no
+        C++ compiler."""
+        embeddings = model.get_input_embeddings().weight
+        check_int4(model.config, embeddings.device, embeddings.dtype)
+        self._library = load_library()
+        inner: Any = model.base_model
+        self._model, self._inner, self._weights = model, inner, state_of(model)
+        self._dtype = inner.embed_tokens.weight.dtype
+        self._kept: list[FewBits | Tensor] = []  # what C++ has addresses of
+        first = inner.layers[0]
+        self._shape = len(inner.layers), first.self_attn.k_proj.out_features, first.self_attn.head_dim
+        self._layers = (_Layer * len(inner.layers))(*map(self._layer, inner.layers))
+        output = model.get_output_embeddings()
+        self._lm_head = FewBitsLinear(output.weight, 8, output.bias)
+        E = first.self_attn.head_dim
+        self._c = _Model(
+            self._layers, self._norm(inner.norm), len(inner.layers), inner.embed_tokens.weight.shape[1],
+            first.self_attn.q_proj.out_features // E, first.self_attn.k_proj.out_features // E, E,
+            first.mlp.gate_proj.out_features, inner.norm.variance_epsilon, first.self_attn.scaling,
+        )  # fmt: skip
+        self._tables = torch.empty(0, 0), torch.empty(0, 0)
+        matrices = [part for part in [*self._kept, self._lm_head.weight] if isinstance(part, FewBits)]
+        self.num_bytes = sum(matrix.num_bytes for matrix in matrices)  # what a step reads
+        self.num_weights = sum(matrix.num_inputs * matrix.num_outputs for matrix in matrices)
+        log.info("base.quantization=int4: layers in 4 bits, the output matrix in 8: %d MB", self.num_bytes // 10**6)
+
+    def _layer(self, layer: Any) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        has_norms = hasattr(attention, "q_norm")
+        return _Layer(
+            self._packed([attention.q_proj, attention.k_proj, attention.v_proj], 4).c,
+            self._packed([attention.o_proj], 4).c,
+            self._packed([mlp.gate_proj, mlp.up_proj], 4).c,
+            self._packed([mlp.down_proj], 4).c,
+            self._norm(layer.input_layernorm),
+            self._norm(layer.post_attention_layernorm),
+            self._norm(attention.q_norm) if has_norms else None,
+            self._norm(attention.k_norm) if has_norms else None,
+        )
+
+    def _packed(self, modules: Sequence[nn.Module], bits: int) -> FewBits:
+        """Linear layers that read the same rows, side by side."""
+        linears = [module for module in modules if type(module) is nn.Linear]
+        if len(linears) < len(modules):
+            raise UserError(
+                "base.quantization=int4 must have plain matrices; got "
+                f"{', '.join(sorted({type(module).__name__ for module in modules}))} (an adapter beside the layers?). "
+                "Merge the adapter (base.merge_adapter=true), or use base.quantization=none."
+            )
+        biases = [x.weight.new_zeros(x.out_features) if x.bias is None else x.bias.detach() for x in linears]
+        has_bias = any(linear.bias is not None for linear in linears)
+        weight_OI = torch.cat([linear.weight.detach() for linear in linears])
+        made = FewBits(weight_OI, bits, torch.cat(biases) if has_bias else None)
+        self._kept.append(made)
+        return made
+
+    def _norm(self, norm: Any) -> int:
+        self._kept.append(weight_D := norm.weight.detach().float().contiguous())
+        return weight_D.data_ptr()
+
+    def is_current(self) -> bool:
+        """Whether the model's weights are still those that were brought to few bits."""
+        return self._weights == state_of(self._model)
+
+    def reserve(self, num_positions: int) -> None:
+        """Prepares for positions below num_positions."""
+        if len(self._tables[0]) < num_positions:
+            self._tables = half_tables(self._inner, num_positions)
+
+    def hidden(
+        self, ids_BN: Tensor, positions_BN: Tensor, cache: Cache, mask: Tensor | None, layers: Sequence[int] = ()
+    ) -> Tensor:
+        """The final hidden states [B, N, D], and after them those of `layers` (join_states).
+
+        `cache` is one of slots (KVCache); mask: None where one token sees all that is committed and itself.
+        """
+        ours: Any = cache
+        kv, lengths = ours.kv, ours.lengths
+        B, N = ids_BN.shape
+        M, D = B * N, self._c.D
+        x_MD = self._inner.embed_tokens(ids_BN.flatten()).float()
+        first = torch.tensor(lengths, dtype=torch.int32)[:, None]
+        node = torch.arange(N, dtype=torch.int32)
+        slots_M = (first + node).flatten()
+        rows_M = torch.arange(B, dtype=torch.int32)[:, None].expand(B, N).contiguous()
+        positions_M = positions_BN.to(torch.int32).expand(B, N).contiguous()
+        seen_BNW = None
+        if mask is not None:
+            seen_BNW = (mask[:, 0, :, : ours.bound] >= 0).expand(B, N, -1).contiguous()
+        asked_K = torch.tensor(sorted(set(layers)), dtype=torch.int32)
+        between_KMD = torch.empty(len(asked_K), M, D)
+        self._library.euryale_read(
+            ctypes.byref(self._c),
+            ctypes.byref(
+                _Pass(
+                    kv.data_ptr(), *kv.stride()[:4], None if seen_BNW is None else seen_BNW.data_ptr(),
+                    slots_M.data_ptr(), positions_M.data_ptr(), rows_M.data_ptr(), self._tables[0].data_ptr(),
+                    self._tables[1].data_ptr(), between_KMD.data_ptr(), asked_K.data_ptr(), M, ours.bound, len(asked_K),
+                    kv.dtype == torch.bfloat16, torch.get_num_threads(),
+                )
+            ),
+            ctypes.c_void_p(x_MD.data_ptr()),
+        )  # fmt: skip
+        after = dict(zip(asked_K.tolist(), between_KMD, strict=True))
+        states_MC = join_states(x_MD, [after[layer] for layer in layers])
+        return states_MC.to(self._dtype).unflatten(0, (B, N))
+
+    def logits(self, hidden_BND: Tensor) -> Tensor:
+        """Final hidden states [..., D] -> logits [..., V]."""
+        return self._lm_head(hidden_BND)
+
+    def read_sample(self, ids: list[int]) -> Tensor:
+        """The final hidden states [1, T, D] of a text from its beginning, for the check against the model itself."""
+        (num_layers, width, E), T = self._shape, len(ids)
+        self.reserve(T)
+        text: Any = OneText(torch.zeros(num_layers, 2, 1, width // E, T, E, dtype=self._dtype), [0], T)
+        mask = torch.full((T, T), -1.0).triu(1)[None, None]
+        return self.hidden(torch.tensor([ids]), torch.arange(T)[None], text, mask)
+
+
+def check_int4(of_base: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> None:
+    """Raises UserError for a device, family, sizes or a dtype that the forward in 4 bits does not take."""
+    text = of_base.get_text_config()
+    if device.type != "cpu":
+        raise UserError(
+            f"base.quantization=int4 is of the CPU; got base.device={device}. Use base.quantization=nf4, or "
+            "base.device=cpu."
+        )
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise UserError(
+            f"base.dtype must be auto, float32 or bfloat16 with base.quantization=int4; got "
+            f"{str(dtype).removeprefix('torch.')}."
+        )
+    if not is_known(of_base):
+        raise UserError(
+            f"base.quantization=int4 must have a base of the families {', '.join(FAMILIES)} with a static rope; got "
+            f"model_type={of_base.model_type}. Use base.quantization=none."
+        )
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    sizes = (text.hidden_size, text.intermediate_size, head * text.num_attention_heads)
+    if any(size % BLOCK for size in sizes) or head not in _HEADS:
+        raise UserError(
+            f"base.quantization=int4 must have matrices of a multiple of {BLOCK} inputs and heads that are one of "
+            f"{', '.join(map(str, _HEADS))} wide; got {', '.join(map(str, sizes))} inputs and heads of {head}. Use "
+            "base.quantization=none."
+        )

@@ -1,0 +1,156 @@
+// Products of rows in 8 bits with a matrix in 4 or 8 bits.
+//
+// A matrix is kept in blocks of 32 inputs, each with a scale and a least value: w = scale * code + least, code from 0 to
+// 15 or 255. Rows are brought to 8 bits block by block: x = size * a, a from -127 to 127. Then
+//     sum w x = scale * size * (sum code a) + least * (size * sum a),
+// and the sum in brackets is of whole numbers: one instruction adds 64 products (AVX512-VNNI). A block of 4 bits is read
+// as 20 bytes where 16-bit numbers are 64, and several rows share it.
+//
+// Layout: 16 outputs are a tile. Of a tile and a block, 8 groups of 64 bytes: byte 4 l + c of group j is input 4 j + c
+// of output l. In 4 bits, groups j and j + 4 share bytes, the former in the low half. Scales and least values are
+// float16, 16 and 16 of them a tile and block.
+//
+// Letters: M rows, I inputs, O outputs.
+#pragma once
+
+#include <cmath>
+
+#include "vector.h"
+
+constexpr int BLOCK = 32, GROUPS = 8;
+constexpr int MOST = 8;  // rows that share one reading of the codes: 8 sums, 8 groups of codes and some more registers
+
+struct Matrix {
+    const uint8_t* codes;
+    const uint16_t* scales;
+    const float* bias;  // of O numbers, or null
+    int32_t inputs, outputs, bits;
+};
+
+struct Rows {  // in 8 bits
+    int8_t* numbers;  // [M, I]
+    float* sizes;     // [M, I / 32]
+    float* sums;      // [M, I / 32]: size * sum a
+};
+
+static void quantise(const float* x_I, int I, int8_t* numbers, float* sizes, float* sums) {
+    for (int b = 0; b < I / BLOCK; b++) {
+        const Floats low = load<Floats>(x_I + b * BLOCK), high = load<Floats>(x_I + b * BLOCK + LANES);
+        const Floats low_size = absolute(low), high_size = absolute(high);
+        const float most = largest(choose(low_size > high_size, low_size, high_size));
+        const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
+        const Ints a = rounded(low * inverse), c = rounded(high * inverse);
+        store(numbers + b * BLOCK, __builtin_convertvector(a, Small));
+        store(numbers + b * BLOCK + LANES, __builtin_convertvector(c, Small));
+        const Floats broken = (low - low) + (high - high);  // NaN where a number is not finite, else 0
+        sizes[b] = most / 127.0f + sum(broken);
+        sums[b] = sizes[b] * sum(__builtin_convertvector(a + c, Floats));  // whole numbers: exact in any order
+    }
+}
+
+template <int BITS>
+static inline void unpack(const uint8_t* codes, Bytes* groups) {
+    for (int j = 0; j < (BITS == 4 ? 4 : GROUPS); j++) {
+        const Bytes v = load<Bytes>(codes + j * 64);
+        groups[j] = BITS == 4 ? v & 15 : v;
+        if (BITS == 4) groups[j + 4] = v >> 4;
+    }
+}
+
+// For 16 outputs the sum over a block of code times number.
+template <int BITS>
+static inline Ints whole_sums(const Bytes* groups, const int8_t* numbers) {
+    Ints total = {};
+#if defined(__AVX512VNNI__)
+#pragma GCC unroll 8
+    for (int j = 0; j < GROUPS; j++) {
+        int32_t four;
+        memcpy(&four, numbers + 4 * j, 4);
+        total = (Ints)_mm512_dpbusd_epi32((__m512i)total, (__m512i)groups[j], _mm512_set1_epi32(four));
+    }
+#elif defined(__AVX2__)
+    __m256i found[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    for (int j = 0; j < GROUPS; j++) {
+        int32_t four;
+        memcpy(&four, numbers + 4 * j, 4);
+        const __m256i a = _mm256_set1_epi32(four);
+        const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8), odd = _mm256_srai_epi16(a, 8);
+        for (int half = 0; half < 2; half++) {
+            const __m256i v = load<__m256i>((const uint8_t*)&groups[j] + 32 * half);
+            if (BITS == 4) {  // 8 sums of two products of at most 15 * 127 fit into 16 bits
+                found[half] = _mm256_add_epi16(found[half], _mm256_maddubs_epi16(v, a));
+            } else {
+                const __m256i of_even = _mm256_madd_epi16(_mm256_and_si256(v, _mm256_set1_epi16(255)), even);
+                const __m256i of_odd = _mm256_madd_epi16(_mm256_srli_epi16(v, 8), odd);
+                found[half] = _mm256_add_epi32(found[half], _mm256_add_epi32(of_even, of_odd));
+            }
+        }
+    }
+    for (int half = 0; half < 2; half++) {
+        if (BITS == 4) found[half] = _mm256_madd_epi16(found[half], _mm256_set1_epi16(1));
+        store((int32_t*)&total + 8 * half, found[half]);
+    }
+#else
+    for (int j = 0; j < GROUPS; j++)
+        for (int l = 0; l < LANES; l++)
+            for (int c = 0; c < 4; c++) total[l] += groups[j][4 * l + c] * numbers[4 * j + c];
+#endif
+    return total;
+}
+
+// 16 outputs of R rows, the first of which is m.
+template <int R, int BITS>
+static void tile(const Matrix& w, int t, const Rows& x, int m, float* y_MO, bool adds) {
+    const int blocks = w.inputs / BLOCK;
+    const uint8_t* codes = w.codes + (size_t)t * blocks * BLOCK * LANES * BITS / 8;
+    const uint16_t* scales = w.scales + (size_t)t * blocks * 2 * LANES;
+    Floats found[R] = {};
+    for (int b = 0; b < blocks; b++) {
+        Bytes groups[GROUPS];
+        unpack<BITS>(codes + (size_t)b * BLOCK * LANES * BITS / 8, groups);
+        const Floats scale = from_float16(scales + b * 2 * LANES), least = from_float16(scales + b * 2 * LANES + LANES);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+            const size_t at = (size_t)(m + r) * blocks + b;
+            const Ints whole = whole_sums<BITS>(groups, x.numbers + at * BLOCK);
+            found[r] += __builtin_convertvector(whole, Floats) * (scale * x.sizes[at]);
+            found[r] += least * x.sums[at];
+        }
+    }
+    for (int r = 0; r < R; r++) {
+        float* y = y_MO + (size_t)(m + r) * w.outputs + t * LANES;
+        const int count = w.outputs - t * LANES < LANES ? w.outputs - t * LANES : LANES;
+        Floats bias = {}, before = {};
+        if (w.bias) memcpy(&bias, w.bias + t * LANES, count * sizeof(float));
+        if (adds) memcpy(&before, y, count * sizeof(float));
+        const Floats out = before + (found[r] + bias);
+        memcpy(y, &out, count * sizeof(float));
+    }
+}
+
+template <int BITS>
+static void tile_of_all(const Matrix& w, int t, const Rows& x, int M, float* y_MO, bool adds) {
+    int m = 0;
+    for (; m + MOST <= M; m += MOST) tile<MOST, BITS>(w, t, x, m, y_MO, adds);
+    switch (M - m) {
+        case 7: return tile<7, BITS>(w, t, x, m, y_MO, adds);
+        case 6: return tile<6, BITS>(w, t, x, m, y_MO, adds);
+        case 5: return tile<5, BITS>(w, t, x, m, y_MO, adds);
+        case 4: return tile<4, BITS>(w, t, x, m, y_MO, adds);
+        case 3: return tile<3, BITS>(w, t, x, m, y_MO, adds);
+        case 2: return tile<2, BITS>(w, t, x, m, y_MO, adds);
+        case 1: return tile<1, BITS>(w, t, x, m, y_MO, adds);
+    }
+}
+
+// y [M, O] = x W^T + b, or that added to y.
+static void product(const Matrix& w, const Rows& x, int M, float* y_MO, bool adds, int threads) {
+    const int tiles = (w.outputs + LANES - 1) / LANES;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int t = 0; t < tiles; t++) {
+        if (w.bits == 4)
+            tile_of_all<4>(w, t, x, M, y_MO, adds);
+        else
+            tile_of_all<8>(w, t, x, M, y_MO, adds);
+    }
+}

@@ -1,0 +1,187 @@
+// Forward pass of the Llama family over weights in few bits: one call reads a pass of tokens through all layers.
+//
+// Everything but the weights and the cache is float32. No number of a row depends on the other rows of a pass, on their
+// count or on the number of threads.
+//
+// Letters: B batch, N nodes, M = B x N rows, D width, H query heads, G key/value heads, E head width, F inner width, I
+// inputs of a matrix.
+#include <algorithm>
+
+#include "attention.h"
+#include "few_bits.h"
+
+struct Layer {
+    Matrix qkv, out, gate_up, down;
+    const float *norm_in, *norm_mlp, *q_norm, *k_norm;  // weights; of queries and keys null where there are none
+};
+
+struct Model {
+    const Layer* layers;
+    const float* norm;
+    int32_t num_layers, D, H, G, E, F;
+    float eps, scaling;
+};
+
+struct Pass {
+    void* cache;                                     // keys and values: [layers, 2, rows, G, slots, E]
+    int64_t layer_stride, kind_stride, row_stride, head_stride;  // in numbers
+    const uint8_t* seen_MW;                          // or null; see find_seen
+    const int32_t *slots_M, *positions_M, *rows_M;   // where each token is written, its place in the text, its row
+    const float *cos, *sin;                          // [positions, E / 2]
+    float* between;                                  // [num_between, M, D]: what these layers give
+    const int32_t* between_layers;                   // numbered from 1, ascending
+    int32_t M, W, num_between, is_bfloat16, threads;
+};
+
+static void rms_norm(const float* x, const float* weight, int D, float eps, float* y) {
+    Floats total = {};
+    for (int i = 0; i < D; i += LANES) {
+        const Floats v = load<Floats>(x + i);
+        total += v * v;
+    }
+    const float factor = 1.0f / sqrtf(sum(total) / D + eps);
+    for (int i = 0; i < D; i += LANES) store(y + i, load<Floats>(x + i) * factor * load<Floats>(weight + i));
+}
+
+static void rotate(float* x, const float* cos, const float* sin, int E) {
+    for (int e = 0; e < E / 2; e++) {
+        const float low = x[e], high = x[e + E / 2];
+        x[e] = low * cos[e] - high * sin[e];
+        x[e + E / 2] = high * cos[e] + low * sin[e];
+    }
+}
+
+// Buffers of one pass.
+struct Scratch {
+    std::vector<float> wide, seen, sizes, sums;
+    std::vector<int8_t> numbers;
+
+    Scratch(const Model& model, int M) {
+        const int heads = (model.H + 2 * model.G) * model.E, inner = 2 * model.F;
+        const int widest = std::max({model.D, model.H * model.E, model.F});
+        wide.resize((size_t)M * std::max(heads, inner));
+        seen.resize((size_t)M * model.H * model.E);
+        numbers.resize((size_t)M * widest);
+        sizes.resize((size_t)M * widest / BLOCK);
+        sums.resize((size_t)M * widest / BLOCK);
+    }
+
+    Rows rows() { return {numbers.data(), sizes.data(), sums.data()}; }
+
+    // Row m, of I numbers, in 8 bits.
+    void quantise_row(int m, const float* x_I, int I) {
+        const size_t at = (size_t)m * I;
+        quantise(x_I, I, numbers.data() + at, sizes.data() + at / BLOCK, sums.data() + at / BLOCK);
+    }
+};
+
+static void normed_rows(Scratch& scratch, const float* x_MD, const float* weight, int M, int D, float eps) {
+    std::vector<float> normed(D);
+    for (int m = 0; m < M; m++) {
+        rms_norm(x_MD + (size_t)m * D, weight, D, eps, normed.data());
+        scratch.quantise_row(m, normed.data(), D);
+    }
+}
+
+// Norms, rotates and stores what one row's heads are; its queries stay where they are.
+template <class T>
+static void place(const Model& model, const Layer& layer, const Pass& pass, T* keys, T* values, int m, float* heads) {
+    const int E = model.E;
+    const float *cos = pass.cos + (size_t)pass.positions_M[m] * E / 2, *sin = pass.sin + (size_t)pass.positions_M[m] * E / 2;
+    for (int h = 0; h < model.H + model.G; h++) {
+        const float* norm = h < model.H ? layer.q_norm : layer.k_norm;
+        if (norm != nullptr) rms_norm(heads + h * E, norm, E, model.eps, heads + h * E);
+        rotate(heads + h * E, cos, sin, E);
+    }
+    for (int g = 0; g < model.G; g++) {
+        const size_t at = pass.rows_M[m] * pass.row_stride + g * pass.head_stride + (size_t)pass.slots_M[m] * E;
+        for (int e = 0; e < E; e += LANES) {
+            narrow(keys + at + e, load<Floats>(heads + (model.H + g) * E + e));
+            narrow(values + at + e, load<Floats>(heads + (model.H + model.G + g) * E + e));
+        }
+    }
+}
+
+template <class T, int V>
+static void attend_all(const Model& model, const Pass& pass, const Seen& seen, const T* keys, const T* values, Scratch& scratch) {
+    const int G = model.G, E = model.E, R = model.H / G, width = (model.H + 2 * G) * E;
+#pragma omp parallel num_threads(pass.threads) if (pass.threads > 1)
+    {
+        std::vector<float> scores;
+#pragma omp for schedule(static)
+        for (int unit = 0; unit < pass.M * G; unit++) {
+            const int m = unit / G, g = unit % G;
+            const size_t at = pass.rows_M[m] * pass.row_stride + g * pass.head_stride, first = seen.first[m];
+            attend<T, V>(
+                &scratch.wide[(size_t)m * width + g * R * E], keys + at, values + at, &seen.slots[first],
+                (int)(seen.first[m + 1] - first), R, model.scaling, scores,
+                &scratch.seen[((size_t)m * model.H + g * R) * E]
+            );
+        }
+    }
+}
+
+template <class T>
+static void attention(const Model& model, const Layer& layer, const Pass& pass, const Seen& seen, int l, Scratch& scratch) {
+    const int width = (model.H + 2 * model.G) * model.E;
+    T* keys = (T*)pass.cache + l * pass.layer_stride;
+    T* values = keys + pass.kind_stride;
+    for (int m = 0; m < pass.M; m++) place<T>(model, layer, pass, keys, values, m, &scratch.wide[(size_t)m * width]);
+    switch (model.E / LANES) {  // a head's width is known to the compiler, so that it stays in registers
+#define HEAD(V) case V: return attend_all<T, V>(model, pass, seen, keys, values, scratch);
+        HEAD(1) HEAD(2) HEAD(3) HEAD(4) HEAD(5) HEAD(6) HEAD(7) HEAD(8) HEAD(10) HEAD(12) HEAD(16)
+#undef HEAD
+    }
+}
+
+// silu(gate) * up of one row of [gate, up], into its first half.
+static void gate(float* gate_up, int F) {
+    for (int i = 0; i < F; i += LANES) {
+        const Floats v = load<Floats>(gate_up + i);
+        store(gate_up + i, v / (1.0f + exp(choose(v > fill(-80.0f), -v, fill(80.0f)))) * load<Floats>(gate_up + F + i));
+    }
+}
+
+extern "C" {
+
+// x [M, D]: embeddings of the tokens; overwritten by the final states, after the last norm.
+void euryale_read(const Model* model, const Pass* pass, float* x_MD) {
+    const int M = pass->M, D = model->D, F = model->F, attended = model->H * model->E, threads = pass->threads;
+    const Seen seen = find_seen(pass->seen_MW, pass->slots_M, M, pass->W);
+    Scratch scratch(*model, M);
+    int between = 0;
+    for (int l = 0; l < model->num_layers; l++) {
+        const Layer& layer = model->layers[l];
+        normed_rows(scratch, x_MD, layer.norm_in, M, D, model->eps);
+        product(layer.qkv, scratch.rows(), M, scratch.wide.data(), false, threads);
+        if (pass->is_bfloat16)
+            attention<uint16_t>(*model, layer, *pass, seen, l, scratch);
+        else
+            attention<float>(*model, layer, *pass, seen, l, scratch);
+        for (int m = 0; m < M; m++) scratch.quantise_row(m, &scratch.seen[(size_t)m * attended], attended);
+        product(layer.out, scratch.rows(), M, x_MD, true, threads);
+        normed_rows(scratch, x_MD, layer.norm_mlp, M, D, model->eps);
+        product(layer.gate_up, scratch.rows(), M, scratch.wide.data(), false, threads);
+        for (int m = 0; m < M; m++) {
+            gate(&scratch.wide[(size_t)m * 2 * F], F);
+            scratch.quantise_row(m, &scratch.wide[(size_t)m * 2 * F], F);
+        }
+        product(layer.down, scratch.rows(), M, x_MD, true, threads);
+        if (between < pass->num_between && pass->between_layers[between] == l + 1)
+            memcpy(pass->between + (size_t)between++ * M * D, x_MD, (size_t)M * D * sizeof(float));
+    }
+    for (int m = 0; m < M; m++) rms_norm(x_MD + (size_t)m * D, model->norm, D, model->eps, x_MD + (size_t)m * D);
+}
+
+// y [M, O] = x W^T + b.
+void euryale_product(const Matrix* matrix, const float* x_MI, int32_t M, float* y_MO, int32_t threads) {
+    const int I = matrix->inputs;
+    std::vector<int8_t> numbers((size_t)M * I);
+    std::vector<float> sizes((size_t)M * I / BLOCK), sums((size_t)M * I / BLOCK);
+    for (int m = 0; m < M; m++) {
+        const size_t at = (size_t)m * I;
+        quantise(x_MI + at, I, numbers.data() + at, sizes.data() + at / BLOCK, sums.data() + at / BLOCK);
+    }
+    product(*matrix, {numbers.data(), sizes.data(), sums.data()}, M, y_MO, false, threads);
+}
+}

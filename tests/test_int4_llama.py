@@ -1,0 +1,175 @@
+"""The forward in 4 bits says what transformers says with the same products; every tree gives plain decoding's bits."""
+
+import random
+
+import pytest
+import torch
+from int4_models import SIZES, in_4_bits, int4_base, specified
+from random_models import FAMILIES, HEAD_DESIGNS, random_base, random_heads, random_prompts, random_tree
+from torch import Tensor
+
+from euryale.base.base import Base, load_base
+from euryale.base.config import BaseConfig
+from euryale.base.hidden_states import join_states
+from euryale.base.int4_llama import Int4Llama
+from euryale.decoding.engine import Engine
+from euryale.decoding.kv_cache import KVCache, TreeMask
+from euryale.errors import UserError
+
+FEW_BITS_FAMILIES = sorted(FAMILIES)
+
+
+def read(base: Base, cache: KVCache, ids_BN: Tensor, seen_RNN: Tensor, layers: tuple[int, ...] = ()) -> Tensor:
+    """One pass over nodes after each row's committed tokens; positions are those of their depth."""
+    forward = base.forward()
+    cache.begin(ids_BN.shape[1])
+    depths_RN = seen_RNN.sum(-1) - 1
+    positions_BN = torch.tensor(cache.lengths)[:, None] + depths_RN
+    mask = TreeMask(ids_BN.shape[1], cache.num_slots, base.dtype, "cpu").of(cache, seen_RNN)
+    forward.reserve(cache.num_slots)
+    return forward.hidden(ids_BN, positions_BN, cache, mask, layers)
+
+
+def cache_of(base: Base, lengths: list[int]) -> KVCache:
+    cache = KVCache(base.cache_config, len(lengths), 64, base.dtype, torch.device("cpu"))
+    cache.lengths = list(lengths)
+    return cache
+
+
+def causal(num: int) -> Tensor:
+    return torch.ones(1, num, num, dtype=torch.bool).tril()
+
+
+@pytest.mark.parametrize("family", FEW_BITS_FAMILIES)
+def test_states_and_logits_are_those_of_the_specified_products(family: str) -> None:
+    """Two passes, the second after the cache of the first; biases, norms of queries and keys, tied outputs."""
+    more = {"attention_bias": True} if family == "llama" else {}
+    base = int4_base(family, seed=2, tie_word_embeddings=family == "qwen2", **more)
+    twin = specified(base)
+    ids_BT = torch.randint(29, (2, 13), generator=torch.Generator().manual_seed(1))
+    out = twin.base_model(input_ids=ids_BT, output_hidden_states=True)
+    expected = join_states(out.last_hidden_state, [out.hidden_states[1]])
+    cache, found = cache_of(base, [0, 0]), []
+    for start, stop in ((0, 9), (9, 13)):
+        found.append(read(base, cache, ids_BT[:, start:stop], causal(stop - start), (1,)))
+        cache.commit([list(range(stop - start))] * 2)
+    difference = (torch.cat(found, 1).double() - expected).abs()
+    # float32 against float64: 1e-6, but where a number lies between two of the 8 bits it may fall on either side, and
+    # that moves a state by some thousandths of its size. A wrong head, norm or position moves them by tenths.
+    assert difference.median() < 2e-3 and difference.max() < 0.1
+    logits, wanted = base.forward().logits(found[0][..., :64]), twin.lm_head(expected[:, :9, :64])
+    assert (logits.double() - wanted).abs().max() < 0.1
+
+
+def test_middle_states_come_in_the_order_that_is_asked() -> None:
+    base = int4_base(num_hidden_layers=3)
+    ids_BT = torch.arange(6)[None]
+    one, two = (read(base, cache_of(base, [0]), ids_BT, causal(6), (layer,))[..., 64:] for layer in (1, 2))
+    for layers, parts in (((1, 2), (one, two)), ((2, 1), (two, one)), ((1, 1), (one, one))):
+        both = read(base, cache_of(base, [0]), ids_BT, causal(6), layers)
+        assert torch.equal(both[..., 64:], torch.cat(parts, -1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_node_of_any_tree_has_the_bits_of_plain_decoding(dtype: torch.dtype, threads: int) -> None:
+    base, rng = int4_base("qwen3", seed=4, dtype=dtype), random.Random(4)
+    prompt = torch.randint(29, (1, 21), generator=torch.Generator().manual_seed(2))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for _ in range(6):
+            tree = random_tree(rng, 5, 4, 24)
+            tokens_N = torch.randint(29, (1, tree.num_nodes), generator=torch.Generator().manual_seed(3))
+            ancestors_1NN = tree.ancestors("cpu")[None]
+            cache = cache_of(base, [0])
+            read(base, cache, prompt, causal(21))
+            cache.commit([list(range(21))])
+            found_NC = read(base, cache, tokens_N, ancestors_1NN)[0]
+            node = rng.randrange(tree.num_nodes)
+            path = ancestors_1NN[0, node].nonzero().flatten().tolist()
+            alone = cache_of(base, [0])
+            for token in [*prompt[0].tolist(), *tokens_N[0, path].tolist()]:
+                state_C = read(base, alone, torch.tensor([[token]]), causal(1))[0, 0]
+                alone.commit([[0]])
+            assert torch.equal(found_NC[node], state_C)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("family", FEW_BITS_FAMILIES)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_heads_give_the_text_of_plain_decoding_in_batches_too(family: str, temperature: float) -> None:
+    rng = random.Random(f"{family}{temperature}")
+    base = int4_base(family, seed=7, dtype=torch.bfloat16)
+    assert base.is_exact
+    heads = random_heads(HEAD_DESIGNS[0], base)
+    prompts = random_prompts(rng, 5, 29, longest=12)
+    seeds = list(range(5))
+    expected = Engine(base, drafter="none").generate(prompts, 24, seed=seeds, temperature=temperature)
+    for drafter in ("heads", "lookup"):
+        engine = Engine(base, heads, drafter, random_tree(rng, 4, 5, 20))
+        found = engine.generate(prompts, 24, seed=seeds, temperature=temperature)
+        assert [one.ids for one in found] == [one.ids for one in expected]
+        assert all(one.is_exact for one in found)
+        alone = [
+            engine.generate([p], 24, seed=s, temperature=temperature)[0] for p, s in zip(prompts, seeds, strict=True)
+        ]
+        assert [one.ids for one in alone] == [one.ids for one in expected]
+
+
+def test_weights_that_change_are_packed_again() -> None:
+    base = int4_base()
+    before = base.forward()
+    assert base.forward() is before
+    with torch.no_grad():
+        base.model.base_model.layers[0].mlp.up_proj.weight.mul_(2)
+    assert base.forward() is not before
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"hidden_size": 48, "intermediate_size": 96}, "a multiple of 32 inputs"),
+        ({"head_dim": 24, "intermediate_size": 96}, "heads of 24"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}}, "a static rope"),
+    ],
+)
+def test_sizes_and_ropes_that_it_does_not_take_are_named(config: dict[str, object], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        in_4_bits(random_base("llama", 29, **(SIZES | config))).forward()
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"forward": "plain"}, "base.forward must be auto or exact with base.quantization=int4"),
+        ({"backend": "torch"}, "base.backend must be auto with base.quantization=int4"),
+        ({"tensor_parallel": 2}, "base.tensor_parallel must be 1 with base.quantization=int4"),
+        ({"dtype": "float16"}, "base.dtype must be auto, float32 or bfloat16 with base.quantization=int4; got float16"),
+    ],
+)
+def test_settings_that_it_excludes_are_refused_before_weights_are_read(
+    tiny_llama_folder: object, settings: dict[str, str], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(UserError, match=named):
+        load_base(BaseConfig(path=str(tiny_llama_folder), quantization="int4", device="cpu", **settings))  # type: ignore[arg-type]
+
+
+def test_a_model_that_4_bits_destroy_is_refused() -> None:
+    """One weight of a block that is a thousand times the others leaves these without a digit."""
+    base = random_base("llama", 29, **SIZES)
+    with torch.no_grad():
+        for layer in base.model.base_model.layers:
+            layer.mlp.down_proj.weight[:, ::32] *= 1000
+            layer.mlp.up_proj.weight[::32] = 0
+    with pytest.raises(UserError, match="no longer the same model"):
+        in_4_bits(base).forward()
+
+
+def test_matrices_with_an_adapter_beside_them_are_refused() -> None:
+    base = int4_base()
+    base.model.base_model.layers[0].mlp.up_proj = torch.nn.Sequential(base.model.base_model.layers[0].mlp.up_proj)
+    with pytest.raises(UserError, match=r"base\.quantization=int4 must have plain matrices; got"):
+        Int4Llama(base.model)
