@@ -1,14 +1,22 @@
-"""Finds the fastest tree for a checkpoint on this machine: python infer/calibrate.py checkpoint=DIR"""
+"""Finds the fastest tree for a checkpoint on this machine: python infer/calibrate.py checkpoint=DIR
 
-import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
-from euryale.cli.pipeline import recalibrate
+Examples:
+  python infer/calibrate.py checkpoint=last
+  python infer/calibrate.py checkpoint=last prompts=my-prompts.txt
+  python infer/calibrate.py checkpoint=last calibrate.temperatures=[0.0] calibrate.num_prompts=64
+"""
+
+import euryale.cli.ctrl_c  # noqa: F401  (first: Ctrl-C ends with a line from here on)
 from euryale.cli.schemas import CalibrateScriptConfig
 from euryale.cli.script import script, use_threads
 from euryale.report.tables import calibration_table
 
 
-@script("calibrate")
+@script("calibrate", __doc__)
 def main(config: CalibrateScriptConfig) -> dict[str, object]:
+    # Here, so that a refusal and --help do not wait for torch.
+    from euryale.cli.pipeline import recalibrate
+
     use_threads(config.threads, config.deterministic, config.calibrate.seed)
     folder, content = recalibrate(config)
     for entry in content["calibrations"]:

@@ -1,29 +1,36 @@
 """Asks questions and shows what each decoder makes of them: python infer/compare.py checkpoint=DIR questions='["..."]'
 
 Same weights, prompts, machine and threads; by default transformers' generate, plain decoding, and the heads.
+
+Examples:
+  python infer/compare.py checkpoint=last
+  python infer/compare.py checkpoint=smollm2-heads 'questions=["Why is the sky blue?"]'
+  python infer/compare.py checkpoint=last prompts=my-prompts.txt limit=5 output=compared.json
 """
 
 from typing import Any
 
-import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
-from euryale.cli.open_engine import open_checkpoint, open_engine
+import euryale.cli.ctrl_c  # noqa: F401  (first: Ctrl-C ends with a line from here on)
 from euryale.cli.schemas import CompareConfig
 from euryale.cli.script import script, use_threads
-from euryale.evaluation.bench import BenchSettings
-from euryale.evaluation.compare import compare, read_questions
+from euryale.evaluation.config import BenchSettings
 from euryale.report.compare_tables import comparison_table, question_block
 from euryale.report.result_file import check_result, write_result
-from euryale.system.hardware import hardware
 from euryale.system.paths import user_path
 from euryale.system.provenance import provenance
 
 
-@script("compare")
+@script("compare", __doc__)
 def main(config: CompareConfig) -> dict[str, object]:
-    use_threads(config.threads, config.deterministic, config.seed)
-    settings = BenchSettings.of(config, config.contenders, config.repeats)
     check_result(config.output)
+    # Here, so that a refusal and --help do not wait for torch.
+    from euryale.cli.open_engine import open_checkpoint, open_engine
+    from euryale.evaluation.compare import compare, read_questions
+    from euryale.system.hardware import hardware
+
+    use_threads(config.threads, config.deterministic, config.seed)
     folder, _ = open_checkpoint(config)
+    settings = BenchSettings.of(config, config.contenders, config.repeats)
     engine = open_engine(config)
     questions = read_questions(engine, config.questions, config.prompts, config.limit, config.max_new_tokens)
     compared = compare(engine, questions, settings, show)

@@ -1,24 +1,32 @@
-"""Says why tau is low on your prompts, and what helps: python infer/doctor.py checkpoint=DIR prompts=FILE"""
+"""Says why tau is low on your prompts, and what helps: python infer/doctor.py checkpoint=DIR prompts=FILE
 
-import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
-from euryale.cli.open_engine import open_checkpoint, open_engine
+Examples:
+  python infer/doctor.py checkpoint=last prompts=my-prompts.txt
+  python infer/doctor.py checkpoint=last prompts=my-prompts.txt limit=32 max_new_tokens=128
+  python infer/doctor.py checkpoint=last prompts=my-prompts.txt temperature=0.8 output=doctor.json
+"""
+
+import euryale.cli.ctrl_c  # noqa: F401  (first: Ctrl-C ends with a line from here on)
 from euryale.cli.schemas import DoctorConfig
 from euryale.cli.script import script, use_threads
 from euryale.data.prompt_files import read_prompts
-from euryale.evaluation.diagnosis import diagnose
-from euryale.evaluation.doctor import ExamSettings, Sample, examine
-from euryale.report.doctor_table import doctor_table
 from euryale.report.result_file import check_result, write_result
 from euryale.system.files import read_json
-from euryale.system.hardware import hardware
 from euryale.system.paths import user_path
 from euryale.system.provenance import provenance
 
 
-@script("doctor")
+@script("doctor", __doc__)
 def main(config: DoctorConfig) -> dict[str, object]:
-    use_threads(config.threads, config.deterministic, config.seed)
     check_result(config.output)
+    # Here, so that a refusal and --help do not wait for torch.
+    from euryale.cli.open_engine import open_checkpoint, open_engine
+    from euryale.evaluation.diagnosis import diagnose
+    from euryale.evaluation.doctor import ExamSettings, Sample, examine
+    from euryale.report.doctor_table import doctor_table
+    from euryale.system.hardware import hardware
+
+    use_threads(config.threads, config.deterministic, config.seed)
     folder, description = open_checkpoint(config)
     assert folder is not None and config.prompts is not None, "DoctorConfig.check refuses both"
     read_prompts(config.prompts)  # refuses before a base is loaded

@@ -1,34 +1,37 @@
 """Measures the heads and checks the text: python infer/eval.py checkpoint=DIR [prompts=FILE] [data=...]
 
 With suite=NAME prompts=FILE: tau and speed on a published set of prompts, task by task.
+
+Examples:
+  python infer/eval.py checkpoint=last
+  python infer/eval.py checkpoint=last suite=breadth
+  python infer/eval.py checkpoint=last suite=gsm8k prompts=gsm8k.jsonl output=gsm8k.json
 """
 
 from typing import Any
 
-import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
-from euryale.cli.open_engine import open_checkpoint, open_engine
+import euryale.cli.ctrl_c  # noqa: F401  (first: Ctrl-C ends with a line from here on)
 from euryale.cli.schemas import EvalConfig
 from euryale.cli.script import script, use_threads
 from euryale.data.suites import read_suite
-from euryale.evaluation import breadth
-from euryale.evaluation.bench import BenchSettings
-from euryale.evaluation.bench_suite import bench_suite
-from euryale.evaluation.evaluate import evaluate_text, held_out_accuracy
-from euryale.evaluation.prompts import check_prompts, choose_data, data_is_gone, load_prompts
+from euryale.evaluation.config import BenchSettings
 from euryale.report.bench_tables import suite_table
 from euryale.report.result_file import check_result, write_result
 from euryale.report.tables import accuracy_table, evaluation_table
-from euryale.system.hardware import hardware
 from euryale.system.paths import user_path
 from euryale.system.provenance import provenance
 
 SUITE_CONTENDERS = ("euryale", "ar", "hf_generate")
 
 
-@script("eval")
+@script("eval", __doc__)
 def main(config: EvalConfig) -> dict[str, object]:
-    use_threads(config.threads, config.deterministic, config.seed)
     check_result(config.output)
+    # Here, so that a refusal and --help do not wait for torch.
+    from euryale.cli.open_engine import open_checkpoint
+    from euryale.system.hardware import hardware
+
+    use_threads(config.threads, config.deterministic, config.seed)
     folder, description = open_checkpoint(config)
     origin: dict[str, object] = {"checkpoint": None if folder is None else str(folder), "prompts": config.prompts}
     result = on_suite(config) if config.suite is not None else on_prompts(config, description)
@@ -41,6 +44,10 @@ def main(config: EvalConfig) -> dict[str, object]:
 
 def on_suite(config: EvalConfig) -> dict[str, object]:
     """Standings of every task."""
+    from euryale.cli.open_engine import open_engine  # these as in main
+    from euryale.evaluation import breadth
+    from euryale.evaluation.bench_suite import bench_suite
+
     assert config.suite is not None
     sampling = config.sampling()
     usual = [name for name in SUITE_CONTENDERS if name != "hf_generate" or sampling.is_known_to_transformers]
@@ -55,6 +62,10 @@ def on_suite(config: EvalConfig) -> dict[str, object]:
 
 def on_prompts(config: EvalConfig, description: dict[str, Any]) -> dict[str, object]:
     """Accuracy of the heads, tau by depth, losslessness."""
+    from euryale.cli.open_engine import open_engine  # these as in main
+    from euryale.evaluation.evaluate import evaluate_text, held_out_accuracy
+    from euryale.evaluation.prompts import check_prompts, choose_data, data_is_gone, load_prompts
+
     check_prompts(config.prompts, config.data, description)
     engine = open_engine(config)
     prompts = load_prompts(engine.base, config.prompts, config.limit, config.max_new_tokens, description, config.data)

@@ -1,27 +1,34 @@
-"""Takes Medusa heads published for other servers: python infer/import_heads.py source=DIR [base.path=MODEL]"""
+"""Takes Medusa heads published for other servers: python infer/import_heads.py source=DIR [base.path=MODEL]
+
+Examples:
+  python infer/import_heads.py source=medusa-vicuna-7b
+  python infer/import_heads.py source=medusa-vicuna-7b base.path=my-vicuna output=imported
+  python infer/import_heads.py source=medusa-vicuna-7b base.quantization=nf4
+"""
 
 from dataclasses import replace
 
-import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
-from euryale.base.base import load_base
+import euryale.cli.ctrl_c  # noqa: F401  (first: Ctrl-C ends with a line from here on)
 from euryale.cli.schemas import ImportHeadsConfig
 from euryale.cli.script import script, use_threads
 from euryale.data.prompt_files import read_prompts
-from euryale.data.tokens import prompt_ids
-from euryale.decoding.engine import Engine
 from euryale.errors import UserError
-from euryale.heads.published import check_output, import_heads, named_base
 from euryale.system.paths import PROJECT, argument, user_path
 from euryale.system.provenance import provenance
 
 _NUM_PROMPTS, _NUM_TOKENS = 4, 32  # of the answers that show whether the heads fit the base
 
 
-@script("import_heads")
+@script("import_heads", __doc__)
 def main(config: ImportHeadsConfig) -> dict[str, object]:
+    # Here, so that a refusal and --help do not wait for torch.
+    from euryale.base.base import load_base
+    from euryale.data.tokens import prompt_ids
+    from euryale.decoding.engine import Engine
+    from euryale.heads.published import check_output, import_heads, named_base
+
     use_threads(config.threads)
-    if config.source is None:
-        raise UserError("source must be a folder with Medusa heads; got null. Give source=DIR.")
+    assert config.source is not None, "ImportHeadsConfig.check refuses none"
     source = user_path(config.source, "source")
     named = named_base(source)  # refuses a folder without heads, whatever base is given
     path = config.base.path or named

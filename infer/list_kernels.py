@@ -1,15 +1,23 @@
-"""Prints which backend each kernel runs through here, and why: python infer/list_kernels.py [device=cuda]"""
+"""Prints which backend each kernel runs through here, and why: python infer/list_kernels.py [device=cuda]
 
-import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
-from euryale.base.precision import pick_device
+Examples:
+  python infer/list_kernels.py
+  python infer/list_kernels.py device=cpu
+  python infer/list_kernels.py device=cuda:1
+"""
+
+import euryale.cli.ctrl_c  # noqa: F401  (first: Ctrl-C ends with a line from here on)
 from euryale.cli.kernel_schemas import ListKernelsConfig
 from euryale.cli.script import script
-from euryale.kernels.registry import ALIASES, standing
 from euryale.report.kernel_tables import standing_table
 
 
-@script("list_kernels")
+@script("list_kernels", __doc__)
 def main(config: ListKernelsConfig) -> dict[str, object]:
+    # Here, so that a refusal and --help do not wait for torch.
+    from euryale.base.precision import pick_device
+    from euryale.kernels.registry import ALIASES, standing
+
     device = pick_device(config.device, "device")
     rows = standing(device)
     print(f"device: {device}\n")

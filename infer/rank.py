@@ -1,6 +1,12 @@
-"""Ranks the runs of a sweep, or of any folder: python infer/rank.py runs=DIR [metric=tau]"""
+"""Ranks the runs of a sweep, or of any folder: python infer/rank.py runs=DIR [metric=tau]
 
-import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
+Examples:
+  python infer/rank.py
+  python infer/rank.py runs=checkpoints/sweep-widths metric=speedup
+  python infer/rank.py runs=checkpoints/sweep-widths output=ranking
+"""
+
+import euryale.cli.ctrl_c  # noqa: F401  (first: Ctrl-C ends with a line from here on)
 from euryale.cli.schemas import RankConfig
 from euryale.cli.script import script
 from euryale.errors import UserError
@@ -8,7 +14,7 @@ from euryale.report.ranking import rank_jobs, ranking_table, save_ranking, summa
 from euryale.system.paths import output_root, user_path
 
 
-@script("rank")
+@script("rank", __doc__)
 def main(config: RankConfig) -> dict[str, object]:
     here, ours = user_path(config.runs, "runs"), output_root(config.runs)
     root = here if here.is_dir() else ours

@@ -37,7 +37,7 @@ from random_models import (
 )
 
 from euryale.base.base import Base
-from euryale.decoding.accept import AcceptConfig
+from euryale.decoding.config import AcceptConfig, TreeConfig
 from euryale.decoding.device_loop import DeviceLoop
 from euryale.decoding.device_step import DeviceStep
 from euryale.decoding.engine import Engine
@@ -47,7 +47,6 @@ from euryale.decoding.request import Request as Handle
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.scheduler import Scheduler
 from euryale.decoding.tree.calibration import Calibration
-from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import Tree, chain
 
 FORKED = Tree.from_paths([(0,), (0, 0), (1,), (0, 1), (0, 0, 2)])

@@ -21,7 +21,8 @@ def sleep_briefly(seconds: Any) -> None:
 
 time.sleep = sleep_briefly
 
-from euryale.data.sources import DataConfig, Message, build_source  # noqa: E402
+from euryale.data.config import DataConfig  # noqa: E402
+from euryale.data.sources import Message, build_source  # noqa: E402
 from euryale.errors import UserError  # noqa: E402
 
 

@@ -15,8 +15,7 @@ from plain_heads import plain_heads
 
 from euryale.base.base import Base
 from euryale.heads.heads import build_heads
-from euryale.training.objective import ObjectiveConfig
-from euryale.training.optimizer import OptimConfig
+from euryale.training.config import ObjectiveConfig, OptimConfig
 from euryale.training.trainer import Trainer
 
 OPTIM = {

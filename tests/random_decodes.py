@@ -41,13 +41,11 @@ from random_models import (
 from transformers import PreTrainedModel
 
 from euryale.base.base import Base
-from euryale.decoding.accept import AcceptConfig
-from euryale.decoding.drafters.build import DRAFTERS, DrafterConfig
+from euryale.decoding.config import DRAFTERS, AcceptConfig, DrafterConfig, TreeConfig
 from euryale.decoding.engine import Engine
 from euryale.decoding.request import Generation, StopConditions
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree.calibration import Calibration
-from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import ROOT_ONLY, Tree, chain, medusa63
 from euryale.heads.heads import Heads
 from euryale.system.progress import Progress

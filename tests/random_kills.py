@@ -32,7 +32,8 @@ from euryale.report import (
     plots,
 )
 from euryale.system.files import read_json
-from euryale.training.resume import find_run, load_resume
+from euryale.training.resume import load_resume
+from euryale.training.saves import find_run
 
 assert plots and plot_tree
 STEPS, BORDER = 24, 12

@@ -14,12 +14,11 @@ from random_models import HEAD_DESIGNS, engine_of, five_tokens, random_base, ran
 from torch import Tensor
 
 from euryale.base.base import Base
-from euryale.decoding.accept import AcceptConfig, accept_typical
+from euryale.decoding.accept import accept_typical
 from euryale.decoding.accept_rejection import Walk, walk_by_rejection
-from euryale.decoding.drafters.build import DrafterConfig
+from euryale.decoding.config import AcceptConfig, DrafterConfig, TreeConfig
 from euryale.decoding.drafters.interface import Draft
 from euryale.decoding.engine import Engine
-from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import Shape, Tree, chain
 from euryale.errors import UserError
 from euryale.heads.config import HeadsConfig

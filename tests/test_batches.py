@@ -12,7 +12,8 @@ from tiny_llama import character_tokenizer
 from transformers import AutoTokenizer
 
 from euryale.data.batches import Batch, BatchStream, build_batches
-from euryale.data.sources import DataConfig, build_source
+from euryale.data.config import DataConfig
+from euryale.data.sources import build_source
 from euryale.data.tokens import tokenize_row
 from euryale.errors import UserError
 

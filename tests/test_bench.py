@@ -19,7 +19,8 @@ from euryale.decoding.tree.tree import Tree
 from euryale.errors import UserError
 from euryale.evaluation import bench as bench_module
 from euryale.evaluation import contenders, roofline
-from euryale.evaluation.bench import BenchSettings, bench, in_turns
+from euryale.evaluation.bench import bench, in_turns
+from euryale.evaluation.config import BenchSettings
 from euryale.evaluation.contenders import Turn
 from euryale.evaluation.hf_baselines import count_new, generate_ids, generation_settings, transformers_attention
 from euryale.report.bench_tables import bench_table

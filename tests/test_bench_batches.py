@@ -11,8 +11,9 @@ from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree.calibration import Calibration
 from euryale.decoding.tree.tree import DynamicTree, chain
 from euryale.errors import UserError
-from euryale.evaluation.bench import BenchSettings, bench
+from euryale.evaluation.bench import bench
 from euryale.evaluation.bench_batches import WAYS, bench_batches, ragged
+from euryale.evaluation.config import BenchSettings
 from euryale.report.bench_tables import batch_table
 from euryale.report.plot_sweep import sweep_plot
 from euryale.report.sweep_results import read_sweep, sweep_table

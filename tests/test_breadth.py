@@ -10,14 +10,14 @@ from plain_heads import plain_heads
 from random_models import random_heads
 
 from euryale.base.base import Base
+from euryale.data.config import DataConfig
 from euryale.data.row_prompts import Opening
-from euryale.data.sources import DataConfig, is_gone
+from euryale.data.sources import is_gone
 from euryale.data.suites import BREADTH
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
 from euryale.evaluation import breadth
-from euryale.evaluation.calibrate import check as check_calibration
-from euryale.evaluation.config import CalibrateConfig
+from euryale.evaluation.config import MEASURED_A_KIND, CalibrateConfig
 from euryale.evaluation.prompts import check_prompts, load_openings, load_prompts
 from euryale.report.format import breadth_warning
 from euryale.report.model_card import model_card
@@ -42,7 +42,7 @@ def long_base(chat_base: Base, monkeypatch: pytest.MonkeyPatch) -> Base:
 def test_no_prompt_is_both_calibrated_on_and_measured(long_base: Base) -> None:
     openings = breadth.calibration_openings(long_base, 100)
     measured = breadth.measured_prompts(long_base)
-    assert len(openings) == len(measured) == len(BREADTH) * breadth.MEASURED_A_KIND
+    assert len(openings) == len(measured) == len(BREADTH) * MEASURED_A_KIND
     assert not {tuple(opening.ids) for opening in openings} & set(map(tuple, measured))
 
 
@@ -62,7 +62,7 @@ def test_calibration_mixes_held_out_rows_and_breadth_prompts(long_base: Base) ->
     assert {opening.origin for opening in mixed[6:]} == {"breadth"}
     assert breadth.mixed_openings(long_base, rows, 12, 0.0) == rows[:12]
     with pytest.raises(UserError, match="breadth_share must be from 0 to 1; got 1.5"):
-        check_calibration(CalibrateConfig(breadth_share=1.5))
+        CalibrateConfig(breadth_share=1.5).check()
 
 
 def test_a_base_without_a_chat_template_is_calibrated_on_its_rows_alone(tiny_base: Base) -> None:

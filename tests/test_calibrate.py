@@ -16,7 +16,7 @@ from euryale.decoding.tree.calibration import TREE_FILE, Calibration, read_calib
 from euryale.decoding.tree.tree import Tree, chain
 from euryale.errors import UserError
 from euryale.evaluation import calibrate as module
-from euryale.evaluation.calibrate import calibrate, check
+from euryale.evaluation.calibrate import calibrate
 from euryale.evaluation.choose_size import Size
 from euryale.evaluation.config import CalibrateConfig
 from euryale.evaluation.rank_vectors import frequent_paths, rank_vectors
@@ -164,4 +164,4 @@ def test_no_prompts_are_refused(base: Base) -> None:
 )
 def test_impossible_settings_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check(CalibrateConfig(**changes))
+        CalibrateConfig(**changes).check()

@@ -10,9 +10,10 @@ from random_models import five_tokens, random_base, random_heads
 from euryale.base import precision
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
+from euryale.decoding.config import TreeConfig
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree.calibration import Calibration
-from euryale.decoding.tree.choose import TreeConfig, plan_sizes
+from euryale.decoding.tree.choose import plan_sizes
 from euryale.decoding.tree.tree import ROOT_ONLY, DynamicTree, Tree, chain
 from euryale.errors import UserError
 from euryale.heads.checkpoint import save_heads

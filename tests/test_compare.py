@@ -12,8 +12,8 @@ from euryale.decoding.engine import Engine
 from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError
 from euryale.evaluation import compare as compare_module
-from euryale.evaluation.bench import BenchSettings
 from euryale.evaluation.compare import Asked, compare, read_questions
+from euryale.evaluation.config import BenchSettings
 from euryale.evaluation.contenders import Contender, Turn
 from euryale.report.compare_tables import comparison_table, question_block
 

@@ -18,8 +18,9 @@ from scripts import ROOT, Result, run_main, run_script
 from euryale.base.config import BaseConfig
 from euryale.cli.preflight import check_settings
 from euryale.cli.run_folder import save_settings, whole_or_nothing
-from euryale.cli.schemas import SCHEMAS, TrainConfig
+from euryale.cli.schemas import SCHEMAS
 from euryale.cli.script import CONF, script, use_threads
+from euryale.cli.train_schemas import TrainConfig
 from euryale.errors import UserError
 from euryale.system.paths import argument, output_root
 from euryale.training.signals import Interrupted
@@ -61,7 +62,7 @@ def test_every_script_has_a_schema_and_a_conf_file() -> None:
     named = {
         name
         for path in [*ROOT.glob("train/*.py"), *ROOT.glob("infer/*.py")]
-        for name in re.findall(r'@script\("(\w+)"\)', path.read_text())
+        for name in re.findall(r'@script\("(\w+)", __doc__\)', path.read_text())
     }
     assert named == set(SCHEMAS)
 
@@ -239,6 +240,26 @@ def test_a_real_process_ends_with_status_2_and_leaves_no_file(tmp_path: Path) ->
     assert done.returncode == 2 and done.stdout == ""
     assert "error: base.path=no/such/base: there is no such folder" in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["train/run.py", "optim.lr=-1"], ["infer/bench.py", "contenders=[vllm]"]])
+def test_a_real_process_refuses_a_value_without_importing_torch(arguments: list[str], tmp_path: Path) -> None:
+    """Which takes seconds. An entry of None in sys.modules makes any import of it fail."""
+    without = "import sys, runpy; sys.modules['torch'] = sys.modules['transformers'] = None; "
+    run = f"sys.argv = sys.argv[1:]; runpy.run_path({str(ROOT / arguments[0])!r}, run_name='__main__')"
+    command = [sys.executable, "-c", without + run, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(("error: optim.lr must be", "error: contenders must be of euryale, ar"))
+
+
+def test_python_without_docstrings_is_refused(tmp_path: Path) -> None:
+    """transformers builds classes from its own, and would end in a traceback."""
+    done = subprocess.run(
+        [sys.executable, "-OO", str(ROOT / "infer/run.py")], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "error: PYTHONOPTIMIZE must be at most 1, and python started without -OO; got 2.\n"
 
 
 # Going on with a run

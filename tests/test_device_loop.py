@@ -10,11 +10,10 @@ from device_decodes import CALIBRATED, FORKED, SEARCHING, answers, any_settings,
 from kernel_bases import kernel_base, with_backend
 from random_models import EAGLE_DESIGNS, FAMILIES, HEAD_DESIGNS, random_heads, random_prompts, random_tree
 
-from euryale.decoding.accept import AcceptConfig
+from euryale.decoding.config import AcceptConfig, TreeConfig
 from euryale.decoding.device_step import DeviceStep
 from euryale.decoding.engine import Engine
 from euryale.decoding.record import Record
-from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import chain
 from euryale.heads.config import HeadsConfig
 

@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from euryale.base.base import Base
-from euryale.decoding.accept import AcceptConfig
+from euryale.decoding.config import AcceptConfig, TreeConfig
 from euryale.decoding.device_state import DeviceState, StepKind
 from euryale.decoding.device_step import DeviceStep
 from euryale.decoding.drafters.adaptive import AdaptiveDrafter
@@ -30,7 +30,6 @@ from euryale.decoding.engine import Engine
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.sampling_batch import Asked, columns_of
 from euryale.decoding.token_tables import TokenTables
-from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import DynamicTree, Tree, chain
 from euryale.decoding.tree_pass import TreePass
 from euryale.heads.config import HeadsConfig

@@ -7,11 +7,11 @@ import torch
 from plain_heads import plain_heads
 from random_models import five_tokens, random_base, random_heads
 
+from euryale.decoding.config import TreeConfig
 from euryale.decoding.drafters.adaptive import AdaptiveDrafter
 from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree.calibration import Calibration
-from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import Shape, chain
 from euryale.errors import UserError
 

@@ -6,7 +6,7 @@ import torch
 from plain_heads import plain_heads
 from random_models import five_tokens, random_base, random_heads, random_tree
 
-from euryale.decoding.drafters.build import DrafterConfig
+from euryale.decoding.config import DrafterConfig
 from euryale.decoding.drafters.heads_lookup import graft
 from euryale.decoding.drafters.interface import Draft
 from euryale.decoding.engine import Engine

@@ -6,11 +6,10 @@ from plain_decoding import slow_ids
 from random_models import random_base
 
 from euryale.base.base import Base
-from euryale.decoding.drafters.build import DrafterConfig
+from euryale.decoding.config import DrafterConfig, TreeConfig, most_nodes
 from euryale.decoding.drafters.interface import DraftInput
-from euryale.decoding.drafters.lookahead import Iteration, LookaheadDrafter, Pool, Trie, most_nodes
+from euryale.decoding.drafters.lookahead import Iteration, LookaheadDrafter, Pool, Trie
 from euryale.decoding.engine import Engine
-from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import chain
 from euryale.errors import UserError
 

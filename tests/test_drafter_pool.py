@@ -7,12 +7,12 @@ import torch
 from random_models import EAGLE_DESIGNS, HEAD_DESIGNS, random_base, random_heads
 
 from euryale.base.base import Base
+from euryale.decoding.config import TreeConfig
 from euryale.decoding.drafters import build, head_matrices
 from euryale.decoding.drafters.eagle import EagleDrafter
 from euryale.decoding.drafters.heads import HeadsDrafter
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree.calibration import Calibration
-from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import medusa63
 from euryale.heads.config import HeadsConfig
 

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from euryale.base.base import Base
 from euryale.data.batches import Batch
+from euryale.decoding.config import TreeConfig
 from euryale.decoding.drafters.eagle import EagleDrafter
 from euryale.decoding.drafters.interface import Draft, DraftInput
 from euryale.decoding.engine import Engine
 from euryale.decoding.kv_cache import KVCache
 from euryale.decoding.tree.calibration import Calibration
-from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import Tree, chain
 from euryale.errors import UserError
 from euryale.export import export
@@ -27,8 +27,9 @@ from euryale.heads.config import HeadsConfig
 from euryale.heads.eagle import EagleLayer
 from euryale.heads.heads import Heads, PackedText, build_heads
 from euryale.kernels.rms_norm import normalise
-from euryale.training.objective import ObjectiveConfig, medusa1_loss
-from euryale.training.optimizer import OptimConfig, build_optimizer
+from euryale.training.config import ObjectiveConfig, OptimConfig
+from euryale.training.objective import medusa1_loss
+from euryale.training.optimizer import build_optimizer
 
 EAGLE = plain_heads("eagle", num_heads=3, features="several")
 DESIGNS = [EAGLE, plain_heads("eagle", num_heads=3, width=1.0, vocab_share=0.6)]

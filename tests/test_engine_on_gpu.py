@@ -12,7 +12,7 @@ from euryale.base.base import Base
 from euryale.base.config import BaseConfig
 from euryale.base.kernel_llama import KernelLlama
 from euryale.base.random_base import random_base as base_of_config
-from euryale.decoding.accept import AcceptConfig
+from euryale.decoding.config import AcceptConfig, TreeConfig
 from euryale.decoding.device_state import DeviceState, StepKind
 from euryale.decoding.device_step import DeviceStep
 from euryale.decoding.drafters.heads import HeadsDrafter
@@ -20,7 +20,6 @@ from euryale.decoding.engine import Engine
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.sampling_batch import Asked, columns_of
 from euryale.decoding.token_tables import TokenTables
-from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import Tree, chain
 from euryale.decoding.tree_pass import TreePass
 from euryale.heads.config import HeadsConfig

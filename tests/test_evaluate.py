@@ -11,7 +11,7 @@ from plain_heads import plain_heads
 from random_models import random_base, random_heads, twin
 
 from euryale.base.base import Base
-from euryale.data.sources import DataConfig
+from euryale.data.config import DataConfig
 from euryale.decoding.engine import Engine
 from euryale.decoding.noise import gumbel
 from euryale.decoding.request import Generation

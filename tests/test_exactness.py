@@ -8,7 +8,7 @@ from chi_square import chi_square
 from random_decodes import Report, random_decodes
 from random_models import FAMILIES, FULL, engine_of, five_tokens, twin
 
-from euryale.decoding.drafters.build import DRAFTERS
+from euryale.decoding.config import DRAFTERS
 from euryale.decoding.sampling import Sampling
 
 

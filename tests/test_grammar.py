@@ -16,8 +16,7 @@ from plain_decoding import next_scores
 from random_models import HEAD_DESIGNS, random_heads, random_tree, twin
 from world_tokenizers import base_with, wordpiece
 
-from euryale.decoding.config import AnswerConfig
-from euryale.decoding.drafters.build import DrafterConfig
+from euryale.decoding.config import AnswerConfig, DrafterConfig
 from euryale.decoding.engine import Engine
 from euryale.decoding.grammar import GrammarState, check_grammar
 from euryale.decoding.request import Generation, Request, StopConditions

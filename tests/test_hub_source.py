@@ -21,8 +21,8 @@ from hydra.core.config_store import ConfigStore
 from loopback_hub import COMMIT, Fault, LoopbackHub
 from omegaconf import OmegaConf
 
-from euryale.cli.schemas import TrainConfig
 from euryale.cli.script import CONF
+from euryale.cli.train_schemas import TrainConfig
 
 NUM_ROWS = 240
 ARTICLES = [f" = Article {n} = \n \n First of {n} .\n \n = = Part = = \n \n Last of {n} .\n \n" for n in range(7)]

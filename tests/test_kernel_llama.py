@@ -14,15 +14,14 @@ from triton.errors import TritonError
 
 from euryale.base import choose_forward
 from euryale.base.choose_forward import ForwardSettings
-from euryale.base.config import BaseConfig
+from euryale.base.config import BaseConfig, LoraConfig
 from euryale.base.fast_llama import FastLlama
 from euryale.base.forward_check import is_near
 from euryale.base.kernel_llama import KernelLlama, Slots, TreeBits
-from euryale.base.lora import LoraConfig, adapter_disabled, adapter_parameters, add_adapter
+from euryale.base.lora import adapter_disabled, adapter_parameters, add_adapter
 from euryale.base.random_base import random_base as base_of_config
-from euryale.decoding.drafters.build import DrafterConfig
+from euryale.decoding.config import DrafterConfig, TreeConfig
 from euryale.decoding.engine import Engine
-from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import Shape, chain
 from euryale.errors import UserError
 from euryale.kernels import registry

@@ -14,7 +14,7 @@ from euryale.decoding.engine import Engine
 from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError
 from euryale.evaluation import llama_cpp
-from euryale.evaluation.bench import BenchSettings
+from euryale.evaluation.config import BenchSettings
 from euryale.evaluation.contenders import CONTENDERS
 from euryale.evaluation.llama_cpp import LlamaCpp
 

@@ -12,7 +12,8 @@ from fake_engine import FakeEngine
 from on_loopback import MODEL, Running, running
 from scripts import assert_refused, run_script
 
-from euryale.cli.load_levels import LoadConfig, measure_load
+from euryale.cli.load_levels import measure_load
+from euryale.cli.load_schema import LoadConfig
 from euryale.data.prompt_files import Prompt, read_prompts
 from euryale.errors import UserError
 from euryale.evaluation.load import closed_loop, open_loop, same_texts, spread, summarise

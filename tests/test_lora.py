@@ -15,9 +15,8 @@ from tiny_llama import save_tiny_llama
 from tolerance import assert_same_sums
 
 from euryale.base.base import Base, load_base
-from euryale.base.config import BaseConfig
+from euryale.base.config import BaseConfig, LoraConfig
 from euryale.base.lora import (
-    LoraConfig,
     adapter_disabled,
     adapter_parameters,
     add_adapter,
@@ -32,8 +31,9 @@ from euryale.errors import UserError
 from euryale.heads.checkpoint import load_heads, read_description, save_heads
 from euryale.heads.heads import build_heads
 from euryale.system.provenance import provenance
-from euryale.training.objective import ObjectiveConfig, evaluate_joint, medusa2_loss
-from euryale.training.optimizer import OptimConfig, build_optimizer, check_optimizer
+from euryale.training.config import ObjectiveConfig, OptimConfig
+from euryale.training.objective import evaluate_joint, medusa2_loss
+from euryale.training.optimizer import build_optimizer, check_optimizer
 from euryale.training.stages import Stage
 
 LINEARS = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]

@@ -9,14 +9,13 @@ from forked import in_processes
 from plain_heads import plain_heads
 from scripts import ROOT, assert_refused, run_script
 
-from euryale.base.config import BaseConfig
-from euryale.base.shape import ShapeConfig
+from euryale.base.config import BaseConfig, ShapeConfig
 from euryale.cli import measure_training
 from euryale.cli.measure_training import measure, table
-from euryale.cli.schemas import MeasureConfig
 from euryale.cli.script import CONF
+from euryale.cli.train_schemas import MeasureConfig
+from euryale.data.config import DataConfig
 from euryale.data.random_batches import RandomRows
-from euryale.data.sources import DataConfig
 from euryale.errors import UserError
 from euryale.training.labels import FIRST_GAP, select_labels
 from euryale.training.trainer import Trainer

@@ -15,16 +15,16 @@ from scripts import Result, run_script
 from tiny_llama import save_tiny_llama
 
 from euryale.base.base import Base, load_base
-from euryale.base.config import BaseConfig
-from euryale.base.lora import LoraConfig, adapter_disabled, adapter_parameters, add_adapter
+from euryale.base.config import BaseConfig, LoraConfig
+from euryale.base.lora import adapter_disabled, adapter_parameters, add_adapter
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
 from euryale.heads.checkpoint import read_description
 from euryale.heads.heads import Heads, build_heads
 from euryale.kernels.rms_norm import normalise
 from euryale.system.files import read_json
-from euryale.training.objective import ObjectiveConfig, evaluate_joint, medusa1_loss, medusa2_loss
-from euryale.training.optimizer import OptimConfig
+from euryale.training.config import ObjectiveConfig, OptimConfig
+from euryale.training.objective import evaluate_joint, medusa1_loss, medusa2_loss
 from euryale.training.signals import Interrupted
 from euryale.training.stages import Stage, heads_weight, stage_at
 from euryale.training.trainer import Trainer

@@ -13,19 +13,20 @@ from scripts import run_script
 from transformers import LlamaConfig
 
 from euryale.base.base import load_base
-from euryale.base.config import BaseConfig
-from euryale.base.lora import LoraConfig, adapter_parameters, add_adapter, learning
+from euryale.base.config import BaseConfig, LoraConfig
+from euryale.base.lora import adapter_parameters, add_adapter, learning
 from euryale.cli.preflight import check_memory
-from euryale.cli.schemas import TrainConfig
-from euryale.data.sources import DataConfig
+from euryale.cli.train_schemas import TrainConfig
+from euryale.data.config import DataConfig
 from euryale.errors import UserError
 from euryale.heads.config import HeadsConfig
 from euryale.heads.heads import build_heads
 from euryale.system import memory
-from euryale.system.memory import free_bytes, gigabytes
+from euryale.system.memory import free_bytes
+from euryale.system.units import gigabytes
+from euryale.training.config import ObjectiveConfig, OptimConfig
 from euryale.training.memory_estimate import MemoryPlan, Need, check_fits, estimate
-from euryale.training.objective import OBJECTIVES, ObjectiveConfig, medusa2_loss
-from euryale.training.optimizer import OptimConfig
+from euryale.training.objective import OBJECTIVES, medusa2_loss
 from euryale.training.stages import Stage
 
 LLAMA_8B = LlamaConfig(

@@ -8,11 +8,10 @@ from random_models import FAMILIES, five_tokens, letter_tokenizer, random_base, 
 from torch import Tensor
 
 from euryale.base.base import Base
-from euryale.decoding.drafters.build import DrafterConfig
+from euryale.decoding.config import DrafterConfig, TreeConfig
 from euryale.decoding.drafters.interface import Draft, DraftInput
 from euryale.decoding.drafters.model import ModelDrafter, check_same_tokens, load_draft_base
 from euryale.decoding.engine import Engine
-from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import Tree, chain
 from euryale.errors import UserError
 

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from euryale.data.config import DataConfig
 from euryale.data.named_files import find_files
-from euryale.data.sources import DataConfig, notices
+from euryale.data.sources import notices
 
 
 def fill(folder: Path, *names: str) -> Path:

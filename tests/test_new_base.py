@@ -11,7 +11,8 @@ from euryale.base.config import BaseConfig
 from euryale.data.rows import Row
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
-from euryale.training.new_base import ScratchConfig, make_base
+from euryale.training.config import ScratchConfig
+from euryale.training.new_base import make_base
 
 CONFIG = ScratchConfig(
     enabled=True, vocab_size=300, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2,

@@ -20,14 +20,9 @@ from euryale.errors import UserError
 from euryale.heads.config import HeadsConfig
 from euryale.heads.heads import Heads, build_heads
 from euryale.kernels.rms_norm import normalise
+from euryale.training.config import ObjectiveConfig
 from euryale.training.labels import select_labels
-from euryale.training.objective import (
-    ObjectiveConfig,
-    evaluate_base,
-    evaluate_heads,
-    medusa1_loss,
-    pretrain_loss,
-)
+from euryale.training.objective import evaluate_base, evaluate_heads, medusa1_loss, pretrain_loss
 
 DESIGNS = [
     plain_heads(kind="hydra", num_heads=3),

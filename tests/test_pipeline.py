@@ -18,9 +18,10 @@ from tiny_llama import save_tiny_llama
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
 from euryale.cli.pipeline import accuracy_rows, headline, headline_temperature
-from euryale.cli.schemas import EvaluateConfig, TrainConfig
 from euryale.cli.text_stage import draw_prompts
-from euryale.data.sources import DataConfig, build_source
+from euryale.cli.train_schemas import EvaluateConfig, TrainConfig
+from euryale.data.config import DataConfig
+from euryale.data.sources import build_source
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree.calibration import read_calibrations
 from euryale.errors import UserError

@@ -16,7 +16,7 @@ from euryale.cli.open_engine import open_base
 from euryale.decoding.engine import Engine
 from euryale.kernels import packed_linear
 from euryale.training import optimizer
-from euryale.training.optimizer import OptimConfig
+from euryale.training.config import OptimConfig
 
 CPU, WIDE, NARROW = torch.device("cpu"), LlamaConfig(hidden_size=512), LlamaConfig(hidden_size=256)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from random_models import EAGLE_DESIGNS, FULL, HEAD_DESIGNS, random_base, random_heads
 
-from euryale.decoding.drafters.build import DrafterConfig
+from euryale.decoding.config import DrafterConfig
 from euryale.decoding.engine import Engine
 from euryale.decoding.prefill import CHUNK
 from euryale.decoding.record import Record

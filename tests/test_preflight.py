@@ -9,14 +9,12 @@ from plain_heads import plain_heads
 
 from euryale.base.base import Base
 from euryale.cli.preflight import check_base, check_rows, check_settings
-from euryale.cli.schemas import EvaluateConfig, TrainConfig
-from euryale.data.sources import DataConfig
+from euryale.cli.train_schemas import EvaluateConfig, TrainConfig
+from euryale.data.config import DataConfig
 from euryale.errors import UserError
 from euryale.evaluation.config import CalibrateConfig
 from euryale.regenerate.config import RegenerateConfig
-from euryale.training.new_base import ScratchConfig
-from euryale.training.objective import ObjectiveConfig
-from euryale.training.optimizer import OptimConfig
+from euryale.training.config import ObjectiveConfig, OptimConfig, ScratchConfig
 
 
 def test_the_default_run_is_fine() -> None:

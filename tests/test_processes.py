@@ -19,17 +19,16 @@ from tiny_llama import save_tiny_llama
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
 from euryale.base.fsdp import shard_base
-from euryale.cli.preflight import check_parallel
-from euryale.cli.schemas import TrainConfig
+from euryale.cli.train_schemas import TrainConfig, check_parallel
 from euryale.data.batches import BatchStream, build_batches
+from euryale.data.config import DataConfig
 from euryale.data.distributed import Dealt
-from euryale.data.sources import DataConfig
 from euryale.errors import UserError
 from euryale.heads.checkpoint import load_heads
 from euryale.regenerate.config import RegenerateConfig
 from euryale.system import processes
 from euryale.system.files import read_json, write_json
-from euryale.training.optimizer import OptimConfig
+from euryale.training.config import OptimConfig
 from euryale.training.resume import share_batches
 
 

@@ -10,11 +10,11 @@ from tiny_llama import save_tiny_llama
 from torch import nn
 
 from euryale.base.base import Base, load_base
-from euryale.base.config import BaseConfig
+from euryale.base.config import BaseConfig, LoraConfig, ShapeConfig
 from euryale.base.locate import read_config
-from euryale.base.lora import LoraConfig, adapter_parameters, add_adapter
+from euryale.base.lora import adapter_parameters, add_adapter
 from euryale.base.random_base import random_base
-from euryale.base.shape import ShapeConfig, config_of_shape
+from euryale.base.shape import config_of_shape
 from euryale.errors import UserError
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")

@@ -7,7 +7,7 @@ import torch
 from random_models import FULL, HEAD_DESIGNS, five_tokens, random_base, random_heads
 
 from euryale.base.base import Base
-from euryale.decoding.drafters.build import DrafterConfig
+from euryale.decoding.config import DrafterConfig
 from euryale.decoding.engine import Engine
 from euryale.decoding.record import Record, StepView, TokenLogprob
 from euryale.decoding.request import Generation

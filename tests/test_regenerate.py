@@ -21,11 +21,12 @@ from scripts import run_script
 from euryale.base.base import Base, load_base
 from euryale.base.base_info import describe_base
 from euryale.base.config import BaseConfig
-from euryale.cli.schemas import TrainConfig
 from euryale.cli.text_stage import prepare_text, write_text
+from euryale.cli.train_schemas import TrainConfig
+from euryale.data.config import DataConfig
 from euryale.data.row_prompts import draw_openings
 from euryale.data.rows import Message, Row, row_from_record
-from euryale.data.sources import DataConfig, build_source
+from euryale.data.sources import build_source
 from euryale.data.tokens import tokenize_row
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError

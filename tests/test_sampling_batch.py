@@ -11,13 +11,13 @@ from test_scheduler import engine_with, known
 from torch import Tensor
 from transformers import GenerationConfig, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from euryale.decoding.config import TreeConfig
 from euryale.decoding.engine import Engine
 from euryale.decoding.logits_processors import LogitsProcessors
 from euryale.decoding.request import Generation
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.sampling_batch import SamplingBatch, final_scores, keep_min_p, keep_top_k, keep_top_p, warp
 from euryale.decoding.scheduler import Scheduler
-from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import ROOT_ONLY, Shape
 from euryale.errors import UserError
 

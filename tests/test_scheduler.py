@@ -12,12 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from euryale.base.base import Base
-from euryale.decoding.drafters.build import DRAFTERS, DrafterConfig
+from euryale.decoding.config import DRAFTERS, DrafterConfig, TreeConfig
 from euryale.decoding.engine import Engine
 from euryale.decoding.kv_cache import KVCache
 from euryale.decoding.request import Generation, Request
 from euryale.decoding.scheduler import Scheduler
-from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import DynamicTree, Tree, chain
 from euryale.errors import UserError
 

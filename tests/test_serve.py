@@ -13,9 +13,9 @@ from served import served
 from euryale.base.base import Base
 from euryale.cli.open_server import make_backend, served_name
 from euryale.cli.serve_schema import ServeConfig
+from euryale.decoding.config import TreeConfig
 from euryale.decoding.engine import Engine
 from euryale.decoding.sampling import Sampling
-from euryale.decoding.tree.choose import TreeConfig
 from euryale.server.backend import Job
 from euryale.server.config import KEY_VARIABLE
 

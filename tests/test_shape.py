@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from scripts import ROOT
 from transformers import AutoModelForCausalLM
 
-from euryale.base.config import BaseConfig
-from euryale.base.shape import ShapeConfig, config_of_shape
+from euryale.base.config import BaseConfig, ShapeConfig
+from euryale.base.shape import config_of_shape
 from euryale.cli.script import CONF
 from euryale.errors import UserError
 

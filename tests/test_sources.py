@@ -16,10 +16,11 @@ import pyarrow.parquet
 import pytest
 from omegaconf import OmegaConf
 
+from euryale.data.config import DataConfig
 from euryale.data.documents import PARAGRAPHS_CHARS, split_documents
 from euryale.data.file_source import library_files, library_root
 from euryale.data.rows import Message, Row, Source
-from euryale.data.sources import DataConfig, build_source
+from euryale.data.sources import build_source
 from euryale.data.transforms import Joined
 from euryale.errors import UserError
 

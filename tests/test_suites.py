@@ -16,8 +16,8 @@ from euryale.decoding.engine import Engine
 from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError
 from euryale.evaluation import bench as bench_module
-from euryale.evaluation.bench import BenchSettings
 from euryale.evaluation.bench_suite import ask, bench_suite
+from euryale.evaluation.config import BenchSettings
 from euryale.evaluation.contenders import Turn
 from euryale.report.bench_tables import suite_table
 

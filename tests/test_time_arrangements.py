@@ -8,9 +8,9 @@ from calibration_cases import DESIGNS, MAX_RANK, PROMPTS, written
 from random_models import random_base, random_heads
 
 from euryale.base.base import Base
+from euryale.decoding.config import TreeConfig
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree.calibration import Calibration
-from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import DynamicTree
 from euryale.evaluation.rank_vectors import Text, frequent_paths, rank_vectors
 from euryale.evaluation.time_arrangements import Arrangements, Written, time_arrangements, tried

@@ -27,10 +27,12 @@ from euryale.base.config import BaseConfig
 from euryale.errors import UserError
 from euryale.heads.checkpoint import find_checkpoint, load_heads, read_description
 from euryale.heads.heads import build_heads
-from euryale.training.metrics_log import MetricsLog, truncate_metrics, wandb_mode
-from euryale.training.objective import OBJECTIVES, ObjectiveConfig, medusa1_loss
-from euryale.training.optimizer import OptimConfig, build_optimizer, learning_rate
-from euryale.training.resume import find_run, random_state, restore_random_state
+from euryale.training.config import ObjectiveConfig, OptimConfig, wandb_mode
+from euryale.training.metrics_log import MetricsLog, truncate_metrics
+from euryale.training.objective import OBJECTIVES, medusa1_loss
+from euryale.training.optimizer import build_optimizer, learning_rate
+from euryale.training.resume import random_state, restore_random_state
+from euryale.training.saves import find_run
 from euryale.training.signals import SIGNALS, Interrupted, SignalGuard
 from euryale.training.trainer import Trainer
 

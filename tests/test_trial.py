@@ -9,15 +9,14 @@ from killed_runs import make_batch
 from plain_heads import plain_heads
 
 from euryale.base.base import Base, load_base
-from euryale.base.config import BaseConfig
-from euryale.base.lora import LoraConfig
-from euryale.data.sources import DataConfig
+from euryale.base.config import BaseConfig, LoraConfig
+from euryale.data.config import DataConfig
 from euryale.errors import UserError
 from euryale.heads.config import HeadsConfig
 from euryale.heads.heads import build_heads
 from euryale.training import trial
-from euryale.training.objective import OBJECTIVES, Objective, ObjectiveConfig, evaluate_heads, medusa1_loss
-from euryale.training.optimizer import OptimConfig
+from euryale.training.config import ObjectiveConfig, OptimConfig
+from euryale.training.objective import OBJECTIVES, Objective, evaluate_heads, medusa1_loss
 from euryale.training.trial import try_step
 
 NUMBERS = [("bfloat16", "none"), ("float16", "none"), ("float32", "nf4"), ("bfloat16", "nf4")]

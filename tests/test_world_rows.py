@@ -12,10 +12,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from euryale.data.batches import BatchStream
+from euryale.data.config import DataConfig
 from euryale.data.documents import Splitter, lines_of, split_documents
 from euryale.data.prompt_files import read_prompts
 from euryale.data.rows import Message, Row, row_from_record
-from euryale.data.sources import DataConfig, build_source
+from euryale.data.sources import build_source
 from euryale.data.tokens import prompt_ids, tokenize_row
 from euryale.data.transforms import Joined
 from euryale.errors import UserError

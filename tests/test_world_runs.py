@@ -14,7 +14,7 @@ from scripts import assert_refused, run_script
 from euryale.base.locate import find_model
 from euryale.cli.preflight import check_rows
 from euryale.cli.run_folder import whole_or_nothing
-from euryale.data.sources import DataConfig
+from euryale.data.config import DataConfig
 from euryale.errors import UserError
 from euryale.regenerate.manifest import folder_of
 from euryale.report.ranking import rank_jobs, ranking_table

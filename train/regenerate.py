@@ -3,24 +3,30 @@
 train/run.py does this itself; alone it makes a set ahead of time, and goes on with one that was interrupted. Several
 processes share the work: torchrun --nproc_per_node=N train/regenerate.py [...]
 With regenerate.url=http://HOST:8000/v1 a server of the base writes, and its weights are not loaded here.
+
+Examples:
+  python train/regenerate.py base=smollm2 data=self regenerate.num_prompts=10000
+  python train/regenerate.py base=hf base.path=my-llama data=files data.files=my-texts.jsonl
+  python train/regenerate.py base=llama3_8b data=ultrachat regenerate.url=http://127.0.0.1:8000/v1
 """
 
-import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
-from euryale.cli.preflight import check_rows
-from euryale.cli.schemas import RegenerateScriptConfig
+import euryale.cli.ctrl_c  # noqa: F401  (first: Ctrl-C ends with a line from here on)
 from euryale.cli.script import script, use_threads
-from euryale.cli.text_stage import write_text, writing_base, written_questions
-from euryale.regenerate.manifest import MANIFEST
-from euryale.regenerate.regenerate import check_settings
+from euryale.cli.train_schemas import RegenerateScriptConfig
 from euryale.system import processes
 from euryale.system.files import read_json
 
 
-@script("regenerate")
+@script("regenerate", __doc__)
 def main(config: RegenerateScriptConfig) -> dict[str, object]:
+    # Here, so that a refusal and --help do not wait for torch.
+    from euryale.cli.preflight import check_rows
+    from euryale.cli.text_stage import write_text, writing_base, written_questions
+    from euryale.regenerate.manifest import MANIFEST
+    from euryale.regenerate.regenerate import check_settings
+
     processes.join(config.base.device)
     use_threads(config.threads)
-    config.regenerate.check()
     processes.first(lambda: check_rows(config.data, needs_held_out=False))
     base = writing_base(config)
     check_settings(config.regenerate, base)  # before questions are written, which may take long

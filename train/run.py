@@ -2,25 +2,32 @@
 
 Without arguments: the bundled base, its own text, a few minutes on two cores. The last line on stdout is JSON.
 Several GPUs: torchrun --nproc_per_node=N train/run.py [...]
+
+Examples:
+  python train/run.py base=hf base.path=my-llama data=files data.files=my-texts.jsonl name=mine
+  python train/run.py -m heads.width=1,2,4
+  python train/run.py resume=last
 """
 
 import logging
 
-import euryale.cli.ctrl_c  # noqa: F401  (first: what follows takes seconds to import)
-from euryale.cli import pipeline, preflight, text_stage
-from euryale.cli.run_folder import settle_run, whole_or_nothing
-from euryale.cli.schemas import TrainConfig
-from euryale.cli.script import device_of, script, use_threads
+import euryale.cli.ctrl_c  # noqa: F401  (first: Ctrl-C ends with a line from here on)
+from euryale.cli.run_folder import device_of, settle_run, whole_or_nothing
+from euryale.cli.script import script, use_threads
+from euryale.cli.train_schemas import TrainConfig
 from euryale.report.tables import training_summary
 from euryale.system import processes
 
 log = logging.getLogger(__name__)
 
 
-@script("train")
+@script("train", __doc__)
 def main(config: TrainConfig) -> dict[str, object]:
     processes.join(device_of(config))
     config, folder = processes.first(lambda: settle_run(config))
+    # Here, so that a refusal and --help do not wait for torch.
+    from euryale.cli import pipeline, preflight, text_stage
+
     use_threads(config.threads, config.deterministic, config.seed)
     processes.first(lambda: preflight.check_settings(config))
     log.info("run folder %s", folder)

@@ -6,6 +6,13 @@ keeps its traceback. The checks below are of the kinds that many settings share.
 
 from collections.abc import Collection
 
+# Bounds of counts that cost memory or hours: what is above them is a slip of the hand.
+MOST_ROWS = 10**8  # prompts, rows, steps
+MOST_TOKENS = 2**24  # of one text; no context is longer
+MOST_AT_ONCE = 2**16  # rows of a batch, clients
+MOST_REPEATS = 10**4  # rounds of a measurement
+MOST_THREADS = 1024
+
 
 class UserError(ValueError):
     """A mistake a user can mend.
@@ -21,6 +28,20 @@ def check_least(least: int, prefix: str = "", /, **numbers: float | None) -> Non
             raise UserError(f"{prefix}{name} must be a number; got {number!r:.80}.")
         if number is not None and not number >= least:  # NaN is below everything
             raise UserError(f"{prefix}{name} must be at least {least}; got {number}.")
+
+
+def check_within(least: int, most: int, prefix: str = "", /, **numbers: float | None) -> None:
+    """Raises UserError for the first number below `least` or above `most`, as check_least does."""
+    check_least(least, prefix, **numbers)
+    for name, number in numbers.items():
+        if number is not None and number > most:
+            raise UserError(f"{prefix}{name} must be at most {most}; got {number}.")
+
+
+def check_threads(threads: int) -> None:
+    """Raises UserError below 0, and for more than any machine has."""
+    if not 0 <= threads <= MOST_THREADS:
+        raise UserError(f"threads must be from 0 to {MOST_THREADS}; got {threads}. 0 takes what is fastest here.")
 
 
 def check_share(name: str, share: float) -> None:

@@ -19,20 +19,18 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from euryale.base.config import BaseConfig
-from euryale.base.fast_llama import FAMILIES, fast_forward, fits, is_known
+from euryale.base.config import FAMILIES, FORWARDS, NF4_RUNTIMES, BaseConfig
+from euryale.base.fast_llama import fast_forward, fits, is_known
 from euryale.base.forward import Forward, PlainForward
 from euryale.base.forward_check import is_near, is_same_but_for_4_bits
 from euryale.base.int4_llama import Int4Llama, check_int4
 from euryale.base.kernel_layer import backend_for, layer_kernels
 from euryale.base.kernel_llama import KernelLlama
-from euryale.base.kernel_products import NF4_RUNTIMES
 from euryale.base.tensor_parallel import ParallelForward
 from euryale.errors import UserError
 from euryale.kernels.backends import BACKENDS
 from euryale.kernels.registry import find
 
-FORWARDS = ("auto", "exact", "plain")
 log = logging.getLogger(__name__)
 
 

@@ -25,6 +25,7 @@ from transformers.cache_utils import Cache
 from euryale.base.attention_plan import Heads
 from euryale.base.attention_planner import Planner
 from euryale.base.attention_proof import UNPROVEN, proven_blocks
+from euryale.base.config import FAMILIES
 from euryale.base.exact_attention import exact_attention
 from euryale.base.forward import Store
 from euryale.base.forward_check import agrees
@@ -35,7 +36,6 @@ from euryale.kernels.packed_linear import has_room, joined_linear
 from euryale.kernels.rms_norm import NORMALISE_EPS, RmsNorm
 from euryale.kernels.row_blocks import RowCounts, common_counts
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _STATIC_ROPES = ("default", "linear", "llama3", "yarn")  # the others change their frequencies with the length
 _EXACT = (torch.float32, torch.bfloat16)  # the dtypes of which is_exact can be true
 log = logging.getLogger(__name__)

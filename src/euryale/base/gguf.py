@@ -19,8 +19,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from euryale.errors import UserError
 from euryale.system.files import check_writable, write_atomically, write_json
-from euryale.system.memory import free_bytes, gigabytes
+from euryale.system.memory import free_bytes
 from euryale.system.paths import cache_root
+from euryale.system.units import gigabytes
 
 SUFFIX = ".gguf"
 SOURCE_FILE = "gguf.json"  # in the copy: which file it came from

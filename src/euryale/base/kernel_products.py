@@ -25,7 +25,6 @@ from euryale.errors import UserError
 from euryale.kernels.nf4_weight import nf4_weight
 from euryale.kernels.registry import Choice, find
 
-NF4_RUNTIMES = ("auto", "kernel", "expand", "bnb")
 MOST_ROWS = 32  # of the 4-bit kernels
 
 Product = Callable[[Tensor], Tensor]  # x [M, I], contiguous -> [M, O], contiguous

@@ -11,7 +11,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from euryale.base.base import Base
+from euryale.base.config import ALL, LoraConfig
 from euryale.base.identity import check_same_base
-from euryale.errors import UserError, check_least
+from euryale.errors import UserError
 from euryale.system.files import json_text, read_json, write_atomically
 from euryale.system.tensor_files import check_finite, read_tensors
 
@@ -32,28 +32,7 @@ FOLDER = "adapter"
 _WEIGHTS = "adapter_model.safetensors"
 _SETTINGS = "adapter_config.json"
 _BASE = "base.json"
-ALL = "all"
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class LoraConfig:
-    """The adapters; the values in conf/lora are the documented defaults."""
-
-    rank: int = 32
-    alpha: float = 16.0
-    dropout: float = 0.05
-    targets: list[str] = field(default_factory=lambda: [ALL])
-
-    def check(self) -> None:
-        """Raises UserError for a value out of range."""
-        check_least(1, "lora.", rank=self.rank)
-        if not self.alpha > 0:
-            raise UserError(f"lora.alpha must be positive; got {self.alpha}. Half of the rank is usual.")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"lora.dropout must be from 0 to below 1; got {self.dropout}.")
-        if not self.targets:
-            raise UserError(f"lora.targets must name linear layers; got []. Use lora.targets=[{ALL}] for all.")
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, list[nn.Linear]]:

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from euryale.data.sources import DataConfig, data_of_checkpoint
+from euryale.data.config import DataConfig, data_of_checkpoint
 from euryale.decoding.config import AnswerConfig
-from euryale.errors import UserError, check_least
+from euryale.errors import MOST_AT_ONCE, UserError, check_least, check_within
 from euryale.evaluation.config import FEWEST_TOKENS
 
 
@@ -22,7 +22,8 @@ class DoctorConfig(AnswerConfig):
     def check(self) -> None:
         """Raises UserError for what cannot be, before a base is loaded."""
         super().check()
-        check_least(1, limit=self.limit, batch_size=self.batch_size)
+        check_least(1, limit=self.limit)
+        check_within(1, MOST_AT_ONCE, batch_size=self.batch_size)
         if self.limit * self.max_new_tokens < FEWEST_TOKENS:
             raise UserError(
                 f"limit x max_new_tokens must be at least {FEWEST_TOKENS} tokens to judge by; got {self.limit} x "

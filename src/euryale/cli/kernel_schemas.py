@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from euryale.errors import UserError, check_least
+from euryale.base.config import DTYPES
+from euryale.errors import MOST_REPEATS, MOST_TOKENS, UserError, check_option, check_threads, check_within
 from euryale.evaluation.config import KernelShapes
 
 
@@ -11,6 +12,9 @@ class ListKernelsConfig:
     """infer/list_kernels.py"""
 
     device: str = "auto"
+
+    def check(self) -> None:
+        """Which devices there are shows on the machine."""
 
 
 @dataclass
@@ -28,7 +32,10 @@ class BenchKernelsConfig:
 
     def check(self) -> None:
         """Raises UserError for sizes out of range."""
-        check_least(1, repeats=self.repeats, **{f"shapes.{name}": size for name, size in vars(self.shapes).items()})
+        check_within(1, MOST_REPEATS, repeats=self.repeats)
+        check_within(1, MOST_TOKENS, "shapes.", **vars(self.shapes))
+        check_option("dtype", self.dtype, DTYPES)
+        check_threads(self.threads)
         if not self.nodes or not all(1 <= num <= 64 for num in self.nodes):
             raise UserError(f"nodes must be numbers from 1 to 64; got {self.nodes}.")
         if self.shapes.heads % self.shapes.kv_heads:

@@ -23,25 +23,23 @@ from euryale.base.lora import add_adapter, remove_adapter
 from euryale.base.precision import pick_device, pick_dtype, quantization_config
 from euryale.base.random_base import random_base
 from euryale.base.shape import config_of_shape
-from euryale.cli.preflight import MAX_SEED, check_block, check_memory
-from euryale.cli.schemas import MeasureConfig, TrainConfig
+from euryale.cli.preflight import check_block, check_memory
+from euryale.cli.train_schemas import MeasureConfig, TrainConfig
 from euryale.data.random_batches import RandomRows
-from euryale.data.sources import check as check_data
-from euryale.errors import UserError, check_least
+from euryale.errors import UserError
 from euryale.heads.heads import build_heads
 from euryale.report.format import duration
 from euryale.report.result_file import check_result
 from euryale.report.tables import align
-from euryale.system import processes
 from euryale.system.hardware import hardware
-from euryale.system.memory import begin_peak, gigabytes, let_go, peak, reserved_peak, resident, used_bytes
+from euryale.system.memory import begin_peak, let_go, peak, reserved_peak, resident, used_bytes
 from euryale.system.progress import Progress
+from euryale.system.units import gigabytes
 from euryale.training.objective import OBJECTIVES
 from euryale.training.optimizer import check_optimizer
 from euryale.training.stages import stage_lengths
 from euryale.training.trainer import Trainer
 
-MEASURED = ("medusa1", "medusa2")  # objectives that train parts of a frozen base
 CORE_FLOPS = 3e10  # products and sums a second of one CPU core, roughly
 SLOW_STEP_S = 300  # from here on a step is foretold
 log = logging.getLogger(__name__)
@@ -50,21 +48,7 @@ log = logging.getLogger(__name__)
 def check(config: MeasureConfig) -> PreTrainedConfig:
     """The sizes of the base, of which nothing is built here. Raises UserError for what cannot be measured; memory that
     will not do is `check_memory`'s to refuse."""
-    for part in (config.heads, config.objective, config.lora, config.optim):
-        part.check()
-    check_data(config.data)
-    check_least(0, warm_up=config.warm_up)
-    check_least(1, steps=config.steps)
-    unknown = [name for name in config.objectives if name not in MEASURED]
-    if unknown or not config.objectives:
-        raise UserError(f"objectives must be among {', '.join(MEASURED)}; got [{','.join(config.objectives)}].")
-    if not 0 <= config.seed < MAX_SEED:
-        raise UserError(f"seed must be a whole number from 0 to 2**62 - 1; got {config.seed}.")
-    if processes.count() > 1:
-        raise UserError(
-            f"{processes.count()} processes were started; measuring takes one: every process of a run takes as much "
-            "memory as it does. Leave torchrun out."
-        )
+    config.check()
     check_result(config.output)
     of_base = config_of_shape(config.shape, config.base)
     check_family(of_base, str(config.base.path))

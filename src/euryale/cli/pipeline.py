@@ -17,19 +17,21 @@ from euryale.base.lora import add_adapter, remove_adapter
 from euryale.cli.open_engine import open_base
 from euryale.cli.preflight import check_base, check_memory
 from euryale.cli.run_folder import save_settings, settings_of
-from euryale.cli.schemas import CalibrateScriptConfig, TrainConfig
+from euryale.cli.schemas import CalibrateScriptConfig
+from euryale.cli.train_schemas import TrainConfig
 from euryale.data.batches import build_batches
+from euryale.data.config import DataConfig
 from euryale.data.distributed import Dealt
 from euryale.data.row_prompts import Opening
-from euryale.data.sources import DataConfig, build_source
+from euryale.data.sources import build_source
 from euryale.data.token_counts import count_tokens
 from euryale.decoding.engine import Engine
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree.calibration import read_calibrations, tree_name
-from euryale.evaluation.bench import BenchSettings, bench
+from euryale.evaluation.bench import bench
 from euryale.evaluation.breadth import can_answer, measure_breadth
 from euryale.evaluation.calibrate import calibrate
-from euryale.evaluation.calibrate import check as check_calibration
+from euryale.evaluation.config import BenchSettings
 from euryale.evaluation.evaluate import evaluate_text
 from euryale.evaluation.prompts import check_prompts, load_openings
 from euryale.evaluation.repetition import LOOPING_SHARE
@@ -179,7 +181,6 @@ def _breadth(engine: Engine, config: TrainConfig, temperature: float) -> dict[st
 
 def recalibrate(config: CalibrateScriptConfig) -> tuple[Path, dict[str, Any]]:
     """Counts and times anew for a checkpoint, and writes its tree.json; the folder and the new content."""
-    check_calibration(config.calibrate)
     folder = find_checkpoint(config.checkpoint, PROJECT / "checkpoints")
     description = read_description(folder)
     check_prompts(config.prompts, config.data, description)

@@ -12,29 +12,23 @@ from euryale.base.families import check_family, context_length
 from euryale.base.locate import read_config
 from euryale.base.lora import chosen_targets
 from euryale.base.precision import pick_device, pick_dtype
-from euryale.cli.schemas import TrainConfig
-from euryale.data.sources import SPLITS, DataConfig, build_source, notices
-from euryale.data.sources import check as check_data
-from euryale.decoding.sampling import Sampling
-from euryale.errors import UserError, check_least, check_option
-from euryale.evaluation.breadth import MEASURED_A_KIND
-from euryale.evaluation.calibrate import check as check_calibration
+from euryale.cli.train_schemas import TrainConfig
+from euryale.data.config import DataConfig
+from euryale.data.sources import SPLITS, build_source, notices
+from euryale.errors import UserError
 from euryale.heads.checkpoint import check_initial, find_checkpoint
 from euryale.regenerate.regenerate import check_settings as check_regeneration
-from euryale.report.ranking import check_metric
 from euryale.system import processes
 from euryale.system.files import check_writable
-from euryale.system.memory import free_bytes, gigabytes
+from euryale.system.memory import free_bytes
 from euryale.system.paths import output_root
+from euryale.system.units import gigabytes
 from euryale.training.memory_estimate import MemoryPlan, check_fits, estimate
-from euryale.training.metrics_log import wandb_mode
 from euryale.training.objective import OBJECTIVES
 from euryale.training.optimizer import check_optimizer
-from euryale.training.resume import is_unsaved
+from euryale.training.saves import is_unsaved
 from euryale.training.stages import stage_lengths
 
-MAX_SEED = 2**62  # rows and prompts are numbered upwards from a seed, and noise takes 63 bits
-PARALLEL = ("ddp", "fsdp")
 log = logging.getLogger(__name__)
 
 
@@ -43,58 +37,11 @@ def check_settings(config: TrainConfig) -> None:
 
     The data is opened last, and before any base is: a missing file or an unreachable hub is said at once.
     """
-    is_pretraining = config.objective.kind == "pretrain"
-    check_data(config.data)
-    for part in (config.heads, config.objective, config.lora, config.optim):
-        part.check()
-    check_calibration(config.calibrate)
-    wandb_mode(config.wandb)
-    _check_measuring(config)
-    _check_seeds(config)
-    if config.scratch.enabled:
-        config.scratch.check()
-        if not is_pretraining:
-            raise UserError("scratch.enabled=true makes a base to be pretrained. Use recipe=pretrain_tiny, or false.")
-    check_parallel(config)
-    if is_pretraining and config.heads.init is not None:
-        raise UserError("heads.init names heads, and objective=pretrain trains none. Leave it out.")
-    if is_pretraining and config.optim.name == "muon":
-        raise UserError("optim=muon moves the matrices of heads, and objective=pretrain has none. Add optim=adamw.")
-    if not is_pretraining and config.calibrate.new_tokens < config.heads.num_heads:
-        raise UserError(
-            f"calibrate.new_tokens must be at least heads.num_heads={config.heads.num_heads}, to see all heads at "
-            f"work; got {config.calibrate.new_tokens}."
-        )
+    config.check()  # again: resume= has read others
     if config.data.regenerate and config.data.kind != "regenerated":
-        config.regenerate.check()
         check_writable(output_root(config.regenerate.output), f"regenerate.output={config.regenerate.output}")
     _warn_of_long_warmup(config)
-    check_rows(config.data, needs_held_out=not is_pretraining or config.optim.eval_batches > 0)
-
-
-def _check_measuring(config: TrainConfig) -> None:
-    """Raises UserError for settings of the run's own evaluation, and a metric that it will not have."""
-    check_metric(config.metric)
-    if config.metric == "tau_16" and 16 not in config.calibrate.node_counts:
-        raise UserError(
-            "metric=tau_16 is counted for a tree of 16 nodes; there is none in "
-            f"calibrate.node_counts={config.calibrate.node_counts}. Add 16, or rank by metric=tau."
-        )
-    positive = ("num_prompts", "max_new_tokens", "repeats")
-    check_least(1, "evaluate.", **{name: getattr(config.evaluate, name) for name in positive})
-    if not 0 <= config.evaluate.breadth_prompts <= MEASURED_A_KIND:
-        raise UserError(
-            f"evaluate.breadth_prompts must be from 0 to {MEASURED_A_KIND}, the prompts of a kind that are not "
-            f"calibrated on; got {config.evaluate.breadth_prompts}."
-        )
-    Sampling(config.evaluate.temperature or 0.0)
-
-
-def _check_seeds(config: TrainConfig) -> None:
-    seeds = {"seed": config.seed, "regenerate.seed": config.regenerate.seed, "calibrate.seed": config.calibrate.seed}
-    for name, seed in seeds.items():
-        if not 0 <= seed < MAX_SEED:
-            raise UserError(f"{name} must be a whole number from 0 to 2**62 - 1; got {seed}.")
+    check_rows(config.data, needs_held_out=config.objective.kind != "pretrain" or config.optim.eval_batches > 0)
 
 
 def _warn_of_long_warmup(config: TrainConfig) -> None:
@@ -117,35 +64,6 @@ def settle_init(config: TrainConfig, folder: Path) -> TrainConfig:
     found = find_checkpoint(config.heads.init, output_root(config.output), "heads.init").resolve()
     check_initial(found, config.heads, describe_base(config.base).identity())
     return replace(config, heads=replace(config.heads, init=str(found)))
-
-
-def check_parallel(config: TrainConfig) -> None:
-    """Raises UserError for what a divided base (parallel=fsdp) cannot do: it trains heads, and writes nothing."""
-    check_option("parallel", config.parallel, PARALLEL)
-    if config.parallel == "ddp":
-        return
-    if processes.count() == 1:
-        raise UserError(
-            "parallel=fsdp divides the base among processes, and there is one. Start several: torchrun "
-            "--nproc_per_node=N train/run.py ..., or use parallel=ddp."
-        )
-    if config.objective.kind != "medusa1":
-        raise UserError(
-            f"parallel=fsdp trains heads of a frozen base: objective must be medusa1; got {config.objective.kind}. "
-            "Adapters and bases are trained with parallel=ddp, where every process holds the base "
-            "(base.quantization=nf4 makes it small)."
-        )
-    if config.base.quantization != "none":
-        raise UserError(
-            f"parallel=fsdp cannot divide a base with base.quantization={config.base.quantization}. Use parallel=ddp "
-            "(a 4-bit base is a quarter of the size), or base.quantization=none."
-        )
-    if config.data.regenerate and config.data.kind != "regenerated" and config.regenerate.url is None:
-        raise UserError(
-            "parallel=fsdp: no process holds the whole base, so it cannot write its training text. Let a server of the "
-            "base write it (regenerate.url=http://HOST:8000/v1), or train on a set that is there (data=regenerated), "
-            "or on the rows themselves (data.regenerate=false)."
-        )
 
 
 def check_rows(data: DataConfig, needs_held_out: bool, advice: str = "Give more rows") -> None:

@@ -12,17 +12,22 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]  # comes with omegaconf
 
-from euryale.cli.schemas import TrainConfig
+from euryale.cli.train_schemas import TrainConfig
 from euryale.errors import UserError
 from euryale.system import processes
 from euryale.system.files import check_writable, remove, write_atomically
 from euryale.system.locks import alone
 from euryale.system.paths import argument, output_root
-from euryale.training.resume import CONFIG_FILE, find_run
+from euryale.training.saves import CONFIG_FILE, find_run
 
 _BEFORE_SETTINGS = {"initial", "wandb"}  # what a run makes before its settings are saved
 _ALWAYS_THERE = ("base", "data", "heads", "objective", "optim")  # in the settings of a run
 _LOCK = ".running.tmp"  # held while the run goes on
+
+
+def device_of(config: TrainConfig) -> str:
+    """base.device of this run, or of the one that it goes on with."""
+    return (settle_run(config)[0] if config.resume is not None else config).base.device
 
 
 def settle_run(config: TrainConfig) -> tuple[TrainConfig, Path]:

@@ -4,102 +4,26 @@ Every component keeps its settings in a dataclass of its own; here they nest int
 stand in conf/*.yaml, a comment with each.
 """
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from euryale.base.config import BaseConfig, base_of_checkpoint
-from euryale.base.lora import LoraConfig
-from euryale.base.shape import ShapeConfig
 from euryale.cli.doctor_schema import DoctorConfig
 from euryale.cli.kernel_schemas import BenchKernelsConfig, ListKernelsConfig
-from euryale.cli.load_levels import LoadConfig
+from euryale.cli.load_schema import LoadConfig
 from euryale.cli.serve_schema import ServeConfig, ServeRayConfig
-from euryale.data.sources import DataConfig, data_of_checkpoint
+from euryale.cli.train_schemas import BenchStepsConfig, MeasureConfig, RegenerateScriptConfig, TrainConfig
+from euryale.data.config import DataConfig, data_of_checkpoint
 from euryale.decoding.config import AnswerConfig
 from euryale.decoding.stop_strings import check_stop
-from euryale.errors import UserError, check_least
-from euryale.evaluation.config import CalibrateConfig, StepsConfig
-from euryale.heads.config import HeadsConfig
-from euryale.regenerate.config import RegenerateConfig
+from euryale.errors import MOST_AT_ONCE, MOST_REPEATS, UserError, check_least, check_option, check_threads, check_within
+from euryale.evaluation.config import BenchSettings, CalibrateConfig
+from euryale.report.ranking import check_metric
 from euryale.system.files import check_writable
 from euryale.system.paths import user_path
-from euryale.training.new_base import ScratchConfig
-from euryale.training.objective import ObjectiveConfig
-from euryale.training.optimizer import OptimConfig
 
-
-@dataclass
-class EvaluateConfig:
-    """How much the run's own evaluation looks at."""
-
-    num_prompts: int = 12
-    max_new_tokens: int = 128
-    temperature: float | None = None
-    repeats: int = 2
-    breadth_prompts: int = 2
-
-
-@dataclass
-class RegenerateScriptConfig:
-    """train/regenerate.py"""
-
-    base: BaseConfig = field(default_factory=BaseConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    regenerate: RegenerateConfig = field(default_factory=RegenerateConfig)
-    threads: int = 0
-
-
-@dataclass
-class RecipeConfig(RegenerateScriptConfig):
-    """What a run is made of, so that a recipe fits every script that has it."""
-
-    heads: HeadsConfig = field(default_factory=HeadsConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    seed: int = 0
-    check_memory: bool = True
-    deterministic: bool = False
-
-
-@dataclass
-class TrainConfig(RecipeConfig):
-    """train/run.py"""
-
-    scratch: ScratchConfig = field(default_factory=ScratchConfig)
-    output: str = "checkpoints"
-    name: str | None = None
-    resume: str | None = None
-    parallel: str = "ddp"
-    metric: str = "tau"
-    wandb: str = "off"
-
-
-@dataclass
-class MeasureConfig(RecipeConfig):
-    """train/measure.py: what a run is made of, without what only a run's result depends on."""
-
-    shape: ShapeConfig = field(default_factory=ShapeConfig)
-    objectives: list[str] = field(default_factory=lambda: ["medusa1", "medusa2"])
-    warm_up: int = 2
-    steps: int = 5
-    output: str | None = None
-
-    def run_of(self, kind: str) -> TrainConfig:
-        """The run of this objective that is measured: of medusa2 its second stage, which takes the most."""
-        recipe = {setting.name: getattr(self, setting.name) for setting in fields(RecipeConfig)}
-        return TrainConfig(**recipe | {"objective": replace(self.objective, kind=kind, stage_one_share=0.0)})
-
-
-@dataclass
-class BenchStepsConfig(RecipeConfig):
-    """infer/bench_steps.py: the base's sizes and the heads of a recipe, and which steps are timed."""
-
-    shape: ShapeConfig = field(default_factory=ShapeConfig)
-    steps: StepsConfig = field(default_factory=StepsConfig)
-    output: str | None = None
+EXPORT_FORMATS = ("euryale", "vllm", "medusa", "tgi")  # export.py
 
 
 @dataclass
@@ -143,7 +67,9 @@ class BenchConfig(AnswerConfig):
 
     def check(self) -> None:
         super().check()
-        check_least(1, limit=self.limit, repeats=self.repeats, batch=self.batch, row_budget=self.row_budget)
+        BenchSettings.of(self, self.contenders, self.repeats)
+        check_least(1, limit=self.limit, row_budget=self.row_budget)
+        check_within(1, MOST_AT_ONCE, batch=self.batch)
         if self.batch > self.limit:
             raise UserError(f"batch must be at most limit={self.limit}, the number of prompts; got {self.batch}.")
         check_steps(self.steps)
@@ -162,7 +88,8 @@ class CompareConfig(AnswerConfig):
 
     def check(self) -> None:
         super().check()
-        check_least(1, limit=self.limit, repeats=self.repeats)
+        BenchSettings.of(self, self.contenders, self.repeats)
+        check_least(1, limit=self.limit)
 
 
 @dataclass
@@ -180,7 +107,9 @@ class EvalConfig(AnswerConfig):
 
     def check(self) -> None:
         super().check()
-        check_least(1, limit=self.limit, repeats=self.repeats, batch_size=self.batch_size)
+        check_least(1, limit=self.limit)
+        check_within(1, MOST_REPEATS, repeats=self.repeats)
+        check_within(1, MOST_AT_ONCE, batch_size=self.batch_size)
         if self.contenders is not None and (self.suite is None or "euryale" not in self.contenders):
             raise UserError(
                 f"contenders must be null without suite=NAME, and with it euryale among others; got "
@@ -207,6 +136,12 @@ class CalibrateScriptConfig:
     threads: int = 0
     deterministic: bool = False
 
+    def check(self) -> None:
+        """Raises UserError for numbers out of range."""
+        self.base.check()
+        self.calibrate.check()
+        check_threads(self.threads)
+
 
 @dataclass
 class ExportConfig:
@@ -216,6 +151,11 @@ class ExportConfig:
     base: BaseConfig = field(default_factory=base_of_checkpoint)
     format: str = "euryale"
     output: str | None = None
+
+    def check(self) -> None:
+        """Raises UserError for an unknown format."""
+        self.base.check()
+        check_option("format", self.format, EXPORT_FORMATS)
 
 
 @dataclass
@@ -227,6 +167,13 @@ class ImportHeadsConfig:
     output: str | None = None
     threads: int = 0
 
+    def check(self) -> None:
+        """Raises UserError without a source."""
+        if self.source is None:
+            raise UserError("source must be a folder with Medusa heads; got null. Give source=DIR.")
+        self.base.check()
+        check_threads(self.threads)
+
 
 @dataclass
 class RankConfig:
@@ -236,6 +183,10 @@ class RankConfig:
     metric: str = "tau"
     output: str | None = None
 
+    def check(self) -> None:
+        """Raises UserError for an unknown metric."""
+        check_metric(self.metric)
+
 
 @dataclass
 class PlotSweepConfig:
@@ -244,6 +195,13 @@ class PlotSweepConfig:
     results: str | None = None
     by: str | None = None
     output: str | None = None
+
+    def check(self) -> None:
+        """Raises UserError without results, and for a picture of another kind."""
+        if self.results is None:
+            raise UserError("results=FILE.jsonl is missing: the file that infer/bench.py output=FILE.jsonl adds to.")
+        if self.output is not None and Path(self.output).suffix != ".png":
+            raise UserError(f"output must be a .png file; got {self.output}.")
 
 
 SCHEMAS: dict[str, type] = {

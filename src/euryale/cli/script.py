@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from euryale.base.config import BaseConfig
-from euryale.cli import ctrl_c, sweeps
+from euryale.cli import ctrl_c, help, sweeps
 from euryale.cli.kinds import check_kinds
 from euryale.cli.overrides import (
     check_are_settings,
@@ -33,17 +33,15 @@ from euryale.cli.overrides import (
     quote_text,
     read_escapes,
 )
-from euryale.cli.run_folder import settle_run
-from euryale.cli.schemas import SCHEMAS, BenchConfig, EvalConfig, InferConfig, TrainConfig
+from euryale.cli.schemas import SCHEMAS, BenchConfig, EvalConfig, InferConfig
 from euryale.cli.serve_schema import ServeConfig
-from euryale.errors import UserError
+from euryale.errors import UserError, check_threads
 from euryale.system import processes
 from euryale.system.determinism import be_deterministic, refusal
 from euryale.system.paths import PROJECT
 from euryale.training.signals import Interrupted
 
 USER_ERROR_STATUS = 2
-MOST_THREADS = 1024
 CONF = PROJECT / "conf"
 log = logging.getLogger(__name__)
 FREE_TEXT = {"prompt"}  # settings whose value is taken letter by letter
@@ -51,11 +49,15 @@ _DIVIDED = (BenchConfig, EvalConfig, ServeConfig)  # scripts whose processes sha
 WITH_ESCAPES = {"stop"}  # settings whose double-quoted texts are read as in JSON
 
 
-def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable[[], None]]:
-    """Makes a script's main: composes conf/NAME.yaml with the command line and calls it with the schema's dataclass.
+def script(
+    name: str, description: str | None = None
+) -> Callable[[Callable[[Any], dict[str, object]]], Callable[[], None]]:
+    """Makes a script's main: composes conf/NAME.yaml with the command line, checks the schema's dataclass, and calls
+    it with that. `description` begins --help.
 
     The dictionary that main returns becomes the last line on stdout, as JSON, and its `metric` entry is what a
-    sweeper sees. A UserError, or a setting that Hydra refuses, ends with its message and status 2.
+    sweeper sees. A UserError, or a setting that Hydra refuses, ends with its message and status 2. Nothing here imports
+    torch, nor does a script before its main runs: a refusal and --help come at once.
     """
 
     def decorate(main: Callable[[Any], dict[str, object]]) -> Callable[[], None]:
@@ -77,6 +79,11 @@ def script(name: str) -> Callable[[Callable[[Any], dict[str, object]]], Callable
             return result.get("metric")
 
         def run() -> None:
+            if sys.flags.optimize > 1:  # transformers reads the docstrings that it drops
+                sys.exit(_refuse("PYTHONOPTIMIZE must be at most 1, and python started without -OO; got 2."))
+            if any(flag in sys.argv[1:] for flag in help.FLAGS):
+                print(help.help_text(name, description or "", CONF, sys.argv[1:]), end="")
+                return
             _settle_command_line(name)
             try:
                 with sweeps.launching():
@@ -181,14 +188,15 @@ def _check_grammar(arguments: list[str]) -> None:
 
 
 def _to_dataclass(composed: DictConfig) -> object:
-    """The schema's own classes. UserError for what only shows when values are read, as an interpolation does, and for
-    numbers that no setting can have."""
+    """The schema's own classes, checked. UserError for what only shows when values are read, as an interpolation does,
+    for numbers that no setting can have, and for what the schema's `check` refuses."""
     try:
-        settings = OmegaConf.to_object(composed)
+        settings: Any = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         raise UserError(f"the settings cannot be read: {_in_one_line(error)}") from error
     check_numbers(settings)
     _check_divided(settings)
+    settings.check()
     return settings
 
 
@@ -215,11 +223,6 @@ def _check_divided(settings: object) -> None:
         )
 
 
-def device_of(config: TrainConfig) -> str:
-    """base.device of this run, or of the one that it goes on with."""
-    return (settle_run(config)[0] if config.resume is not None else config).base.device
-
-
 def use_threads(threads: int, deterministic: bool = False, seed: int = 0) -> None:
     """Sets the number of CPU threads; 0 keeps torch's choice (one a core; one at all when it has to be deterministic).
 
@@ -227,8 +230,7 @@ def use_threads(threads: int, deterministic: bool = False, seed: int = 0) -> Non
     """
     import torch  # here: composing a config must not wait for torch
 
-    if not 0 <= threads <= MOST_THREADS:
-        raise UserError(f"threads must be from 0 to {MOST_THREADS}; got {threads}. 0 takes what is fastest here.")
+    check_threads(threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if threads:
         torch.set_num_threads(threads)

@@ -8,9 +8,10 @@ from euryale.base.base import Base, load_base
 from euryale.base.base_info import UnloadedBase, describe_base
 from euryale.cli.preflight import check_rows
 from euryale.cli.run_folder import settings_of
-from euryale.cli.schemas import RegenerateScriptConfig, TrainConfig
+from euryale.cli.train_schemas import RegenerateScriptConfig, TrainConfig
+from euryale.data.config import DataConfig
 from euryale.data.row_prompts import Opening
-from euryale.data.sources import DataConfig, build_source
+from euryale.data.sources import build_source
 from euryale.errors import UserError
 from euryale.evaluation.breadth import mixed_openings
 from euryale.evaluation.prompts import fit_prompts, held_out_openings

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from euryale.data.bad_rows import BadRows
+from euryale.data.config import DataConfig
 from euryale.data.rows import Source
-from euryale.data.sources import DataConfig, build_source
+from euryale.data.sources import build_source
 from euryale.data.tokens import Sample, check_ids, tokenize_row
 from euryale.errors import UserError
 

@@ -1,4 +1,4 @@
-"""Settings of the data stage, and the source of rows that they describe.
+"""The source of rows that the settings of the data stage describe.
 
 A source is built from the inside out: records (the standard library, files, the hub, regenerated shards, or a mixture
 of such sources), joined lines, the held-out split, shuffling by windows.
@@ -9,67 +9,22 @@ from __future__ import annotations
 import dataclasses
 import glob
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from euryale.data.config import DataConfig
 from euryale.data.documents import PIECES
 from euryale.data.file_source import FileSource, file_row, library_files, library_row, shard_files, shard_row
 from euryale.data.hub_source import HubSource
 from euryale.data.named_files import find_files
 from euryale.data.rows import Message, Row, Source
 from euryale.data.transforms import Joined, Mix, Shuffled, Split
-from euryale.errors import UserError, check_least, check_option
+from euryale.errors import UserError, check_option
 from euryale.system.paths import user_path
 
-__all__ = ["SOURCES", "SPLITS", "DataConfig", "Message", "Row", "Source", "build_source"]
+__all__ = ["SOURCES", "SPLITS", "Message", "Row", "Source", "build_source"]
 
 SPLITS = ("train", "held_out")
-MOST_BLOCKS = 65536  # of a batch: what sizes of memory are still counted for
-
-
-@dataclass
-class DataConfig:
-    """The data stage; conf/data/*.yaml explains each value. Only the settings of the chosen kind are read."""
-
-    kind: str = "stdlib"
-    # stdlib
-    modules: str = "small"
-    # files: one name or a list of them (the config library has no type for that)
-    files: Any = ""
-    text_separator: str = "auto"
-    # hub
-    repo: str = ""
-    subset: str | None = None
-    split: str = "train"
-    data_files: Any = ""
-    revision: str | None = None
-    streaming: bool = True
-    join_rows: bool = False
-    num_retries: int = 6
-    # mix
-    mix: list[Any] = field(default_factory=list)
-    # regenerated
-    folder: str = ""
-    # self: questions that the base writes
-    questions: int = 2048
-    question_tokens: int = 128
-    followup_share: float = 0.25
-    # every kind
-    column: str | None = None
-    on_error: str = "stop"
-    held_out_one_in: int = 20
-    shuffle_window: int = 512
-    seed: int = 0
-    block_size: int = 512
-    batch_size: int = 2
-    # the base continues these rows before heads are trained on them; read by train/run.py
-    regenerate: bool = True
-
-
-def data_of_checkpoint() -> DataConfig:
-    """What the heads were trained on, as heads.json says (conf/data/checkpoint.yaml)."""
-    return DataConfig(kind="checkpoint")
 
 
 def build_source(config: DataConfig, split: str) -> Source:
@@ -78,7 +33,7 @@ def build_source(config: DataConfig, split: str) -> Source:
     Everything a user can get wrong about paths, names and numbers is said here; bad rows are met while reading.
     """
     check_option("split", split, SPLITS)
-    check(config)
+    config.check()
     return SOURCES[config.kind](config, split)
 
 
@@ -99,27 +54,6 @@ def notices(config: DataConfig) -> list[str]:
     parts = [dict(part) for part in config.mix] if config.kind == "mix" else [vars(config)]
     named = [_names(part.get("files", "")) for part in parts if part.get("kind") == "files"]
     return [notice for names in named for notice in find_files(names).notices]
-
-
-def check(config: DataConfig) -> None:
-    """Values that no kind of source can work with."""
-    check_option("data.kind", config.kind, SOURCES)
-    check_option("data.on_error", config.on_error, ("stop", "skip"))
-    check_option("data.modules", config.modules, ("small", "top", "all"))
-    check_least(8, "data.", block_size=config.block_size)
-    check_least(1, "data.", batch_size=config.batch_size, shuffle_window=config.shuffle_window)
-    if config.batch_size > MOST_BLOCKS:
-        raise UserError(f"data.batch_size must be at most {MOST_BLOCKS} blocks; got {config.batch_size}.")
-    check_least(0, "data.", held_out_one_in=config.held_out_one_in, num_retries=config.num_retries)
-    if config.held_out_one_in == 1:
-        raise UserError(
-            "data.held_out_one_in must be 0 (hold none out) or at least 2; got 1, which would hold every row out"
-        )
-    if not config.text_separator or "\n" in config.text_separator:
-        raise UserError(
-            "data.text_separator must be auto, headings, paragraphs, lines, whole, or a string inside a line; got "
-            f"{config.text_separator!r}"
-        )
 
 
 def _library(config: DataConfig, split: str) -> Source:
@@ -179,7 +113,7 @@ def _mix(config: DataConfig, split: str) -> Source:
         if not isinstance(weight, (int, float)) or weight <= 0:
             raise UserError(f"data.mix[{number}] must be a weight above 0 and the settings of a source; got {entry!r}")
         child = _child(config, settings, number)
-        check(child)
+        child.check()
         sources.append(SOURCES[child.kind](child, split))
         weights.append(float(weight))
     return Mix(sources, weights, config.seed, repeat=split == "train")

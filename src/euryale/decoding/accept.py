@@ -12,20 +12,18 @@ Letters: B batch, R rows of a shape (1 or B), N nodes, V vocabulary.
 """
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from euryale.decoding.accept_rejection import walk_by_rejection
+from euryale.decoding.config import AcceptConfig
 from euryale.decoding.drafters.interface import Draft
 from euryale.decoding.random_streams import StepNoise
 from euryale.decoding.sampling_batch import SamplingBatch, final_scores, warp
 from euryale.decoding.tree.tree import Shape
-from euryale.errors import UserError, check_option
 
-RULES = ("exact", "rejection", "typical")
 LOSSY = ("typical",)  # said wherever a result of such a rule is shown
 
 
@@ -64,35 +62,6 @@ class HostWalk(NamedTuple):
     tokens: list[list[int]]  # of all nodes
     targets: list[list[int]]  # the base's token after each node
     lost_rows: list[int]  # of which a token on the path has a score that is not finite
-
-
-@dataclass
-class AcceptConfig:
-    """The rule by which drafted tokens are accepted. Raises UserError in `check`."""
-
-    name: str = "exact"
-    coupled: bool = True  # candidates are ranked with the noise that the base draws with
-    threshold: float = 0.09  # of `typical`: what is likelier is always accepted ...
-    alpha: float = 0.3  # ... and what is likelier than this times exp(-entropy)
-
-    @staticmethod
-    def of(rule: "AcceptConfig | str") -> "AcceptConfig":
-        """A rule by its name, with the values of conf/accept."""
-        if isinstance(rule, AcceptConfig):
-            return rule
-        return AcceptConfig(rule, coupled=rule == "exact")
-
-    def check(self) -> None:
-        check_option("accept", self.name, RULES)
-        if self.name == "rejection" and self.coupled:
-            raise UserError(
-                "accept.coupled=true with accept=rejection: its candidates are drawn with noise of their own, or the "
-                "text would be biased. Leave it false."
-            )
-        if not 0.0 < self.threshold <= 1.0:
-            raise UserError(f"accept.threshold must be above 0 and at most 1; got {self.threshold}.")
-        if not 0.0 < self.alpha < math.inf:
-            raise UserError(f"accept.alpha must be positive; got {self.alpha}.")
 
 
 def verify(

@@ -3,7 +3,7 @@
 import os
 
 from euryale.base.base import Base
-from euryale.decoding.drafters.build import DrafterConfig
+from euryale.decoding.config import DrafterConfig
 from euryale.decoding.numbers import shown, whole_number
 from euryale.errors import UserError
 from euryale.heads.heads import Heads

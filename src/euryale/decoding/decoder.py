@@ -15,8 +15,9 @@ from torch import Tensor
 
 from euryale.base.base import Base
 from euryale.base.kernel_llama import KernelLlama
-from euryale.decoding.accept import AcceptConfig, verify
+from euryale.decoding.accept import verify
 from euryale.decoding.broken import why_broken
+from euryale.decoding.config import AcceptConfig
 from euryale.decoding.device_loop import DeviceLoop
 from euryale.decoding.device_rows import DeviceRows, Told
 from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput, states_along

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from euryale.base.base import Base
-from euryale.decoding.accept import AcceptConfig
+from euryale.decoding.config import AcceptConfig
 from euryale.decoding.device_mail import Mail
 from euryale.decoding.device_state import NUM_ENDS, DeviceState, RowReport, StepKind, off_device
 from euryale.decoding.device_step import DeviceStep

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from euryale.base.base import Base
 from euryale.base.kernel_llama import KernelLlama
-from euryale.decoding.accept import AcceptConfig
 from euryale.decoding.broken import why_broken
+from euryale.decoding.config import AcceptConfig
 from euryale.decoding.device_loop import DeviceLoop, Gain
 from euryale.decoding.drafters.interface import Drafter
 from euryale.decoding.kv_cache import KVCache

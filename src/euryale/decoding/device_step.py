@@ -15,7 +15,7 @@ from torch import Tensor
 from euryale.base.base import Base
 from euryale.base.kernel_layer import backend_for
 from euryale.base.kernel_llama import KernelLlama, Slots
-from euryale.decoding.accept import AcceptConfig
+from euryale.decoding.config import AcceptConfig
 from euryale.decoding.device_state import DeviceState, StepKind
 from euryale.decoding.device_text import DeviceText
 from euryale.decoding.device_verify import DeviceVerify

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from euryale.base.base import Base
 from euryale.base.kernel_layer import backend_for
-from euryale.decoding.accept import AcceptConfig, VerifyOutput, verify
+from euryale.decoding.accept import VerifyOutput, verify
+from euryale.decoding.config import AcceptConfig
 from euryale.decoding.device_state import DeviceState, StepKind
 from euryale.decoding.drafters.interface import Draft
 from euryale.decoding.random_streams import StepNoise

@@ -11,9 +11,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from euryale.base.base import Base
-from euryale.decoding.accept import AcceptConfig
+from euryale.decoding.config import AcceptConfig, DrafterConfig, TreeConfig
 from euryale.decoding.drafters.build import (
-    DrafterConfig,
     Matrices,
     build_adaptive,
     build_drafter,
@@ -23,7 +22,7 @@ from euryale.decoding.drafters.build import (
 )
 from euryale.decoding.drafters.interface import Drafter
 from euryale.decoding.tree.calibration import Calibration, nearest
-from euryale.decoding.tree.choose import TreeConfig, plan_sizes, plan_tree
+from euryale.decoding.tree.choose import plan_sizes, plan_tree
 from euryale.decoding.tree.tree import ROOT_ONLY, DynamicTree, Tree
 from euryale.errors import UserError
 from euryale.heads.heads import Heads

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
-from euryale.decoding.accept import AcceptConfig
 from euryale.decoding.arguments import at_least, check_parts, drafter_config, path_of
+from euryale.decoding.config import AcceptConfig, DrafterConfig, TreeConfig
 from euryale.decoding.drafter_pool import DrafterPool
-from euryale.decoding.drafters.build import DrafterConfig
 from euryale.decoding.drafters.none import NoDrafter
 from euryale.decoding.numbers import seeds_of, whole_number
 from euryale.decoding.prompt import Prompt, Prompts, encode, encode_all
@@ -22,7 +21,6 @@ from euryale.decoding.sampling import Sampling
 from euryale.decoding.scheduler import Scheduler, StepSeen
 from euryale.decoding.text_stream import TextStream, raise_errors
 from euryale.decoding.tree.calibration import TREE_FILE, Calibration, read_calibrations
-from euryale.decoding.tree.choose import TreeConfig
 from euryale.decoding.tree.tree import DynamicTree, Tree
 from euryale.errors import UserError
 from euryale.heads.checkpoint import dtype_for, load_heads, read_description

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from euryale.base.base import Base
+from euryale.decoding.grammar_syntax import asked, cut, read_grammar, refusal
 from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError
 
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 Allowed = NDArray[np.bool_]  # [V]: the tokens that may follow
-# Without a bound, a weak model goes on with spaces for ever: two between values, or a line and its indentation.
-_WHITESPACE = r"[ \t]{1,2}|\r?\n[ \t]{0,32}"
-_MOST_SHOWN = 300  # characters of llguidance's reasons
 _END = "<|end of a grammar|>"
 _UNREADABLE = (
     "json_schema and regex need a tokenizer whose tokens are bytes (byte-level BPE, or pieces with byte fallback); got "
@@ -48,24 +46,11 @@ def grammar_of(base: Base, sampling: Sampling, end_ids: Collection[int]) -> "Gra
 
 def check_grammar(tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> "LLMatcher":
     """The grammar's automaton, made once for equal settings. Any thread may call it. Raises what grammar_of raises."""
-    name, text = _asked(sampling)
+    name, text = asked(sampling)
     matcher = _compiled(tokenizer, len(tokenizer), name, text)
     if matcher.is_error():
-        raise _refusal(name, matcher.get_error())
+        raise refusal(name, matcher.get_error())
     return matcher
-
-
-def check_syntax(sampling: Sampling) -> None:
-    """Raises UserError for what can be seen without a tokenizer, before a base is loaded: a schema or an expression
-    that llguidance cannot read, the package is not installed."""
-    name, text = _asked(sampling)
-    if not text:
-        return
-    grammar = _read(name, text)
-    from llguidance import LLMatcher  # optional: the extra `grammar`; _read says what is missing
-
-    if reason := LLMatcher.validate_grammar(grammar):
-        raise _refusal(name, reason)
 
 
 class GrammarState:
@@ -152,34 +137,11 @@ class GrammarState:
         return self._matcher.is_stopped() or np.count_nonzero(allowed) == len(self._end_ids)
 
 
-def _asked(sampling: Sampling) -> tuple[str, str]:
-    """Which setting names the grammar, and its text; empty where none does."""
-    name = "regex" if sampling.json_schema is None else "json_schema"
-    return name, str(sampling.json_schema or sampling.regex or "")
-
-
-def _read(name: str, text: str) -> str:
-    """The text as a grammar of llguidance. Raises UserError."""
-    try:
-        from llguidance import LLMatcher  # optional: the extra `grammar`
-    except ModuleNotFoundError as error:
-        raise UserError(
-            "json_schema and regex need the package llguidance, which is not installed. Install it: "
-            "pip install -c constraints.txt -e '.[grammar]', or leave them out."
-        ) from error
-    try:
-        if name == "regex":
-            return LLMatcher.grammar_from_regex(text)
-        return LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": _WHITESPACE})
-    except ValueError as error:  # JSON that Python reads and it does not: half a surrogate pair, deep nesting
-        raise _refusal(name, str(error)) from error
-
-
 @lru_cache(maxsize=32)
 def _compiled(tokenizer: PreTrainedTokenizerBase, num_tokens: int, name: str, text: str) -> "LLMatcher":
     """The automaton before the first token; in its error state where the text is no grammar. Raises UserError."""
-    grammar = _read(name, text)
-    from llguidance import LLMatcher, LLParserLimits  # optional: the extra `grammar`; _read says what is missing
+    grammar = read_grammar(name, text)
+    from llguidance import LLMatcher, LLParserLimits  # optional: the extra `grammar`; read_grammar says what is missing
 
     vocabulary = _vocabulary(tokenizer, num_tokens)
     # Its own messages and states hold parts of texts: nothing of them may reach a log.
@@ -190,7 +152,7 @@ def _compiled(tokenizer: PreTrainedTokenizerBase, num_tokens: int, name: str, te
 def _vocabulary(tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> "LLTokenizer":
     """The bytes of every token, and an end token after the last, which no base writes: a request's own are a matter of
     GrammarState."""
-    from llguidance import LLTokenizer  # optional: the extra `grammar`; _read says what is missing
+    from llguidance import LLTokenizer  # optional: the extra `grammar`; read_grammar says what is missing
 
     if not tokenizer.is_fast:
         raise UserError(_UNREADABLE.format(f"a {type(tokenizer).__name__}, which is written in Python"))
@@ -201,18 +163,8 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> "LLToken
     try:
         return LLTokenizer(backend.to_str(), eos_token=backend.token_to_id(_END))
     except ValueError as error:  # its only word for a decoder that it does not know
-        raise UserError(_UNREADABLE.format(f"one that llguidance refuses ({_cut(str(error))})")) from error
-
-
-def _refusal(name: str, reason: str) -> UserError:
-    return UserError(f"{name} must be one that llguidance can follow; got: {_cut(reason)}.")
+        raise UserError(_UNREADABLE.format(f"one that llguidance refuses ({cut(str(error))})")) from error
 
 
 def _reason(matcher: "LLMatcher") -> str:
-    return _cut(matcher.get_error())
-
-
-def _cut(text: str) -> str:
-    """A reason, which may repeat what the user wrote, in one line of ASCII."""
-    line = " ".join(text.split()).encode("ascii", "backslashreplace").decode()
-    return line if len(line) <= _MOST_SHOWN else f"{line[:_MOST_SHOWN]}..."
+    return cut(matcher.get_error())

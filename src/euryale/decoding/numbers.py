@@ -3,17 +3,14 @@
 import math
 import secrets
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Integral, Number, Real
 from typing import Any, TypeGuard
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from euryale.errors import UserError
 
 MOST_SEED = 2**63 - 1
-_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
 def whole_number(name: str, value: object, least: int) -> int:
@@ -73,14 +70,18 @@ def to_list(name: str, value: object) -> object:
 
     Raises UserError for an array of another dtype: ids that were rounded are other ids.
     """
-    if isinstance(value, Tensor):
-        if value.dtype not in _WHOLE:
-            dtype = str(value.dtype).removeprefix("torch.")
-            raise UserError(f"{name} must hold whole numbers; got a tensor of {dtype}.")
-        return value.tolist()
+    if value is None or isinstance(value, (Number, Sequence)):
+        return value
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "iu":
             raise UserError(f"{name} must hold whole numbers in rows of one length; got an array of {value.dtype}.")
+        return value.tolist()
+    import torch  # here: settings are checked before it is imported, and none of them is a tensor
+
+    if isinstance(value, torch.Tensor):
+        dtype = str(value.dtype).removeprefix("torch.")
+        if not dtype.startswith(("int", "uint")):
+            raise UserError(f"{name} must hold whole numbers; got a tensor of {dtype}.")
         return value.tolist()
     return value
 

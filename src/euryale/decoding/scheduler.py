@@ -13,7 +13,8 @@ from itertools import islice
 from typing import NamedTuple
 
 from euryale.base.base import Base
-from euryale.decoding.accept import LOSSY, AcceptConfig
+from euryale.decoding.accept import LOSSY
+from euryale.decoding.config import AcceptConfig
 from euryale.decoding.decoder import Decoder
 from euryale.decoding.drafters.interface import Drafter
 from euryale.decoding.prefill import CHUNK

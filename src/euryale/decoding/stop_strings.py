@@ -5,11 +5,13 @@ one (`<|im_end|>` and a newline) is searched in the text with special tokens wri
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from euryale.data.rows import encode
 from euryale.errors import UserError
+
+if TYPE_CHECKING:  # stop= is checked before transformers is imported
+    from transformers import PreTrainedTokenizerBase
 
 
 def check_stop(stop: object) -> tuple[str, ...]:
@@ -28,7 +30,7 @@ def check_stop(stop: object) -> tuple[str, ...]:
     return tuple(strings)
 
 
-def special_ids(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> tuple[int, ...]:
+def special_ids(tokenizer: "PreTrainedTokenizerBase", strings: Sequence[str]) -> tuple[int, ...]:
     """The ids of those strings that are special tokens, such as `<|eot_id|>`.
 
     Their text is never shown, so a stop string that is one stops by its id.
@@ -36,7 +38,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> t
     return tuple(token for token, content in special_tokens(tokenizer).items() if content in strings)
 
 
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
     """The special tokens by id."""
     return {token: added.content for token, added in tokenizer.added_tokens_decoder.items() if added.special}
 

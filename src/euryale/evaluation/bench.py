@@ -7,59 +7,22 @@ its seconds, the result is the median round.
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import psutil
 import torch
 
-from euryale.decoding.config import AnswerConfig
 from euryale.decoding.engine import Engine
-from euryale.decoding.sampling import Sampling
-from euryale.errors import UserError, check_least
+from euryale.errors import UserError
 from euryale.evaluation.bench_summary import Turns, standings
+from euryale.evaluation.config import BenchSettings
 from euryale.evaluation.contenders import CONTENDERS
-from euryale.evaluation.llama_cpp import LLAMA_CPP, check_llama_cpp
 from euryale.system.memory import begin_peak, peak
 from euryale.system.progress import Progress
 
-DEFAULT_CONTENDERS = ("euryale", "ar", "hf_generate", "hf_prompt_lookup")
 _LISTEN_SECONDS = 0.3
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class BenchSettings:
-    """What every contender is asked."""
-
-    contenders: Sequence[str] = DEFAULT_CONTENDERS
-    repeats: int = 3
-    max_new_tokens: int = 128
-    sampling: Sampling = field(default_factory=Sampling)
-    seed: int = 0
-
-    @staticmethod
-    def of(config: AnswerConfig, contenders: Sequence[str], repeats: int) -> "BenchSettings":
-        """Those of a script. Raises UserError as `check` does."""
-        settings = BenchSettings(contenders, repeats, config.max_new_tokens, config.sampling(), config.seed)
-        settings.check()
-        return settings
-
-    def check(self) -> None:
-        """Raises UserError for unknown names or numbers out of range."""
-        unknown = [name for name in self.contenders if name not in CONTENDERS]
-        if unknown or not self.contenders:
-            raise UserError(f"contenders must be of {', '.join(CONTENDERS)}; got {', '.join(unknown) or 'none'}.")
-        check_least(1, repeats=self.repeats)
-        check_least(1, max_new_tokens=self.max_new_tokens)
-        if LLAMA_CPP in self.contenders:
-            check_llama_cpp(self.sampling)
-        others = [name for name in self.contenders if name.startswith("hf_")]
-        if others and not self.sampling.is_known_to_transformers:
-            raise UserError(
-                f"contenders=[{','.join(self.contenders)}]: transformers has no presence and frequency penalties "
-                f"and no grammars, so its text would be another. Leave out: {', '.join(others)}."
-            )
 
 
 def bench(engine: Engine, prompts: Sequence[Sequence[int]], settings: BenchSettings) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from typing import Any
 from euryale.decoding.engine import Engine
 from euryale.decoding.request import Generation
 from euryale.errors import UserError
-from euryale.evaluation.bench import BenchSettings, in_turns, what_was_asked
+from euryale.evaluation.bench import in_turns, what_was_asked
 from euryale.evaluation.bench_summary import Round, row_of
+from euryale.evaluation.config import BenchSettings
 from euryale.evaluation.contenders import Turn
 from euryale.evaluation.evaluate import tau_by_depth
 from euryale.system.memory import begin_peak, peak

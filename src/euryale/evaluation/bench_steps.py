@@ -27,7 +27,7 @@ from euryale.decoding.drafters.none import NoDrafter
 from euryale.decoding.request import Request
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree.tree import DynamicTree
-from euryale.errors import UserError, check_least
+from euryale.errors import UserError
 from euryale.evaluation.bench_kernels import copy_bandwidth
 from euryale.evaluation.config import StepsConfig
 from euryale.evaluation.hf_baselines import generate_ids, generation_settings, transformers_attention
@@ -35,7 +35,8 @@ from euryale.evaluation.roofline import flop_rate, weights_read
 from euryale.evaluation.step_ways import WAYS, AnyTokens, Way, runs_on
 from euryale.heads.config import HeadsConfig
 from euryale.heads.heads import Heads, build_heads
-from euryale.system.memory import begin_peak, free_bytes, gigabytes, let_go, peak
+from euryale.system.memory import begin_peak, free_bytes, let_go, peak
+from euryale.system.units import gigabytes
 
 BURST, UNCOUNTED = 10, 4  # steps from one context on, of which the first are not counted
 COPIES = 20
@@ -47,12 +48,9 @@ log = logging.getLogger(__name__)
 
 def check_steps_config(config: StepsConfig, of_base: PreTrainedConfig) -> None:
     """Raises UserError for unknown ways, numbers out of range, and steps beyond the context of the base."""
+    config.check()
     if unknown := [name for name in config.ways if name not in WAYS]:
         raise UserError(f"steps.ways must be of {', '.join(WAYS)}; got {unknown[0]}.")
-    if not config.nodes or not all(1 <= num <= 64 for num in config.nodes):
-        raise UserError(f"steps.nodes must be numbers from 1 to 64; got {config.nodes}.")
-    check_least(2, "steps.", context_tokens=config.context_tokens, generate_tokens=config.generate_tokens)
-    check_least(1, "steps.", repeats=config.repeats)
     longest = context_length(of_base)
     if config.context_tokens + config.generate_tokens > longest:
         raise UserError(

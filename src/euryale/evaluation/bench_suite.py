@@ -19,8 +19,9 @@ from euryale.data.suites import Question, last_number
 from euryale.data.tokens import prompt_ids
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError, check_least
-from euryale.evaluation.bench import BenchSettings, take_turns, what_was_asked
+from euryale.evaluation.bench import take_turns, what_was_asked
 from euryale.evaluation.bench_summary import Turns, standings
+from euryale.evaluation.config import BenchSettings
 from euryale.evaluation.contenders import Turn
 from euryale.system.progress import Progress
 

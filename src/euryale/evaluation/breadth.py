@@ -17,12 +17,11 @@ from euryale.data.tokens import prompt_ids
 from euryale.decoding.engine import Engine
 from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError
-from euryale.evaluation.bench import BenchSettings
 from euryale.evaluation.bench_suite import bench_suite
+from euryale.evaluation.config import BenchSettings
 
 NAME = "breadth"
 NEW_TOKENS = 64  # of an answer when a run measures itself
-MEASURED_A_KIND = 4  # prompts of each kind at most: the other four are calibrated on
 NO_GAIN = 1.0  # speed over plain decoding at which heads gain nothing
 log = logging.getLogger(__name__)
 

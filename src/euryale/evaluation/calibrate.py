@@ -18,10 +18,9 @@ from torch import Tensor
 from euryale.base.base import Base
 from euryale.data.row_prompts import Opening
 from euryale.decoding.engine import Engine
-from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree.calibration import TREE_FORMAT, Calibration
 from euryale.decoding.tree.tree import Tree
-from euryale.errors import UserError, check_least, check_share
+from euryale.errors import UserError
 from euryale.evaluation.choose_size import Measured, Size, choose_size, finalists, fit_times
 from euryale.evaluation.config import CalibrateConfig
 from euryale.evaluation.rank_vectors import Text, frequent_paths, rank_vectors
@@ -52,7 +51,7 @@ def calibrate(base: Base, heads: Heads, openings: list[Opening], config: Calibra
 
     Raises UserError for settings out of range, or when the base's answers are too short to count anything.
     """
-    check(config)
+    config.check()
     if not openings:
         raise UserError("calibration was given no prompts. Give prompts=FILE, or data with held-out rows.")
     entries = []
@@ -75,21 +74,6 @@ def calibrate(base: Base, heads: Heads, openings: list[Opening], config: Calibra
         "threads": torch.get_num_threads(),
         "calibrations": entries,
     }
-
-
-def check(config: CalibrateConfig) -> None:
-    """Raises UserError for settings out of range."""
-    if not config.node_counts or min(config.node_counts) < 1 or 1 not in config.node_counts:
-        raise UserError(
-            f"calibrate.node_counts must be positive numbers, 1 (no tree) among them; got {config.node_counts}."
-        )
-    positive = ("num_prompts", "prompt_tokens", "new_tokens", "max_rank", "repeats", "context_tokens", "batch_size")
-    check_least(1, "calibrate.", **{name: getattr(config, name) for name in positive})
-    check_share("calibrate.breadth_share", config.breadth_share)
-    if not config.temperatures:
-        raise UserError("calibrate.temperatures must not be empty. Give at least one, for example [0.0].")
-    for temperature in config.temperatures:
-        Sampling(temperature)
 
 
 def _write(base: Base, openings: list[Opening], temperature: float, config: CalibrateConfig) -> list[Text]:

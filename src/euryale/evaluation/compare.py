@@ -14,10 +14,10 @@ from euryale.data.suites import read_suite
 from euryale.data.tokens import prompt_ids
 from euryale.decoding.engine import Engine
 from euryale.errors import UserError
-from euryale.evaluation.bench import BenchSettings, rotated, warn_when_busy, what_was_asked
+from euryale.evaluation.bench import rotated, warn_when_busy, what_was_asked
 from euryale.evaluation.bench_summary import Turns, standings
+from euryale.evaluation.config import LLAMA_CPP, BenchSettings
 from euryale.evaluation.contenders import CONTENDERS, Turn
-from euryale.evaluation.llama_cpp import LLAMA_CPP
 from euryale.system.paths import PROJECT
 
 REFERENCE = "ar"  # whose text the others' is compared with

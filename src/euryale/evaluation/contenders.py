@@ -13,8 +13,9 @@ import torch
 
 from euryale.decoding.engine import Engine
 from euryale.decoding.sampling import Sampling
+from euryale.evaluation.config import LLAMA_CPP
 from euryale.evaluation.hf_baselines import count_new, generate_ids, generation_settings, transformers_attention
-from euryale.evaluation.llama_cpp import LLAMA_CPP, LlamaCpp
+from euryale.evaluation.llama_cpp import LlamaCpp
 from euryale.system.memory import Peak
 
 PROMPT_LOOKUP_TOKENS = 10  # candidates a step, the number in transformers' own documentation

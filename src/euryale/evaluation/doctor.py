@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from euryale.base.base import Base
 from euryale.data.batches import Batch
 from euryale.data.chat_template import chat_template
+from euryale.data.config import DataConfig
 from euryale.data.prompt_files import Prompt, read_prompts
 from euryale.data.rows import Message
-from euryale.data.sources import DataConfig
 from euryale.data.tokens import prompt_ids
 from euryale.decoding.engine import Engine
 from euryale.decoding.sampling import Sampling

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from euryale.data.batches import PADDING, Batch, build_batches
-from euryale.data.sources import DataConfig
+from euryale.data.config import DataConfig
 from euryale.decoding.engine import Engine
 from euryale.decoding.request import Generation
 from euryale.decoding.sampling import Sampling

@@ -5,27 +5,13 @@ compared with theirs. Greedy answers only, because its samplers filter in anothe
 https://github.com/xorbitsai/xllamacpp
 """
 
-import importlib.util
 from typing import Any
 
 from euryale.base.base import Base
 from euryale.base.locate import gguf_file
-from euryale.decoding.sampling import Sampling
 from euryale.errors import UserError
 
-LLAMA_CPP = "llama_cpp"
 _QUIET = -1  # of its own log
-
-
-def check_llama_cpp(sampling: Sampling) -> None:
-    """Raises UserError where the package is missing, or for anything but greedy decoding."""
-    if importlib.util.find_spec("xllamacpp") is None:
-        raise UserError(
-            "contenders has llama_cpp, which needs the package xllamacpp, and it is not installed. Install it: "
-            "pip install --only-binary=:all: xllamacpp, or leave llama_cpp out."
-        )
-    if sampling != Sampling():
-        raise UserError("contenders: llama_cpp is timed with temperature=0 and no other sampling. Leave it out.")
 
 
 class LlamaCpp:

@@ -6,10 +6,10 @@ from dataclasses import fields, replace
 from typing import Any
 
 from euryale.base.base import Base
+from euryale.data.config import DataConfig
 from euryale.data.prompt_files import read_prompts
 from euryale.data.row_prompts import Opening, draw_openings, split_openings
-from euryale.data.sources import DataConfig, build_source, is_gone
-from euryale.data.sources import check as check_data
+from euryale.data.sources import build_source, is_gone
 from euryale.data.tokens import prompt_ids
 from euryale.errors import UserError, check_least
 from euryale.evaluation.breadth import calibration_openings, can_answer, measured_prompts, mixed_openings
@@ -26,7 +26,7 @@ def check_prompts(file: str | None, data: DataConfig | None, description: dict[s
         read_prompts(file)
     elif not data_is_gone(data, description):
         rows = replace(choose_data(data, description), shuffle_window=1)  # else a whole window is read for the first
-        check_data(rows)
+        rows.check()
         next(iter(build_source(rows, "held_out")), None)
 
 

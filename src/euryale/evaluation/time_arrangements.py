@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from euryale.base.base import Base
-from euryale.decoding.accept import AcceptConfig
+from euryale.decoding.config import AcceptConfig
 from euryale.decoding.decoder import Decoder
 from euryale.decoding.drafters.build import build_drafter, build_matrices
 from euryale.decoding.request import Request

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from euryale.decoding.sampling import LEAST_TEMPERATURE, MOST_TEMPERATURE
-from euryale.errors import UserError, check_least, check_share
+from euryale.errors import MOST_AT_ONCE, MOST_ROWS, MOST_TOKENS, UserError, check_least, check_share, check_within
 
 
 @dataclass
@@ -25,8 +25,10 @@ class RegenerateConfig:
 
     def check(self) -> None:
         """Raises UserError for what no base can do."""
-        positive = ("num_prompts", "prompt_tokens", "new_tokens", "batch_size", "shard_rows", "max_turns")
-        check_least(1, "regenerate.", **{name: getattr(self, name) for name in positive})
+        check_within(1, MOST_ROWS, "regenerate.", num_prompts=self.num_prompts)
+        check_within(1, MOST_TOKENS, "regenerate.", prompt_tokens=self.prompt_tokens, new_tokens=self.new_tokens)
+        check_within(1, MOST_AT_ONCE, "regenerate.", batch_size=self.batch_size)
+        check_least(1, "regenerate.", shard_rows=self.shard_rows, max_turns=self.max_turns)
         check_share("regenerate.greedy_share", self.greedy_share)
         if self.greedy_share < 1.0 and not LEAST_TEMPERATURE <= self.temperature <= MOST_TEMPERATURE:
             raise UserError(

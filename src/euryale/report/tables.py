@@ -8,7 +8,7 @@ from typing import Any
 
 from euryale.report import format
 from euryale.report.format import MISSING, number, percent, times
-from euryale.system.memory import gigabytes
+from euryale.system.units import gigabytes
 
 
 def align(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

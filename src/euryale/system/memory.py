@@ -113,8 +113,3 @@ def keep_freed_memory() -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the memory of the host or of a GPU did not suffice; torch has no class of its own for the former."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
-
-
-def gigabytes(size: int) -> str:
-    """1 GB is 10^9 bytes."""
-    return f"{size / 1e9:.2f} GB" if size < 10e9 else f"{size / 1e9:.1f} GB"

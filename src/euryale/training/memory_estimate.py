@@ -20,13 +20,14 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from euryale.base.lora import LoraConfig, chosen_targets, linear_layers
+from euryale.base.config import LoraConfig
+from euryale.base.lora import chosen_targets, linear_layers
 from euryale.errors import UserError
 from euryale.heads.config import HeadsConfig
 from euryale.heads.heads import Heads, PackedText
-from euryale.system.memory import gigabytes
-from euryale.training.objective import OBJECTIVES, ObjectiveConfig
-from euryale.training.optimizer import OptimConfig
+from euryale.system.units import gigabytes
+from euryale.training.config import ObjectiveConfig, OptimConfig
+from euryale.training.objective import OBJECTIVES
 
 _BITS_4 = 0.5 + (1 + 4 / 256) / 64  # bytes a number: nibble, 8-bit scale of 64 numbers, float32 scale of 256 scales
 _MOMENTS = {"adamw": 8, "muon": 8, "paged_adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}

@@ -11,13 +11,12 @@ import socket
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 from urllib.parse import urlsplit
 
-from euryale.errors import UserError, check_option
+from euryale.errors import UserError
 from euryale.system.files import write_atomically
+from euryale.training.config import wandb_mode
 
-WANDB_MODES = ("off", "auto", "offline", "online")
 CONNECT_TIMEOUT_S = 3.0
 log = logging.getLogger(__name__)
 
@@ -68,17 +67,6 @@ def forget_metrics(path: Path, is_first: bool) -> None:
     if is_first:
         log.info("%s had saved nothing yet: it begins again", path.parent)
         truncate_metrics(path, 0)
-
-
-def wandb_mode(asked: str) -> Literal["offline", "online"] | None:
-    """What wandb is started with; None is not at all. Without a key, online would hang for over a minute."""
-    check_option("wandb", asked, WANDB_MODES)
-    if asked == "off":
-        return None
-    has_key = bool(os.environ.get("WANDB_API_KEY"))
-    if asked == "online" and not has_key:
-        raise UserError("wandb=online needs a key in WANDB_API_KEY; got none. Set it, or use wandb=offline.")
-    return "online" if has_key and asked != "offline" else "offline"
 
 
 def _start_wandb(asked: str, folder: Path, settings: Mapping[str, object], run_id: str | None):  # type: ignore[no-untyped-def]

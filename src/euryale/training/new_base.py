@@ -5,7 +5,6 @@ Used by `recipe=pretrain_tiny` alone.
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -14,39 +13,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from euryale.data.rows import Row
-from euryale.errors import UserError, check_least
+from euryale.errors import UserError
 from euryale.system.files import write_atomically
+from euryale.training.config import SPECIAL, ScratchConfig
 
-SPECIAL = ["<s>", "</s>", "<pad>"]
 _MAX_ROWS = 20_000  # enough text for a vocabulary of a few thousand
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class ScratchConfig:
-    """The shape of a base that is pretrained from nothing; not used unless `enabled`."""
-
-    enabled: bool = False
-    vocab_size: int = 1024
-    hidden_size: int = 256
-    intermediate_size: int = 768
-    num_layers: int = 6
-    num_heads: int = 8
-    num_kv_heads: int = 4
-    max_length: int = 1024
-
-    def check(self) -> None:
-        """Raises UserError for sizes out of range."""
-        smallest = len(SPECIAL) + len(pre_tokenizers.ByteLevel.alphabet())
-        if self.vocab_size < smallest:
-            raise UserError(f"scratch.vocab_size must be at least {smallest} (bytes, special); got {self.vocab_size}.")
-        positive = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "max_length")
-        check_least(1, "scratch.", **{name: getattr(self, name) for name in positive})
-        if self.hidden_size % (2 * self.num_heads) or self.num_heads % self.num_kv_heads:
-            raise UserError(
-                f"scratch.hidden_size={self.hidden_size} must be an even multiple of num_heads={self.num_heads} "
-                f"(positions turn pairs), and that a multiple of num_kv_heads={self.num_kv_heads}."
-            )
 
 
 def make_base(config: ScratchConfig, rows: Iterable[Row], folder: Path, seed: int) -> Path:

@@ -10,9 +10,7 @@ Only positions that count (labels.py) go through a head.
 Letters: B batch, T tokens, U labels any head counts, M labels one head counts, K heads, D width, V vocabulary.
 """
 
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
@@ -22,46 +20,15 @@ from torch import Tensor
 from euryale.base.base import Base
 from euryale.base.lora import adapter_disabled
 from euryale.data.batches import Batch
-from euryale.errors import UserError, check_least, check_option
 from euryale.heads.heads import Heads, PackedText
 from euryale.kernels.rms_norm import normalise
 from euryale.training.chunked_loss import Labels, Problem, chunked_loss
+from euryale.training.config import ObjectiveConfig
 from euryale.training.labels import FIRST_GAP, Selection, select_labels
 from euryale.training.losses import LOSSES
 from euryale.training.scoring import RANKS, score
-from euryale.training.stages import SCHEDULES, Stage, heads_weight
+from euryale.training.stages import Stage, heads_weight
 from euryale.training.sums import DeviceSums
-
-
-@dataclass
-class ObjectiveConfig:
-    """What is learned; the values in conf/objective are the documented defaults."""
-
-    kind: str = "medusa1"
-    loss: str = "kl"
-    chunk_tokens: int = 512
-    stage_one_share: float = 0.5
-    lambda_0: float = 0.2
-    lambda_schedule: str = "constant"
-    heads_lr_multiplier: float = 4.0
-
-    def check(self) -> None:
-        """Raises UserError for a value that does not exist."""
-        for name, value, options in (
-            ("kind", self.kind, tuple(OBJECTIVES)),
-            ("loss", self.loss, tuple(LOSSES)),
-            ("lambda_schedule", self.lambda_schedule, SCHEDULES),
-        ):
-            check_option(f"objective.{name}", value, options)
-        check_least(1, "objective.", chunk_tokens=self.chunk_tokens)
-        if not 0 <= self.stage_one_share < 1:
-            raise UserError(
-                f"objective.stage_one_share must be from 0 to below 1; got {self.stage_one_share}. For heads alone "
-                "use objective=medusa1."
-            )
-        for name in ("lambda_0", "heads_lr_multiplier"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"objective.{name} must be positive; got {getattr(self, name)}.")
 
 
 def medusa1_loss(

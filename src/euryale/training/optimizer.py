@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,61 +11,13 @@ from torch import Tensor, nn
 from euryale.base.base import Base
 from euryale.base.lora import adapter_parameters
 from euryale.base.precision import bfloat16_speedup
-from euryale.errors import UserError, check_least, check_option, check_share
+from euryale.errors import UserError
 from euryale.heads.heads import Heads
+from euryale.training.config import OPTIMIZERS, OptimConfig
 from euryale.training.muon import MuonAndAdamW
 from euryale.training.objective import OBJECTIVES
 
 ADAPTER_PREFIX = "adapter."
-
-# Name -> the class of bitsandbytes; torch's AdamW, or Muon, for none. Paged moments live where a GPU can swap them out.
-OPTIMIZERS = {
-    "adamw": None,
-    "muon": None,
-    "adamw_8bit": "AdamW8bit",
-    "paged_adamw": "PagedAdamW32bit",
-    "paged_adamw_8bit": "PagedAdamW8bit",
-}
-AUTOCASTS = ("auto", "none", "bf16", "fast")
-
-
-@dataclass
-class OptimConfig:
-    """The pace of a run; the values in conf/optim are the documented defaults."""
-
-    name: str = "muon"
-    lr: float = 0.02
-    adamw_lr: float = 3e-3
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    warmup_steps: int = 20
-    num_steps: int = 500
-    min_lr_ratio: float = 0.05
-    gradient_accumulation: int = 1
-    max_grad_norm: float = 1.0
-    autocast: str = "auto"
-    gradient_checkpointing: bool = False
-    eval_every: int = 200
-    eval_batches: int = 8
-    save_every: int = 200
-    log_every: int = 10
-
-    def check(self) -> None:
-        """Raises UserError for a value that cannot be trained with."""
-        check_option("optim.name", self.name, OPTIMIZERS)
-        check_option("optim.autocast", self.autocast, AUTOCASTS)
-        positive = ("num_steps", "gradient_accumulation", "log_every")
-        check_least(1, "optim.", **{name: getattr(self, name) for name in positive})
-        can_be_off = ("weight_decay", "warmup_steps", "max_grad_norm", "eval_every", "eval_batches", "save_every")
-        check_least(0, "optim.", **{name: getattr(self, name) for name in can_be_off})
-        for name in ("lr", "adamw_lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"optim.{name} must be a positive learning rate; got {getattr(self, name)}.")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"optim.{name} must be from 0 to below 1; got {getattr(self, name)}.")
-        check_share("optim.min_lr_ratio", self.min_lr_ratio)
 
 
 def trained_parameters(base: Base, heads: Heads | None, kind: str) -> dict[str, nn.Parameter]:

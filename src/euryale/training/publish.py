@@ -15,7 +15,7 @@ from euryale.heads.checkpoint import DESCRIPTION, read_description, save_heads
 from euryale.heads.heads import Heads
 from euryale.system.files import json_text, read_json, write_atomically
 from euryale.system.provenance import provenance
-from euryale.training.objective import ObjectiveConfig
+from euryale.training.config import ObjectiveConfig
 
 BASE = "base"
 

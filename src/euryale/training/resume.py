@@ -20,39 +20,16 @@ from euryale.base.base import Base
 from euryale.errors import UserError
 from euryale.heads.heads import Heads
 from euryale.system.files import json_text, read_json, write_atomically
-from euryale.system.paths import user_path
 from euryale.system.tensor_files import read_tensors
-from euryale.training.objective import ObjectiveConfig
-from euryale.training.optimizer import OptimConfig, moments, restore_moments
+from euryale.training.config import ObjectiveConfig, OptimConfig
+from euryale.training.optimizer import moments, restore_moments
+from euryale.training.saves import complete_saves
 
 FORMAT_VERSION = 4  # 4: the averaged gradient of torch.optim.Muon
-CONFIG_FILE = "config.yaml"  # the settings of a run, in its folder: all that is needed to go on with it
 # What may differ between a run and its continuation, because no weight depends on it.
 FREE_SETTINGS = ("eval_every", "eval_batches", "save_every", "log_every")
 # Only the product with the number of processes decides a weight.
 SHARED_SETTINGS = ("gradient_accumulation",)
-
-
-def find_run(name: str, root: Path) -> Path:
-    """The run folder that `resume=` means: `last` is the one saved last below `root`, anything else a path.
-
-    A run that was killed before its first save is one too: it begins again. Raises UserError that lists the runs that
-    can be resumed.
-    """
-    if name != "last":
-        for folder in (user_path(name, "resume"), root / name):
-            if _latest(folder):
-                return folder
-    found = {path.parent for kept in ("resume", CONFIG_FILE) for path in root.rglob(kept)}
-    times = {run: path.stat().st_mtime_ns for run in found if (path := _latest(run))}
-    runs = sorted(times, key=lambda run: times[run], reverse=True)
-    if name == "last" and runs:
-        return runs[0]
-    listing = ", ".join(str(run) for run in runs[:8]) or "none"
-    raise UserError(
-        f"resume={name}: nothing is saved there to go on from. Below {root} these can be resumed: {listing}. "
-        "Name one of them, or start anew without resume."
-    )
 
 
 def save_resume(
@@ -65,7 +42,7 @@ def save_resume(
     shapes = {name: {key: list(value.shape) for key, value in of_one.items()} for name, of_one in remembered.items()}
     facts = json_text({"format_version": FORMAT_VERSION, "step": step, "moments": shapes} | state)
     folder = run / "resume" / f"step-{step:08d}"
-    older = [path for path in _saves(run) if path != folder]
+    older = [path for path in complete_saves(run) if path != folder]
     # The same state is not saved again, for example by a resumed run that was stopped at once.
     if folder.is_dir() and (folder / "state.json").read_text() == facts:
         return
@@ -82,7 +59,7 @@ def load_resume(run: Path, settings: Mapping[str, object]) -> tuple[Path, dict]:
 
     Raises UserError when there is none, it is damaged, or it was made with other settings (each is named).
     """
-    saves = _saves(run)
+    saves = complete_saves(run)
     if not saves:
         raise UserError(f"resume={run}: nothing is saved there to go on from. Start anew without resume.")
     state = read_json(saves[-1] / "state.json")
@@ -99,7 +76,7 @@ def share_batches(run: Path, optim: OptimConfig, num_processes: int) -> OptimCon
 
     Raises UserError when these cannot be shared evenly.
     """
-    saves = _saves(run)
+    saves = complete_saves(run)
     settings = read_json(saves[-1] / "state.json").get("settings", {}) if saves else {}
     whole = settings.get("optim.batches_per_step", optim.gradient_accumulation * num_processes)
     if whole % num_processes:
@@ -209,23 +186,5 @@ def _check_settings(run: Path, saved: Mapping[str, object], given: Mapping[str, 
 
 def drop_older_saves(run: Path) -> None:
     """Removes what a kill kept `save_resume` from removing."""
-    for path in _saves(run)[:-1]:
+    for path in complete_saves(run)[:-1]:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def is_unsaved(run: Path) -> bool:
-    """Whether a run has begun, and was killed before it had saved or left anything."""
-    left = any((run / made).exists() for made in ("heads.json", "base"))  # a finished run whose saves were deleted
-    return (run / CONFIG_FILE).is_file() and not left and not _saves(run)
-
-
-def _latest(run: Path) -> Path | None:
-    """What there is to go on from: the last save, or the settings of a run without one."""
-    if is_unsaved(run):
-        return run / CONFIG_FILE
-    return next(reversed(_saves(run)), None)
-
-
-def _saves(run: Path) -> list[Path]:
-    """Complete saves, oldest first; half-written ones carry another name."""
-    return sorted(path for path in (run / "resume").glob("step-*") if path.is_dir())

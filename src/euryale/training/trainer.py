@@ -24,14 +24,14 @@ from euryale.heads.heads import Heads
 from euryale.system.memory import begin_peak, peak
 from euryale.system.paths import argument
 from euryale.system.progress import Progress
+from euryale.training.config import ObjectiveConfig, OptimConfig
 from euryale.training.metrics_log import MetricsLog, forget_metrics, truncate_metrics
-from euryale.training.objective import OBJECTIVES, ObjectiveConfig
-from euryale.training.optimizer import OptimConfig, autocast, build_optimizer, learning_rate, trained_parameters
+from euryale.training.objective import OBJECTIVES
+from euryale.training.optimizer import autocast, build_optimizer, learning_rate, trained_parameters
 from euryale.training.publish import is_published, publish
 from euryale.training.resume import (
     drop_older_saves,
     flatten,
-    is_unsaved,
     load_resume,
     random_state,
     restore_random_state,
@@ -40,6 +40,7 @@ from euryale.training.resume import (
     save_resume,
     share_batches,
 )
+from euryale.training.saves import is_unsaved
 from euryale.training.scoring import check_labels
 from euryale.training.signals import Interrupted, SignalGuard
 from euryale.training.stages import stage_at

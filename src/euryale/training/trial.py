@@ -11,15 +11,17 @@ from contextlib import contextmanager
 import torch
 
 from euryale.base.base import Base
-from euryale.base.lora import LoraConfig, add_adapter, learning, remove_adapter
+from euryale.base.config import LoraConfig
+from euryale.base.lora import add_adapter, learning, remove_adapter
+from euryale.data.config import DataConfig
 from euryale.data.random_batches import RandomRows
-from euryale.data.sources import DataConfig
 from euryale.errors import UserError
 from euryale.heads.config import HeadsConfig
 from euryale.heads.heads import build_heads
 from euryale.system.memory import let_go
-from euryale.training.objective import OBJECTIVES, ObjectiveConfig
-from euryale.training.optimizer import OptimConfig, autocast, build_optimizer, trained_parameters
+from euryale.training.config import ObjectiveConfig, OptimConfig
+from euryale.training.objective import OBJECTIVES
+from euryale.training.optimizer import autocast, build_optimizer, trained_parameters
 from euryale.training.stages import Stage
 
 

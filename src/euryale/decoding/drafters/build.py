@@ -10,76 +10,24 @@ model          a smaller model with the same tokenizer
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from euryale.base.base import Base
+from euryale.decoding.config import DrafterConfig
 from euryale.decoding.drafters.adaptive import AdaptiveDrafter
 from euryale.decoding.drafters.eagle import EagleDrafter, EagleMatrices
 from euryale.decoding.drafters.head_matrices import HeadMatrices
 from euryale.decoding.drafters.heads import HeadsDrafter
 from euryale.decoding.drafters.heads_lookup import HeadsLookupDrafter
 from euryale.decoding.drafters.interface import Drafter
-from euryale.decoding.drafters.lookahead import LookaheadDrafter, most_nodes
+from euryale.decoding.drafters.lookahead import LookaheadDrafter
 from euryale.decoding.drafters.lookup import LookupDrafter
 from euryale.decoding.drafters.model import ModelDrafter, check_same_tokens, load_draft_base
 from euryale.decoding.drafters.none import NoDrafter
 from euryale.decoding.tree.calibration import Calibration
-from euryale.decoding.tree.choose import MOST_NODES
 from euryale.decoding.tree.tree import DynamicTree, Tree
-from euryale.errors import UserError, check_option
+from euryale.errors import UserError
 from euryale.heads.heads import Heads
-
-
-@dataclass
-class DrafterConfig:
-    """Which drafter, and its settings."""
-
-    name: str = "heads"
-    depth: int = 8
-    spare: int = 4
-    path: str | None = None
-    window: int = 5
-    ngram: int = 3
-    candidates: int = 5
-
-    def check(self) -> None:
-        """Raises UserError for an unknown name or a number out of range."""
-        check_option("drafter", self.name, DRAFTERS)
-        if not 1 <= self.depth <= 64:
-            raise UserError(
-                f"drafter.depth must be from 1 to 64 tokens; got {self.depth}. {DrafterConfig.depth} is usual."
-            )
-        if not 1 <= self.spare <= 64:
-            raise UserError(
-                f"drafter.spare must be from 1 to 64 nodes; got {self.spare}. {DrafterConfig.spare} is usual."
-            )
-        for name, value, least, usual in (
-            ("window", self.window, 1, DrafterConfig.window),
-            ("ngram", self.ngram, 2, DrafterConfig.ngram),
-            ("candidates", self.candidates, 1, DrafterConfig.candidates),
-        ):
-            if not least <= value <= 64:
-                raise UserError(f"drafter.{name} must be from {least} to 64; got {value}. {usual} is usual.")
-        if self.name == "lookahead" and self.num_nodes > MOST_NODES:
-            raise UserError(
-                f"drafter.window={self.window}, ngram={self.ngram} and candidates={self.candidates} need steps of "
-                f"{self.num_nodes} nodes, and {MOST_NODES} is the most. Make one of them smaller."
-            )
-        if self.path is not None and self.name != "model":
-            raise UserError(
-                f"drafter.path={self.path} names a model, and drafter={self.name} uses none. Use drafter=model with it."
-            )
-
-    @property
-    def needs_heads(self) -> bool:
-        return self.name in ("heads", "heads+lookup", "eagle")
-
-    @property
-    def num_nodes(self) -> int:
-        """Of a step of drafter=lookahead, at most."""
-        return most_nodes(self.window, self.ngram, self.candidates)
-
 
 Matrices = HeadMatrices | EagleMatrices
 
@@ -128,7 +76,6 @@ _BUILDERS: dict[str, Callable[[DrafterConfig, Ingredients], Drafter]] = {
     "eagle": _heads,
     "model": _model,
 }
-DRAFTERS = tuple(_BUILDERS)
 
 
 def build_drafter(

@@ -19,6 +19,7 @@ holds the n-grams of prompt and answer.
 from collections.abc import Sequence
 
 from euryale.base.base import Base
+from euryale.decoding.config import most_nodes
 from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput
 from euryale.decoding.drafters.padded import Nodes, PaddedDraft
 
@@ -54,11 +55,6 @@ class LookaheadDrafter(Drafter):
 def pad(guesses: list[int | None], num: int) -> list[int | None]:
     """The guesses, filled up with None to so many."""
     return guesses + [None] * (num - len(guesses))
-
-
-def most_nodes(window: int, ngram: int, candidates: int) -> int:
-    """Nodes of a step where no two paths share one: the root, the window, and what follows the root in n-grams."""
-    return 1 + (window - 1) + window * (ngram - 2) + candidates * (ngram - 1)
 
 
 class Iteration:

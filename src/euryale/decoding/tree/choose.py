@@ -9,40 +9,14 @@ Where nothing was calibrated, `calibrated` is `chain`; for drafters without head
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from euryale.decoding.config import MOST_NODES, TreeConfig
 from euryale.decoding.tree.calibration import Calibration, nearest
 from euryale.decoding.tree.tree import ROOT_ONLY, DynamicTree, Tree, chain, check_depth, medusa63
-from euryale.errors import UserError, check_option
+from euryale.errors import UserError
 from euryale.heads.heads import Heads
 
-SIZES = ("fixed", "adaptive")
-TREES = ("chain", "medusa63", "calibrated", "dynamic")
 DEFAULT_NODES = 16  # of a dynamic tree that nothing was calibrated for
-MOST_NODES = 256
-
-
-@dataclass
-class TreeConfig:
-    """Which tree, and its size."""
-
-    name: str = "calibrated"
-    num_nodes: int | None = None
-    max_depth: int | None = None
-    size: str = "fixed"
-
-    def check(self) -> None:
-        """Raises UserError for an unknown name or a number out of range."""
-        check_option("tree", self.name, TREES)
-        check_option("tree.size", self.size, SIZES)
-        if self.size == "adaptive" and self.name in ("chain", "medusa63"):
-            raise UserError(f"tree={self.name} has one size. tree.size=adaptive is for tree=calibrated and dynamic.")
-        if self.num_nodes is not None and self.name in ("chain", "medusa63"):
-            raise UserError(f"tree={self.name} has its own number of nodes. Leave tree.num_nodes out, or use another.")
-        if self.num_nodes is not None and not 1 <= self.num_nodes <= MOST_NODES:
-            raise UserError(f"tree.num_nodes must be from 1 to {MOST_NODES}; got {self.num_nodes}.")
-        if self.max_depth is not None and self.max_depth < 1:
-            raise UserError(f"tree.max_depth must be at least 1; got {self.max_depth}. Without drafts: drafter=none.")
 
 
 def plan_tree(
