@@ -160,7 +160,7 @@ def test_a_damaged_model_folder_is_refused(folder: Path) -> None:
 def test_settings_that_cannot_be_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="base.dtype must be one of auto, float32, bfloat16, float16; got int8"):
         load(folder, "int8")
-    with pytest.raises(UserError, match="base.quantization must be none, nf4 or int4; got int3"):
+    with pytest.raises(UserError, match="base.quantization must be one of .*none, nf4, int4; got int3"):
         load(folder, quantization="int3")
     with pytest.raises(UserError, match="base.device must be auto, cpu, cuda or cuda:N; got tpu-x"):
         pick_device("tpu-x")

@@ -83,7 +83,7 @@ def test_a_shape_has_sizes_of_models(changes: dict[str, Any]) -> None:
     "changes, message",
     [
         ({"dtype": "float8"}, "base.dtype must be one of auto, float32, bfloat16, float16; got float8"),
-        ({"quantization": "int4"}, "base.quantization must be none or nf4; got int4"),
+        ({"quantization": "int3"}, "base.quantization must be one of auto, none, nf4, int4; got int3"),
         ({"forward": "fast"}, "base.forward must be one of auto, exact, plain; got fast"),
         ({"nf4_runtime": "own"}, "base.nf4_runtime must be one of auto, kernel, expand, bnb; got own"),
         ({"tensor_parallel": 0}, "base.tensor_parallel must be at least 1; got 0"),

@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_refused_before_the_base_is_built(monkeypatch: pyte
         (["shape.num_layers=0"], ["shape.num_layers must be at least 1; got 0"]),
         (["base=hf"], ["base.path is not set"]),
         (["base=hf", "base.path=no/such/base"], ["base.path=no/such/base"]),
-        (["base.quantization=int3"], ["base.quantization must be none, nf4 or int4; got int3"]),
+        (["base.quantization=int3"], ["base.quantization must be one of auto, none, nf4, int4; got int3"]),
         (["data.block_size=5000"], ["data.block_size=5000", "this shape", "1024"]),
         (["objectives=[pretrain]"], ["objectives must be among medusa1, medusa2; got [pretrain]"]),
         (["objectives=[]"], ["objectives must be among medusa1, medusa2; got []"]),

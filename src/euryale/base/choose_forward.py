@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from euryale.base.config import FAMILIES, FORWARDS, NF4_RUNTIMES, BaseConfig
+from euryale.base.config import FAMILIES, BaseConfig
 from euryale.base.fast_llama import fast_forward, fits, is_known
 from euryale.base.forward import Forward, PlainForward
 from euryale.base.forward_check import is_near, is_same_but_for_4_bits
@@ -27,7 +27,7 @@ from euryale.base.int4_llama import Int4Llama, check_int4
 from euryale.base.kernel_layer import backend_for, layer_kernels
 from euryale.base.kernel_llama import KernelLlama
 from euryale.base.tensor_parallel import ParallelForward
-from euryale.errors import UserError
+from euryale.errors import UserError, check_option
 from euryale.kernels.backends import BACKENDS
 from euryale.kernels.registry import find
 
@@ -51,34 +51,14 @@ class ForwardSettings(NamedTuple):
             config.forward, config.backend, config.nf4_runtime, config.tensor_parallel, config.cuda_graphs,
             config.quantization == "int4",
         )  # fmt: skip
-        for name, value, known in (
-            ("forward", settings.forward, FORWARDS),
-            ("backend", settings.backend, ("auto", *BACKENDS)),
-            ("nf4_runtime", settings.nf4_runtime, NF4_RUNTIMES),
-        ):
-            if value not in known:
-                raise UserError(f"base.{name} must be one of {', '.join(known)}; got {value}.")
+        config.check()
+        check_option("base.backend", settings.backend, ("auto", *BACKENDS))
         if settings.backend != "auto" and settings.forward != "auto":
             raise UserError(
                 f"base.forward must be auto with base.backend={settings.backend}; got {settings.forward}. The kernels "
                 "are a forward of their own, whose sums are not proven equal in every tree. Leave one of them out."
             )
-        if settings.is_int4:
-            settings._check_int4_alone()
         return settings
-
-    def _check_int4_alone(self) -> None:
-        """Raises UserError for settings that name another forward than that of 4 bits."""
-        for name, value, fit in (
-            ("forward", self.forward, ("auto", "exact")),
-            ("backend", self.backend, ("auto",)),
-            ("tensor_parallel", self.tensor_parallel, (1,)),
-        ):
-            if value not in fit:
-                raise UserError(
-                    f"base.{name} must be {' or '.join(map(str, fit))} with base.quantization=int4, which has a "
-                    f"forward of its own; got {value}. Leave one of them out."
-                )
 
     def check(self, of_base: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> None:
         """Raises UserError where the backend that is named, or int4, cannot run this base, by its config alone."""

@@ -7,6 +7,7 @@ from euryale.errors import MOST_TOKENS, UserError, check_least, check_option, ch
 
 DTYPES = ("float32", "bfloat16", "float16")  # precision.py
 FORWARDS = ("auto", "exact", "plain")
+QUANTIZATIONS = ("none", "nf4", "int4")
 NF4_RUNTIMES = ("auto", "kernel", "expand", "bnb")
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # of the fast forward pass, and of conf/shape
 MOST_LAYERS = 4096
@@ -41,8 +42,23 @@ class BaseConfig:
         check_option("base.forward", self.forward, FORWARDS)
         check_option("base.nf4_runtime", self.nf4_runtime, NF4_RUNTIMES)
         check_least(1, "base.", tensor_parallel=self.tensor_parallel)
-        if self.quantization not in ("none", "nf4", "auto"):
-            raise UserError(f"base.quantization must be none or nf4; got {self.quantization}.")
+        check_option("base.quantization", self.quantization, ("auto", *QUANTIZATIONS))
+        if self.quantization == "int4":
+            self._check_int4_alone()
+
+    def _check_int4_alone(self) -> None:
+        """Raises UserError for settings that name another forward, or other numbers, than those of int4."""
+        for name, value, fit in (
+            ("forward", self.forward, ("auto", "exact")),
+            ("backend", self.backend, ("auto",)),
+            ("tensor_parallel", self.tensor_parallel, (1,)),
+            ("dtype", self.dtype, ("auto", "float32", "bfloat16")),
+        ):
+            if value not in fit:
+                raise UserError(
+                    f"base.{name} must be {' or '.join(map(str, fit))} with base.quantization=int4, which has a "
+                    f"forward of its own; got {value}. Leave one of them out."
+                )
 
 
 def base_of_checkpoint() -> BaseConfig:

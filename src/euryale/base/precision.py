@@ -12,6 +12,7 @@ import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from euryale.base.config import QUANTIZATIONS
 from euryale.errors import UserError, check_option
 from euryale.kernels.packed_linear import multiplies_bfloat16, packed
 
@@ -115,8 +116,7 @@ def bfloat16_speedup() -> float:
 def quantization_config(name: str, dtype: torch.dtype) -> object | None:
     if name in ("none", "auto", "int4"):  # auto asks a heads checkpoint; int4 is made of weights in 16 or 32 bits
         return None
-    if name != "nf4":
-        raise UserError(f"base.quantization must be none, nf4 or int4; got {name}.")
+    check_option("base.quantization", name, QUANTIZATIONS)
     try:
         import bitsandbytes  # noqa: F401  (optional: only a 4-bit base needs it)
     except ImportError as error:
