@@ -25,15 +25,24 @@ demo-chat: $(STAMP) $(HEADS)/tree.json
 	$(PY) infer/compare.py checkpoint=$(HEADS) $(ASK_ARGS)
 	$(PY) train/run.py recipe=smollm2_demo $(DEMO_ARGS)
 
+# In 4 bits, several times as fast, on a machine without a GPU that has a C++ compiler (docs/int4.md).
+QUANTIZATION = $(PY) -c 'import shutil, torch; has_compiler = any(map(shutil.which, ("g++", "c++", "clang++"))); \
+	print("int4" if has_compiler and not torch.cuda.is_available() else "auto")'
+
 chat: $(STAMP) smollm2
-	@missing=$$($(WHAT_IS_MISSING)); if test -z "$$missing"; then $(MAKE) --no-print-directory $(HEADS)/tree.json && \
-		$(PY) infer/run.py checkpoint=$(HEADS) max_new_tokens=512; \
+	@missing=$$($(WHAT_IS_MISSING)); if test -z "$$missing"; then quantization=$$($(QUANTIZATION)); \
+		$(MAKE) --no-print-directory $(HEADS)/tree.$$quantization.json && \
+		$(PY) infer/run.py checkpoint=$(HEADS) base.quantization=$$quantization max_new_tokens=512; \
 	else echo "make chat needs a chat model, and $$missing. The bundled tiny base only goes on with Python:" \
 		"$(PY) infer/run.py checkpoint=null base=tiny drafter=lookup" >&2; exit 2; fi
 
 # The tree that is fastest on this machine, found once.
+CALIBRATE = $(PY) infer/calibrate.py checkpoint=$(HEADS) calibrate.num_prompts=16 calibrate.new_tokens=64 calibrate.repeats=5
 $(HEADS)/tree.json:
-	$(PY) infer/calibrate.py checkpoint=$(HEADS) calibrate.num_prompts=16 calibrate.new_tokens=64 calibrate.repeats=5
+	$(CALIBRATE)
+$(HEADS)/tree.int4.json:
+	$(CALIBRATE) base.quantization=int4
+$(HEADS)/tree.auto.json: $(HEADS)/tree.json
 
 demo-tiny: $(STAMP)
 	$(PY) train/run.py $(DEMO_ARGS)
@@ -47,8 +56,9 @@ smollm2: $(STAMP)
 # OpenAI's API and the live page on this machine: SmolLM2 with its heads where the checkpoint is there, else the bundled base.
 SERVE_ARGS ?=
 serve: $(STAMP) smollm2
-	@missing=$$($(WHAT_IS_MISSING)); if test -z "$$missing"; then $(MAKE) --no-print-directory $(HEADS)/tree.json && \
-		exec $(PY) infer/serve.py checkpoint=$(HEADS) tree.size=adaptive $(SERVE_ARGS); \
+	@missing=$$($(WHAT_IS_MISSING)); if test -z "$$missing"; then quantization=$$($(QUANTIZATION)); \
+		$(MAKE) --no-print-directory $(HEADS)/tree.$$quantization.json && \
+		exec $(PY) infer/serve.py checkpoint=$(HEADS) base.quantization=$$quantization tree.size=adaptive $(SERVE_ARGS); \
 	else echo "serving the bundled tiny base, because $$missing"; \
 		exec $(PY) infer/serve.py checkpoint=null base=tiny drafter=lookup $(SERVE_ARGS); fi
 
