@@ -9,7 +9,7 @@ answers are also compared with transformers' `generate`, some answers with the e
 Models are float64 unless told otherwise: two tokens are then never so close that the order of additions decides,
 and a difference is an error. In float32 a mismatch whose two best scores lie within NEAR_TIE is counted apart. In int4
 (keys and values in bfloat16) the reference is the same engine without drafts, each prompt alone, and equal bits are
-promised; that its numbers are right is for test_int4_llama.py to say.
+promised; that its numbers are right is for test_compiled_llama.py to say.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import torch
-from int4_models import int4_base
+from compiled_models import int4_base
 from plain_decoding import Answer, Request, answer_slowly, answer_with_generate, can_generate, gap_at_divergence
 from random_models import (
     EAGLE_DESIGNS,

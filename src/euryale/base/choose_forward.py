@@ -2,7 +2,7 @@
 
     kernels       KernelLlama, through the kernel registry: on a GPU, or where base.backend names a backend
     fast forward  FastLlama: on a CPU, and on a GPU for sizes that no kernel takes
-    int4          Int4Llama: base.quantization=int4, on a CPU
+    compiled      CompiledLlama: on a CPU in bfloat16, where a C++ compiler is; and base.quantization=int4
     transformers  PlainForward: other families, and where a faster one does not agree with it; ParallelForward: a base
                   that is divided over several processes
 
@@ -19,16 +19,18 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from euryale.base.compiled_llama import CompiledLlama, check_int4, has_plain_matrices, why_not
 from euryale.base.config import FAMILIES, BaseConfig
 from euryale.base.fast_llama import fast_forward, fits, is_known
 from euryale.base.forward import Forward, PlainForward
 from euryale.base.forward_check import is_near, is_same_but_for_4_bits
-from euryale.base.int4_llama import Int4Llama, check_int4
 from euryale.base.kernel_layer import backend_for, layer_kernels
 from euryale.base.kernel_llama import KernelLlama
+from euryale.base.precision import FROM_WIDTH
 from euryale.base.tensor_parallel import ParallelForward
 from euryale.errors import UserError, check_option
 from euryale.kernels.backends import BACKENDS
+from euryale.kernels.packed_linear import has_room
 from euryale.kernels.registry import find
 
 log = logging.getLogger(__name__)
@@ -114,11 +116,34 @@ def choose_forward(model: PreTrainedModel, sample: list[int], settings: ForwardS
         return _named(model, sample, settings)
     if (kernels := _kernels_of_a_card(model, sample, settings)) is not None:
         return kernels
+    if (compiled := _compiled(model, sample)) is not None:
+        return compiled
     return fast_forward(model, sample, settings.nf4_runtime == "expand") or PlainForward(model)
 
 
-def _in_4_bits(model: PreTrainedModel, sample: list[int]) -> Int4Llama:
-    fast = Int4Llama(model)
+def _compiled(model: PreTrainedModel, sample: list[int]) -> CompiledLlama | None:
+    """None: a dtype, width, family or processor for which the fast forward is kept, or no C++ compiler."""
+    weight = model.get_input_embeddings().weight
+    is_fit = weight.dtype == torch.bfloat16 and why_not(model.config, weight.device, weight.dtype) is None
+    if not is_fit or weight.shape[1] < FROM_WIDTH or not has_plain_matrices(model) or not has_room(model):
+        return None
+    if torch.cpu._is_amx_tile_supported():  # oneDNN's products use it, the compiled ones do not
+        return None
+    try:
+        compiled = CompiledLlama(model, 16)
+    except UserError as error:
+        log.info("the fast forward goes without compiled C++, which would be quicker: %s", error)
+        return None
+    if is_near(model, compiled.read_sample(sample), sample):
+        return compiled
+    log.warning("the compiled forward does not agree with %s on this machine", type(model).__name__)
+    return None
+
+
+def _in_4_bits(model: PreTrainedModel, sample: list[int]) -> CompiledLlama:
+    weight = model.get_input_embeddings().weight
+    check_int4(model.config, weight.device, weight.dtype)
+    fast = CompiledLlama(model, 4)
     if not is_same_but_for_4_bits(model, fast.read_sample(sample), sample):
         raise UserError(
             f"base.quantization=int4: in 4 bits {type(model).__name__} is no longer the same model (its states differ "

@@ -17,7 +17,7 @@ from euryale.errors import UserError, check_option
 from euryale.kernels.packed_linear import multiplies_bfloat16, packed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_FROM_WIDTH = 512  # below, a product costs its call rather than its weights, and float32 is as quick
+FROM_WIDTH = 512  # below, a product costs its call rather than its weights, and float32 is as quick
 _WORTH_IT = 1.2  # times quicker that bfloat16 must be
 _TIMED = (16, 1024, 4096)  # rows, inputs, outputs of the product that is timed: 16 MB in float32
 _ROUNDS = 15  # turns of each, 15 to 50 ms in all
@@ -47,8 +47,8 @@ def pick_dtype(name: str, device: torch.device, of_base: PreTrainedConfig) -> to
     if device.type != "cpu":
         return DTYPES[name] if name != "auto" else text.dtype or torch.bfloat16
     if name == "auto":
-        return _cpu_dtype(text.hidden_size >= _FROM_WIDTH)
-    if name == "bfloat16" and text.hidden_size >= _FROM_WIDTH:
+        return _cpu_dtype(text.hidden_size >= FROM_WIDTH)
+    if name == "bfloat16" and text.hidden_size >= FROM_WIDTH:
         _warn_if_slow()
     return DTYPES[name]
 
@@ -57,7 +57,7 @@ def pick_dtype(name: str, device: torch.device, of_base: PreTrainedConfig) -> to
 def _cpu_dtype(is_wide: bool) -> torch.dtype:
     """Logs which dtype and why, once per process."""
     if not is_wide:
-        log.info("base.dtype=auto: float32, because the base is less than %d wide", _FROM_WIDTH)
+        log.info("base.dtype=auto: float32, because the base is less than %d wide", FROM_WIDTH)
         return torch.float32
     ratio = bfloat16_speedup()
     dtype = torch.bfloat16 if ratio >= _WORTH_IT else torch.float32

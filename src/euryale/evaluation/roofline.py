@@ -12,7 +12,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from euryale.base.base import Base
-from euryale.base.int4_llama import Int4Llama
+from euryale.base.compiled_llama import CompiledLlama
 from euryale.decoding.drafters.head_matrices import draft_dtype
 from euryale.decoding.drafters.tree_growth import MOST_PARENTS
 from euryale.decoding.engine import Engine
@@ -94,7 +94,7 @@ def weights_read(base: Base) -> tuple[int, int]:
     embedding = base.model.get_input_embeddings().weight
     if base.quantization == "int4":
         forward = base.forward()
-        assert isinstance(forward, Int4Llama)
+        assert isinstance(forward, CompiledLlama)
         return forward.num_bytes, forward.num_weights
     num_bytes = num_weights = 0
     for weight in base.model.parameters():

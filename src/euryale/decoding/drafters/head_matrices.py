@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from euryale.base.base import Base
+from euryale.base.compiled_llama import CompiledLlama
 from euryale.decoding.drafters.interface import DraftInput
 from euryale.decoding.drafters.ngram_index import of_slots
 from euryale.heads.blocks import HeadBody, corrected
 from euryale.heads.heads import Heads
-from euryale.kernels.few_bits import BLOCK, FewBitsLinear
+from euryale.kernels.cpu_matrix import CpuLinear, can_lay_out
 from euryale.kernels.packed_linear import Linear, packed
 from euryale.kernels.rms_norm import normalise
 
@@ -61,7 +62,9 @@ class HeadMatrices:
     def __init__(self, base: Base, heads: Heads) -> None:
         self.base = base
         self.dtype = draft_dtype(base)
-        self._in_few_bits = base.quantization == "int4"
+        self._bits = 0  # of the compiled products, where the base is read by them
+        if isinstance(base.forward(), CompiledLlama):
+            self._bits = 8 if base.quantization == "int4" else 16
         self.reads_path = heads.config.reads_path
         self.induction = heads.config.induction
         self.draft_ids = heads.draft_ids
@@ -98,8 +101,8 @@ class HeadMatrices:
             self._outputs = self._corrected_outputs(base.lm_head_weight, K)
 
     def _product(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> Linear:
-        if self._in_few_bits and weight_OI.shape[1] % BLOCK == 0:
-            return FewBitsLinear(weight_OI, 8, bias_O)
+        if self._bits and can_lay_out(weight_OI):
+            return CpuLinear(weight_OI, self._bits, bias_O)
         return packed(weight_OI.to(self.dtype).contiguous(), None if bias_O is None else bias_O.to(self.dtype))
 
     def _tables_of_found(self, after_root: Sequence[Tensor | None]) -> list[Tensor] | None:

@@ -42,8 +42,8 @@ def find_compiler() -> str:
             return path
     missing = f"CXX={named} was not found" if named else f"none of {', '.join(_COMPILERS)} was found"
     raise UserError(
-        f"base.quantization=int4 needs a C++ compiler on its first use; {missing}. Install one (apt install g++), or "
-        "use base.quantization=none."
+        f"the compiled forward needs a C++ compiler on its first use; {missing}. Install one (apt install g++), or "
+        "leave base.quantization=int4 out."
     )
 
 
@@ -65,15 +65,15 @@ def library_for(compiler: str, target: Sequence[str], folder: Path | None = None
     kept = (folder or cache_folder()) / f"llama-{digest.hexdigest()[:16]}.so"
     if kept.is_file():
         return _loaded(kept)
-    log.info("base.quantization=int4: compiling its products with %s, once for this processor", compiler)
+    log.info("the compiled forward: compiling it with %s, once for this processor", compiler)
     with tempfile.TemporaryDirectory() as made_in:
         made = Path(made_in) / "llama.so"
         command = [compiler, *FLAGS, *target, str(FOLDER / "llama.cpp"), "-o", str(made)]
         ended = subprocess.run(command, capture_output=True, text=True)
         if ended.returncode:
             raise UserError(
-                f"base.quantization=int4: {compiler} refuses {FOLDER / 'llama.cpp'}: {_first_error(ended.stderr)}. "
-                "Name another compiler by CXX, or use base.quantization=none."
+                f"the compiled forward: {compiler} refuses {FOLDER / 'llama.cpp'}: {_first_error(ended.stderr)}. Name "
+                "another compiler by CXX, or leave base.quantization=int4 out."
             )
         keep(kept, made.read_bytes())
         return _loaded(made)  # what is loaded stays when its file is gone

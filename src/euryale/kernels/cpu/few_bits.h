@@ -13,25 +13,9 @@
 // Letters: M rows, I inputs, O outputs.
 #pragma once
 
-#include <cmath>
+#include "matrix.h"
 
-#include "vector.h"
-
-constexpr int BLOCK = 32, GROUPS = 8;
-constexpr int MOST = 8;  // rows that share one reading of the codes: 8 sums, 8 groups of codes and some more registers
-
-struct Matrix {
-    const uint8_t* codes;
-    const uint16_t* scales;
-    const float* bias;  // of O numbers, or null
-    int32_t inputs, outputs, bits;
-};
-
-struct Rows {  // in 8 bits
-    int8_t* numbers;  // [M, I]
-    float* sizes;     // [M, I / 32]
-    float* sums;      // [M, I / 32]: size * sum a
-};
+constexpr int GROUPS = 8;
 
 static void quantise(const float* x_I, int I, int8_t* numbers, float* sizes, float* sums) {
     for (int b = 0; b < I / BLOCK; b++) {
@@ -100,11 +84,10 @@ static inline Ints whole_sums(const Bytes* groups, const int8_t* numbers) {
 
 // 16 outputs of R rows, the first of which is m.
 template <int R, int BITS>
-static void tile(const Matrix& w, int t, const Rows& x, int m, float* y_MO, bool adds) {
+static inline void few_bits_tile(const Matrix& w, int t, const Rows& x, int m, Floats* found) {
     const int blocks = w.inputs / BLOCK;
     const uint8_t* codes = w.codes + (size_t)t * blocks * BLOCK * LANES * BITS / 8;
     const uint16_t* scales = w.scales + (size_t)t * blocks * 2 * LANES;
-    Floats found[R] = {};
     for (int b = 0; b < blocks; b++) {
         Bytes groups[GROUPS];
         unpack<BITS>(codes + (size_t)b * BLOCK * LANES * BITS / 8, groups);
@@ -116,41 +99,5 @@ static void tile(const Matrix& w, int t, const Rows& x, int m, float* y_MO, bool
             found[r] += __builtin_convertvector(whole, Floats) * (scale * x.sizes[at]);
             found[r] += least * x.sums[at];
         }
-    }
-    for (int r = 0; r < R; r++) {
-        float* y = y_MO + (size_t)(m + r) * w.outputs + t * LANES;
-        const int count = w.outputs - t * LANES < LANES ? w.outputs - t * LANES : LANES;
-        Floats bias = {}, before = {};
-        if (w.bias) memcpy(&bias, w.bias + t * LANES, count * sizeof(float));
-        if (adds) memcpy(&before, y, count * sizeof(float));
-        const Floats out = before + (found[r] + bias);
-        memcpy(y, &out, count * sizeof(float));
-    }
-}
-
-template <int BITS>
-static void tile_of_all(const Matrix& w, int t, const Rows& x, int M, float* y_MO, bool adds) {
-    int m = 0;
-    for (; m + MOST <= M; m += MOST) tile<MOST, BITS>(w, t, x, m, y_MO, adds);
-    switch (M - m) {
-        case 7: return tile<7, BITS>(w, t, x, m, y_MO, adds);
-        case 6: return tile<6, BITS>(w, t, x, m, y_MO, adds);
-        case 5: return tile<5, BITS>(w, t, x, m, y_MO, adds);
-        case 4: return tile<4, BITS>(w, t, x, m, y_MO, adds);
-        case 3: return tile<3, BITS>(w, t, x, m, y_MO, adds);
-        case 2: return tile<2, BITS>(w, t, x, m, y_MO, adds);
-        case 1: return tile<1, BITS>(w, t, x, m, y_MO, adds);
-    }
-}
-
-// y [M, O] = x W^T + b, or that added to y.
-static void product(const Matrix& w, const Rows& x, int M, float* y_MO, bool adds, int threads) {
-    const int tiles = (w.outputs + LANES - 1) / LANES;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int t = 0; t < tiles; t++) {
-        if (w.bits == 4)
-            tile_of_all<4>(w, t, x, M, y_MO, adds);
-        else
-            tile_of_all<8>(w, t, x, M, y_MO, adds);
     }
 }

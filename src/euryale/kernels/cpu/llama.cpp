@@ -1,4 +1,4 @@
-// Forward pass of the Llama family over weights in few bits: one call reads a pass of tokens through all layers.
+// Forward pass of the Llama family: one call reads a pass of tokens through all layers.
 //
 // Everything but the weights and the cache is float32. No number of a row depends on the other rows of a pass, on their
 // count or on the number of threads.
@@ -8,7 +8,7 @@
 #include <algorithm>
 
 #include "attention.h"
-#include "few_bits.h"
+#include "product.h"
 
 struct Layer {
     Matrix qkv, out, gate_up, down;
@@ -53,33 +53,20 @@ static void rotate(float* x, const float* cos, const float* sin, int E) {
 
 // Buffers of one pass.
 struct Scratch {
-    std::vector<float> wide, seen, sizes, sums;
-    std::vector<int8_t> numbers;
+    std::vector<float> wide, seen;
+    RowBuffer rows;
 
-    Scratch(const Model& model, int M) {
-        const int heads = (model.H + 2 * model.G) * model.E, inner = 2 * model.F;
-        const int widest = std::max({model.D, model.H * model.E, model.F});
-        wide.resize((size_t)M * std::max(heads, inner));
-        seen.resize((size_t)M * model.H * model.E);
-        numbers.resize((size_t)M * widest);
-        sizes.resize((size_t)M * widest / BLOCK);
-        sums.resize((size_t)M * widest / BLOCK);
-    }
-
-    Rows rows() { return {numbers.data(), sizes.data(), sums.data()}; }
-
-    // Row m, of I numbers, in 8 bits.
-    void quantise_row(int m, const float* x_I, int I) {
-        const size_t at = (size_t)m * I;
-        quantise(x_I, I, numbers.data() + at, sizes.data() + at / BLOCK, sums.data() + at / BLOCK);
-    }
+    Scratch(const Model& model, int M)
+        : wide((size_t)M * std::max((model.H + 2 * model.G) * model.E, 2 * model.F)),
+          seen((size_t)M * model.H * model.E),
+          rows(M, std::max({model.D, model.H * model.E, model.F}), model.layers[0].qkv.bits) {}
 };
 
-static void normed_rows(Scratch& scratch, const float* x_MD, const float* weight, int M, int D, float eps) {
+static void normed_rows(RowBuffer& rows, const float* x_MD, const float* weight, int M, int D, float eps) {
     std::vector<float> normed(D);
     for (int m = 0; m < M; m++) {
         rms_norm(x_MD + (size_t)m * D, weight, D, eps, normed.data());
-        scratch.quantise_row(m, normed.data(), D);
+        rows.put(m, normed.data(), D);
     }
 }
 
@@ -152,21 +139,21 @@ void euryale_read(const Model* model, const Pass* pass, float* x_MD) {
     int between = 0;
     for (int l = 0; l < model->num_layers; l++) {
         const Layer& layer = model->layers[l];
-        normed_rows(scratch, x_MD, layer.norm_in, M, D, model->eps);
-        product(layer.qkv, scratch.rows(), M, scratch.wide.data(), false, threads);
+        normed_rows(scratch.rows, x_MD, layer.norm_in, M, D, model->eps);
+        product(layer.qkv, scratch.rows.rows(), M, scratch.wide.data(), false, threads);
         if (pass->is_bfloat16)
             attention<uint16_t>(*model, layer, *pass, seen, l, scratch);
         else
             attention<float>(*model, layer, *pass, seen, l, scratch);
-        for (int m = 0; m < M; m++) scratch.quantise_row(m, &scratch.seen[(size_t)m * attended], attended);
-        product(layer.out, scratch.rows(), M, x_MD, true, threads);
-        normed_rows(scratch, x_MD, layer.norm_mlp, M, D, model->eps);
-        product(layer.gate_up, scratch.rows(), M, scratch.wide.data(), false, threads);
+        for (int m = 0; m < M; m++) scratch.rows.put(m, &scratch.seen[(size_t)m * attended], attended);
+        product(layer.out, scratch.rows.rows(), M, x_MD, true, threads);
+        normed_rows(scratch.rows, x_MD, layer.norm_mlp, M, D, model->eps);
+        product(layer.gate_up, scratch.rows.rows(), M, scratch.wide.data(), false, threads);
         for (int m = 0; m < M; m++) {
             gate(&scratch.wide[(size_t)m * 2 * F], F);
-            scratch.quantise_row(m, &scratch.wide[(size_t)m * 2 * F], F);
+            scratch.rows.put(m, &scratch.wide[(size_t)m * 2 * F], F);
         }
-        product(layer.down, scratch.rows(), M, x_MD, true, threads);
+        product(layer.down, scratch.rows.rows(), M, x_MD, true, threads);
         if (between < pass->num_between && pass->between_layers[between] == l + 1)
             memcpy(pass->between + (size_t)between++ * M * D, x_MD, (size_t)M * D * sizeof(float));
     }
@@ -175,13 +162,8 @@ void euryale_read(const Model* model, const Pass* pass, float* x_MD) {
 
 // y [M, O] = x W^T + b.
 void euryale_product(const Matrix* matrix, const float* x_MI, int32_t M, float* y_MO, int32_t threads) {
-    const int I = matrix->inputs;
-    std::vector<int8_t> numbers((size_t)M * I);
-    std::vector<float> sizes((size_t)M * I / BLOCK), sums((size_t)M * I / BLOCK);
-    for (int m = 0; m < M; m++) {
-        const size_t at = (size_t)m * I;
-        quantise(x_MI + at, I, numbers.data() + at, sizes.data() + at / BLOCK, sums.data() + at / BLOCK);
-    }
-    product(*matrix, {numbers.data(), sizes.data(), sums.data()}, M, y_MO, false, threads);
+    RowBuffer rows(M, matrix->inputs, matrix->bits);
+    for (int m = 0; m < M; m++) rows.put(m, x_MI + (size_t)m * matrix->inputs, matrix->inputs);
+    product(*matrix, rows.rows(), M, y_MO, false, threads);
 }
 }

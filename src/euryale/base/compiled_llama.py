@@ -1,12 +1,12 @@
-"""Forward pass of the Llama family on a CPU with weights in 4 bits and rows in 8 (base.quantization=int4).
+"""Forward pass of the Llama family on a CPU, compiled: weights in bfloat16, or in 4 bits (base.quantization=int4).
 
-All layers are one call of compiled C++ (kernels/cpu/llama.cpp). It reads a third of the bytes that bfloat16 needs and
-has no Python between its products. Rows are computed apart from each other, and every node adds up what it sees in the
-order of the text, so a tree gives the bits of plain decoding by construction.
+All layers are one call of C++ (kernels/cpu/llama.cpp), which reads weights as fast as memory gives them and has no
+Python between its products. Rows are computed apart from each other, and every node adds up what it sees in the order
+of the text, so a tree gives the bits of plain decoding by construction.
 
-Matrices of layers are in 4 bits, the output matrix in 8. Embeddings, norms and biases are as loaded; keys and values
-are kept in the base's dtype; everything else is float32. The transformers model keeps its own weights, for training and
-for what is compared with it.
+In 16 bits weights, and rows before each product, are bfloat16. In 4 bits the output matrix has 8, and rows have 8.
+Embeddings, norms and biases are as loaded; keys and values are kept in the base's dtype; everything else is float32.
+The transformers model keeps its own weights, for training and for what is compared with it.
 
 Letters: B batch, N nodes or tokens, M = B x N rows, D width, E head width.
 """
@@ -26,7 +26,8 @@ from euryale.base.hidden_states import join_states
 from euryale.base.rope import half_tables
 from euryale.errors import UserError
 from euryale.kernels.cpu.compile import load_library
-from euryale.kernels.few_bits import BLOCK, CMatrix, FewBits, FewBitsLinear
+from euryale.kernels.cpu_matrix import CMatrix, CpuLinear, CpuMatrix
+from euryale.kernels.few_bits import BLOCK
 
 _HEADS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256)  # widths that llama.cpp is compiled for
 log = logging.getLogger(__name__)
@@ -65,34 +66,35 @@ class _Pass(ctypes.Structure):
 
 
 class OneText(NamedTuple):
-    """A cache of one row from its beginning, as `Int4Llama.hidden` asks one."""
+    """A cache of one row from its beginning, as `CompiledLlama.hidden` asks one."""
 
     kv: Tensor
     lengths: list[int]
     bound: int
 
 
-class Int4Llama:
+class CompiledLlama:
     """Token ids to final hidden states and logits, for decoding only."""
 
     is_exact = True  # by construction
 
     @torch.no_grad()
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Raises UserError: a base that `check_int4` refuses, matrices that are more than themselves (adapters), no
-        C++ compiler."""
-        embeddings = model.get_input_embeddings().weight
-        check_int4(model.config, embeddings.device, embeddings.dtype)
-        self._library = load_library()
+    def __init__(self, model: PreTrainedModel, bits: int) -> None:
+        """bits of a weight of the layers: 4 or 16.
+
+        Raises UserError: matrices that are more than themselves (adapters), no C++ compiler. What `why_not` names must
+        not be given.
+        """
+        self._library, self._bits = load_library(), bits
         inner: Any = model.base_model
         self._model, self._inner, self._weights = model, inner, state_of(model)
         self._dtype = inner.embed_tokens.weight.dtype
-        self._kept: list[FewBits | Tensor] = []  # what C++ has addresses of
+        self._kept: list[CpuMatrix | Tensor] = []  # what C++ has addresses of
         first = inner.layers[0]
         self._shape = len(inner.layers), first.self_attn.k_proj.out_features, first.self_attn.head_dim
         self._layers = (_Layer * len(inner.layers))(*map(self._layer, inner.layers))
         output = model.get_output_embeddings()
-        self._lm_head = FewBitsLinear(output.weight, 8, output.bias)
+        self._lm_head = CpuLinear(output.weight, max(bits, 8), output.bias)
         E = first.self_attn.head_dim
         self._c = _Model(
             self._layers, self._norm(inner.norm), len(inner.layers), inner.embed_tokens.weight.shape[1],
@@ -100,26 +102,27 @@ class Int4Llama:
             first.mlp.gate_proj.out_features, inner.norm.variance_epsilon, first.self_attn.scaling,
         )  # fmt: skip
         self._tables = torch.empty(0, 0), torch.empty(0, 0)
-        matrices = [part for part in [*self._kept, self._lm_head.weight] if isinstance(part, FewBits)]
+        matrices = [part for part in [*self._kept, self._lm_head.weight] if isinstance(part, CpuMatrix)]
         self.num_bytes = sum(matrix.num_bytes for matrix in matrices)  # what a step reads
         self.num_weights = sum(matrix.num_inputs * matrix.num_outputs for matrix in matrices)
-        log.info("base.quantization=int4: layers in 4 bits, the output matrix in 8: %d MB", self.num_bytes // 10**6)
+        what = "in bfloat16" if bits == 16 else "in 4 bits, the output matrix in 8"
+        log.info("the compiled forward: layers %s, %d MB", what, self.num_bytes // 10**6)
 
     def _layer(self, layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         has_norms = hasattr(attention, "q_norm")
         return _Layer(
-            self._packed([attention.q_proj, attention.k_proj, attention.v_proj], 4).c,
-            self._packed([attention.o_proj], 4).c,
-            self._packed([mlp.gate_proj, mlp.up_proj], 4).c,
-            self._packed([mlp.down_proj], 4).c,
+            self._packed([attention.q_proj, attention.k_proj, attention.v_proj]).c,
+            self._packed([attention.o_proj]).c,
+            self._packed([mlp.gate_proj, mlp.up_proj]).c,
+            self._packed([mlp.down_proj]).c,
             self._norm(layer.input_layernorm),
             self._norm(layer.post_attention_layernorm),
             self._norm(attention.q_norm) if has_norms else None,
             self._norm(attention.k_norm) if has_norms else None,
         )
 
-    def _packed(self, modules: Sequence[nn.Module], bits: int) -> FewBits:
+    def _packed(self, modules: Sequence[nn.Module]) -> CpuMatrix:
         """Linear layers that read the same rows, side by side."""
         linears = [module for module in modules if type(module) is nn.Linear]
         if len(linears) < len(modules):
@@ -131,7 +134,7 @@ class Int4Llama:
         biases = [x.weight.new_zeros(x.out_features) if x.bias is None else x.bias.detach() for x in linears]
         has_bias = any(linear.bias is not None for linear in linears)
         weight_OI = torch.cat([linear.weight.detach() for linear in linears])
-        made = FewBits(weight_OI, bits, torch.cat(biases) if has_bias else None)
+        made = CpuMatrix(weight_OI, self._bits, torch.cat(biases) if has_bias else None)
         self._kept.append(made)
         return made
 
@@ -199,29 +202,39 @@ class Int4Llama:
         return self.hidden(torch.tensor([ids]), torch.arange(T)[None], text, mask)
 
 
-def check_int4(of_base: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> None:
-    """Raises UserError for a device, family, sizes or a dtype that the forward in 4 bits does not take."""
+def why_not(of_base: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+    """What of a base the compiled forward does not take; None: it takes it."""
     text = of_base.get_text_config()
     if device.type != "cpu":
-        raise UserError(
-            f"base.quantization=int4 is of the CPU; got base.device={device}. Use base.quantization=nf4, or "
-            "base.device=cpu."
-        )
+        return f"it is of the CPU; got base.device={device}"
     if dtype not in (torch.float32, torch.bfloat16):
-        raise UserError(
-            f"base.dtype must be auto, float32 or bfloat16 with base.quantization=int4; got "
-            f"{str(dtype).removeprefix('torch.')}."
-        )
+        return f"base.dtype must be float32 or bfloat16; got {str(dtype).removeprefix('torch.')}"
     if not is_known(of_base):
-        raise UserError(
-            f"base.quantization=int4 must have a base of the families {', '.join(FAMILIES)} with a static rope; got "
-            f"model_type={of_base.model_type}. Use base.quantization=none."
+        return (
+            f"the base must be of the families {', '.join(FAMILIES)} with a static rope; got "
+            f"model_type={of_base.model_type}"
         )
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     sizes = (text.hidden_size, text.intermediate_size, head * text.num_attention_heads)
     if any(size % BLOCK for size in sizes) or head not in _HEADS:
-        raise UserError(
-            f"base.quantization=int4 must have matrices of a multiple of {BLOCK} inputs and heads that are one of "
-            f"{', '.join(map(str, _HEADS))} wide; got {', '.join(map(str, sizes))} inputs and heads of {head}. Use "
-            "base.quantization=none."
+        return (
+            f"matrices must have a multiple of {BLOCK} inputs, and heads a width of {', '.join(map(str, _HEADS))}; got "
+            f"{', '.join(map(str, sizes))} inputs and heads of {head}"
         )
+    return None
+
+
+def has_plain_matrices(model: PreTrainedModel) -> bool:
+    """Whether no layer has an adapter, or is in 4 bits."""
+    inner: Any = model.base_model
+    return all(type(module) is nn.Linear for layer in inner.layers for module in layer.modules() if _has_weight(module))
+
+
+def _has_weight(module: nn.Module) -> bool:
+    return getattr(getattr(module, "weight", None), "ndim", 1) > 1
+
+
+def check_int4(of_base: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> None:
+    """Raises UserError for a device, family, sizes or a dtype that int4 does not take."""
+    if reason := why_not(of_base, device, dtype):
+        raise UserError(f"base.quantization=int4: {reason}. Use base.quantization=none.")

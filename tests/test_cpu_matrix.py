@@ -1,4 +1,4 @@
-"""Products in few bits are what their specification says, on every kind of instruction and for any company of rows."""
+"""Compiled products are what their specification says, with all instructions and in any company of rows."""
 
 import ctypes
 import platform
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from euryale.kernels.cpu.compile import find_compiler, library_for, own_processor
-from euryale.kernels.few_bits import BLOCK, FewBits, FewBitsLinear, few_bits_product, to_blocks
+from euryale.kernels.cpu_matrix import CpuLinear, CpuMatrix
+from euryale.kernels.few_bits import BLOCK, few_bits_product, to_blocks
 
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
 TARGETS = {"its own": own_processor(), "the plainest": ("-O1", "-march=x86-64") if IS_X86 else ("-O1",)}
@@ -20,7 +21,7 @@ def numbers(rows: int, inputs: int, seed: int = 0) -> Tensor:
     return torch.randn(rows, inputs, generator=torch.Generator().manual_seed(seed))
 
 
-def product_on(target: str, x_MI: Tensor, weight: FewBits, threads: int = 1) -> Tensor:
+def product_on(target: str, x_MI: Tensor, weight: CpuMatrix, threads: int = 1) -> Tensor:
     library = library_for(find_compiler(), TARGETS[target])
     y_MO = torch.empty(len(x_MI), weight.num_outputs)
     library.euryale_product(
@@ -35,16 +36,25 @@ def product_on(target: str, x_MI: Tensor, weight: FewBits, threads: int = 1) -> 
 def test_a_product_is_what_the_specification_says(target: str, bits: int, outputs: int, inputs: int) -> None:
     weight_OI, x_MI, bias_O = numbers(outputs, inputs), numbers(11, inputs, 1), numbers(1, outputs, 2)[0]
     expected = few_bits_product(x_MI, to_blocks(weight_OI, bits)) + bias_O
-    found = product_on(target, x_MI, FewBits(weight_OI, bits, bias_O))
+    found = product_on(target, x_MI, CpuMatrix(weight_OI, bits, bias_O))
     # The whole sums are exact; what remains is float32 over at most 18 blocks, and a number that lies between two of
     # the 8 bits can fall on either side: 1/127 of a block's largest number times a weight, in one of I terms.
     torch.testing.assert_close(found.double(), expected, rtol=0.0, atol=0.03 * (inputs / BLOCK) ** 0.5)
     assert (found - expected).abs().median() < 1e-4 * (inputs / BLOCK)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("outputs", "inputs"), [(16, 32), (5, 64), (33, 576)])
+def test_a_product_in_16_bits_is_that_of_numbers_in_bfloat16(target: str, outputs: int, inputs: int) -> None:
+    weight_OI, x_MI, bias_O = numbers(outputs, inputs), numbers(11, inputs, 1), numbers(1, outputs, 2)[0]
+    expected = x_MI.bfloat16().double() @ weight_OI.bfloat16().double().T + bias_O
+    found = product_on(target, x_MI, CpuMatrix(weight_OI, 16, bias_O))
+    torch.testing.assert_close(found.double(), expected, rtol=0.0, atol=1e-6 * inputs)  # sums in float32
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
 def test_a_row_has_the_same_bits_in_any_company_and_with_any_number_of_threads(bits: int) -> None:
-    weight, x_MI = FewBits(numbers(70, 160), bits), numbers(21, 160, 1)
+    weight, x_MI = CpuMatrix(numbers(70, 160), bits), numbers(21, 160, 1)
     alone = torch.cat([product_on("its own", x_MI[m : m + 1].contiguous(), weight) for m in range(len(x_MI))])
     for count in (2, 3, 5, 8, 9, 21):
         for threads in (1, 2):
@@ -60,7 +70,7 @@ def test_whole_sums_do_not_depend_on_the_instructions(target: str) -> None:
     codes_OI[:, ::32], codes_OI[:, 1::32] = 0, 255  # so that the scale is 1 and the least value 0
     x_MI = torch.randint(-127, 128, (9, 64), generator=generator).float()
     x_MI[:, ::32] = 127
-    weight = FewBits(codes_OI, 8)
+    weight = CpuMatrix(codes_OI, 8)
     assert torch.equal(product_on(target, x_MI, weight), x_MI @ codes_OI.T)
     assert torch.equal(product_on(target, x_MI, weight), product_on("the plainest", x_MI, weight))
 
@@ -71,7 +81,7 @@ def test_the_largest_codes_and_numbers_do_not_overflow() -> None:
         codes_OI[:, 0] = 0
         x_MI = torch.full((1, 32), -127.0)
         for target in TARGETS:
-            assert torch.equal(product_on(target, x_MI, FewBits(codes_OI, bits)), x_MI @ codes_OI.T)
+            assert torch.equal(product_on(target, x_MI, CpuMatrix(codes_OI, bits)), x_MI @ codes_OI.T)
 
 
 @pytest.mark.parametrize("kind", ["Q4_1", "Q4_0", "Q8_0"])
@@ -106,7 +116,7 @@ def test_blocks_of_one_number_and_of_zeros_are_kept() -> None:
     weight_OI[3:, 32:] = 0.5
     for bits in (4, 8):
         assert torch.equal(to_blocks(weight_OI, bits).matrix(), weight_OI)
-        found = FewBitsLinear(weight_OI, bits)(torch.ones(2, 64))
+        found = CpuLinear(weight_OI, bits)(torch.ones(2, 64))
         assert torch.equal(found, torch.ones(2, 64) @ weight_OI.T)
 
 
@@ -115,13 +125,13 @@ def test_what_is_not_finite_stays_so(broken: float) -> None:
     """A base that breaks must be seen to: a NaN that 8 bits hide would be text that looks right."""
     x_MI = numbers(3, 64)
     x_MI[1, 40] = broken
-    found = FewBitsLinear(numbers(16, 64), 4)(x_MI)
+    found = CpuLinear(numbers(16, 64), 4)(x_MI)
     assert not found[1].isfinite().any()
     assert found[[0, 2]].isfinite().all()
 
 
 def test_a_linear_keeps_shape_and_dtype() -> None:
-    linear = FewBitsLinear(numbers(48, 64), 8)
+    linear = CpuLinear(numbers(48, 64), 8)
     x = numbers(6, 64).view(2, 3, 64).bfloat16()
     assert linear(x).shape == (2, 3, 48) and linear(x).dtype == torch.bfloat16
     assert torch.equal(linear.onto(torch.ones(2, 3, 48), x.float()), 1 + linear(x.float()))

@@ -1,6 +1,7 @@
-"""Bases in 4 bits for tests, and the same computed by transformers with the specification of every product."""
+"""Bases of the compiled forward for tests, and the same computed by transformers with specified products."""
 
 import copy
+from typing import Any
 
 import torch
 from random_models import random_base
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel
 
 from euryale.base.base import Base
 from euryale.base.choose_forward import ForwardSettings
+from euryale.base.compiled_llama import CompiledLlama
 from euryale.kernels.few_bits import few_bits_product, to_blocks
 
 SIZES: dict[str, object] = {
@@ -33,6 +35,16 @@ def int4_base(
     return in_4_bits(base)
 
 
+def compiled_base(bits: int, family: str = "llama", seed: int = 0, **config: Any) -> Base:
+    """The same with weights in 4 or 16 bits. A base so small would be read by the fast forward in 16."""
+    base = int4_base(family, seed=seed, **config)
+    if bits == 4:
+        return base
+    base = Base(base.model, base.tokenizer, base.path, base.fingerprint)
+    base._forward = CompiledLlama(base.model, 16)
+    return base
+
+
 def in_4_bits(base: Base) -> Base:
     settings = ForwardSettings(is_int4=True)
     return Base(base.model, base.tokenizer, base.path, base.fingerprint, "int4", settings)
@@ -43,19 +55,22 @@ class _Specified(nn.Module):
 
     def __init__(self, linear: nn.Linear, bits: int) -> None:
         super().__init__()
-        self._blocks, self.bias = to_blocks(linear.weight, bits), linear.bias
-        self.out_features = linear.out_features
+        self._weight = linear.weight.bfloat16().double() if bits == 16 else to_blocks(linear.weight, bits)
+        self.bias, self.out_features = linear.bias, linear.out_features
 
     def forward(self, x: Tensor) -> Tensor:
-        y = few_bits_product(x.flatten(0, -2), self._blocks).to(x.dtype).unflatten(0, x.shape[:-1])
+        if isinstance(self._weight, Tensor):
+            y = x.bfloat16().to(x.dtype) @ self._weight.to(x.dtype).T
+        else:
+            y = few_bits_product(x.flatten(0, -2), self._weight).to(x.dtype).unflatten(0, x.shape[:-1])
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
 
-def specified(base: Base) -> PreTrainedModel:
-    """The model in float64 with every matrix of its layers in 4 bits and the output matrix in 8: the slow twin."""
+def specified(base: Base, bits: int) -> PreTrainedModel:
+    """The model in float64 with every matrix in so many bits, the output matrix in at least 8: the slow twin."""
     model = copy.deepcopy(base.model).double()
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear:
             parent = model.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], _Specified(module, 8 if name == "lm_head" else 4))
+            setattr(parent, name.rpartition(".")[2], _Specified(module, max(bits, 8) if name == "lm_head" else bits))
     return model

@@ -1,22 +1,22 @@
-"""The forward in 4 bits says what transformers says with the same products; every tree gives plain decoding's bits."""
+"""The compiled forward says what transformers says with the same products; every tree gives plain decoding's bits."""
 
 import random
 
 import pytest
 import torch
-from int4_models import SIZES, in_4_bits, int4_base, specified
+from compiled_models import SIZES, compiled_base, in_4_bits, int4_base, specified
 from random_models import FAMILIES, HEAD_DESIGNS, random_base, random_heads, random_prompts, random_tree
 from torch import Tensor
 
 from euryale.base.base import Base, load_base
+from euryale.base.compiled_llama import CompiledLlama
 from euryale.base.config import BaseConfig
+from euryale.base.fast_llama import FastLlama
 from euryale.base.hidden_states import join_states
-from euryale.base.int4_llama import Int4Llama
 from euryale.decoding.engine import Engine
 from euryale.decoding.kv_cache import KVCache, TreeMask
 from euryale.errors import UserError
-
-FEW_BITS_FAMILIES = sorted(FAMILIES)
+from euryale.kernels.cpu.compile import load_library
 
 
 def read(base: Base, cache: KVCache, ids_BN: Tensor, seen_RNN: Tensor, layers: tuple[int, ...] = ()) -> Tensor:
@@ -40,12 +40,13 @@ def causal(num: int) -> Tensor:
     return torch.ones(1, num, num, dtype=torch.bool).tril()
 
 
-@pytest.mark.parametrize("family", FEW_BITS_FAMILIES)
-def test_states_and_logits_are_those_of_the_specified_products(family: str) -> None:
+@pytest.mark.parametrize("bits", [4, 16])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_states_and_logits_are_those_of_the_specified_products(family: str, bits: int) -> None:
     """Two passes, the second after the cache of the first; biases, norms of queries and keys, tied outputs."""
     more = {"attention_bias": True} if family == "llama" else {}
-    base = int4_base(family, seed=2, tie_word_embeddings=family == "qwen2", **more)
-    twin = specified(base)
+    base = compiled_base(bits, family, seed=2, tie_word_embeddings=family == "qwen2", **more)
+    twin = specified(base, bits)
     ids_BT = torch.randint(29, (2, 13), generator=torch.Generator().manual_seed(1))
     out = twin.base_model(input_ids=ids_BT, output_hidden_states=True)
     expected = join_states(out.last_hidden_state, [out.hidden_states[1]])
@@ -54,8 +55,8 @@ def test_states_and_logits_are_those_of_the_specified_products(family: str) -> N
         found.append(read(base, cache, ids_BT[:, start:stop], causal(stop - start), (1,)))
         cache.commit([list(range(stop - start))] * 2)
     difference = (torch.cat(found, 1).double() - expected).abs()
-    # float32 against float64: 1e-6, but where a number lies between two of the 8 bits it may fall on either side, and
-    # that moves a state by some thousandths of its size. A wrong head, norm or position moves them by tenths.
+    # float32 against float64: 1e-6, but where a number of a row lies between two of the 8 bits, or of bfloat16, it may
+    # fall on either side, and that moves a state by some thousandths. A wrong head, norm or position: by tenths.
     assert difference.median() < 2e-3 and difference.max() < 0.1
     logits, wanted = base.forward().logits(found[0][..., :64]), twin.lm_head(expected[:, :9, :64])
     assert (logits.double() - wanted).abs().max() < 0.1
@@ -72,8 +73,9 @@ def test_middle_states_come_in_the_order_that_is_asked() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_node_of_any_tree_has_the_bits_of_plain_decoding(dtype: torch.dtype, threads: int) -> None:
-    base, rng = int4_base("qwen3", seed=4, dtype=dtype), random.Random(4)
+@pytest.mark.parametrize("bits", [4, 16])
+def test_a_node_of_any_tree_has_the_bits_of_plain_decoding(dtype: torch.dtype, threads: int, bits: int) -> None:
+    base, rng = compiled_base(bits, "qwen3", seed=4, dtype=dtype), random.Random(4)
     prompt = torch.randint(29, (1, 21), generator=torch.Generator().manual_seed(2))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -97,11 +99,11 @@ def test_a_node_of_any_tree_has_the_bits_of_plain_decoding(dtype: torch.dtype, t
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("family", FEW_BITS_FAMILIES)
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_heads_give_the_text_of_plain_decoding_in_batches_too(family: str, temperature: float) -> None:
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize(("temperature", "bits"), [(0.0, 16), (1.0, 16), (0.0, 4), (1.0, 4)])
+def test_heads_give_the_text_of_plain_decoding_in_batches_too(family: str, temperature: float, bits: int) -> None:
     rng = random.Random(f"{family}{temperature}")
-    base = int4_base(family, seed=7, dtype=torch.bfloat16)
+    base = compiled_base(bits, family, seed=7, dtype=torch.bfloat16)
     assert base.is_exact
     heads = random_heads(HEAD_DESIGNS[0], base)
     prompts = random_prompts(rng, 5, 29, longest=12)
@@ -172,4 +174,51 @@ def test_matrices_with_an_adapter_beside_them_are_refused() -> None:
     base = int4_base()
     base.model.base_model.layers[0].mlp.up_proj = torch.nn.Sequential(base.model.base_model.layers[0].mlp.up_proj)
     with pytest.raises(UserError, match=r"base\.quantization=int4 must have plain matrices; got"):
-        Int4Llama(base.model)
+        CompiledLlama(base.model, 4)
+
+
+WIDE: dict[str, object] = {
+    "hidden_size": 512, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
+}  # fmt: skip
+
+
+class WithAdapter(torch.nn.Module):
+    """A matrix and something beside it, as peft wraps one."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.base_layer, self.out_features = linear, linear.out_features
+        self.weight = linear.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x)
+
+
+def test_a_wide_base_in_bfloat16_is_read_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one in float32, a narrow one, one with an adapter, nor on a processor with AMX or without a compiler."""
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    wide = random_base("llama", 29, dtype=torch.bfloat16, **WIDE)
+    assert isinstance(wide.forward(), CompiledLlama) and wide.is_exact
+    assert isinstance(random_base("llama", 29, dtype=torch.float32, **WIDE).forward(), FastLlama)
+    assert isinstance(random_base("llama", 29, dtype=torch.bfloat16, **SIZES).forward(), FastLlama)
+    adapted = random_base("llama", 29, dtype=torch.bfloat16, **WIDE)
+    layer = adapted.model.base_model.layers[0]
+    layer.mlp.up_proj = WithAdapter(layer.mlp.up_proj)
+    assert not isinstance(adapted.forward(), CompiledLlama)
+    for name, value in (("torch.cpu._is_amx_tile_supported", lambda: True), ("shutil.which", lambda name: None)):
+        with monkeypatch.context() as patched:
+            patched.setattr(name, value)
+            load_library.cache_clear()
+            base = random_base("llama", 29, dtype=torch.bfloat16, **WIDE)
+            assert isinstance(base.forward(), FastLlama)
+    load_library.cache_clear()
+
+
+def test_a_forward_that_is_not_the_models_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    base = random_base("llama", 29, dtype=torch.bfloat16, **WIDE)
+    base.model.base_model.layers[1].register_forward_hook(lambda module, given, out: out.roll(1, -1))
+    assert not isinstance(base.forward(), CompiledLlama)
+    assert "the compiled forward does not agree with LlamaForCausalLM" in caplog.text

@@ -1,0 +1,22 @@
+// A matrix that never changes, laid out in tiles of 16 outputs, and the rows that it is multiplied with.
+//
+// Letters: M rows, I inputs, O outputs.
+#pragma once
+
+#include "vector.h"
+
+constexpr int BLOCK = 32;  // inputs that share a scale, where there are scales
+
+struct Matrix {
+    const uint8_t* codes;    // of 4 or 8 bits (few_bits.h), or bfloat16 (half.h)
+    const uint16_t* scales;  // null in 16 bits
+    const float* bias;       // of O numbers, or null
+    int32_t inputs, outputs, bits;
+};
+
+struct Rows {
+    int8_t* numbers;   // [M, I], for matrices of 4 and 8 bits, and the next two; see few_bits.h
+    float* sizes;      // [M, I / 32]
+    float* sums;       // [M, I / 32]
+    uint16_t* halves;  // [M, I] in bfloat16, for matrices of 16 bits
+};
