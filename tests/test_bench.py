@@ -135,6 +135,7 @@ def test_whoever_begins_changes_with_every_prompt_and_round(monkeypatch: pytest.
 
         return build
 
+    monkeypatch.setattr("euryale.evaluation.config.CONTENDERS", ("a", "b"))
     monkeypatch.setattr(bench_module, "CONTENDERS", {name: recording(name) for name in "ab"})
     bench(engine, PROMPTS[:2], BenchSettings(("a", "b"), repeats=2))
     assert "".join(order) == "ab" + "abba" + "baab"  # warm-up, round 0, round 1

@@ -15,10 +15,11 @@ from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 from scripts import ROOT, Result, run_main, run_script
 
+from euryale import base, data, decoding, evaluation, export, training
 from euryale.base.config import BaseConfig
-from euryale.cli.preflight import check_settings
+from euryale.cli.check_run import check_settings
 from euryale.cli.run_folder import save_settings, whole_or_nothing
-from euryale.cli.schemas import SCHEMAS
+from euryale.cli.schemas import EXPORT_FORMATS, SCHEMAS
 from euryale.cli.script import CONF, script, use_threads
 from euryale.cli.train_schemas import TrainConfig
 from euryale.errors import UserError
@@ -65,6 +66,17 @@ def test_every_script_has_a_schema_and_a_conf_file() -> None:
         for name in re.findall(r'@script\("(\w+)", __doc__\)', path.read_text())
     }
     assert named == set(SCHEMAS)
+
+
+def test_the_names_that_settings_may_have_are_those_of_the_tables() -> None:
+    """The settings are checked before torch is imported, and most tables need it."""
+    assert set(data.config.KINDS) == set(data.sources.SOURCES)
+    assert set(training.config.KINDS) == set(training.objective.OBJECTIVES)
+    assert set(training.config.LOSSES) == set(training.losses.LOSSES)
+    assert set(decoding.config.DRAFTERS) == set(decoding.drafters.build._BUILDERS)
+    assert set(evaluation.config.CONTENDERS) == set(evaluation.contenders.CONTENDERS)
+    assert set(base.config.DTYPES) == set(base.precision.DTYPES)
+    assert set(EXPORT_FORMATS) == set(export.FORMATS)
 
 
 @pytest.fixture
@@ -242,15 +254,24 @@ def test_a_real_process_ends_with_status_2_and_leaves_no_file(tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("arguments", [["train/run.py", "optim.lr=-1"], ["infer/bench.py", "contenders=[vllm]"]])
-def test_a_real_process_refuses_a_value_without_importing_torch(arguments: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["train/run.py", "optim.lr=-1"], "optim.lr must be a positive learning rate"),
+        (["train/run.py", "data=files", "data.files=gone.txt"], "data.files=gone.txt: there is no such file"),
+        (["infer/bench.py", "contenders=[vllm]"], "contenders must be of euryale, ar"),
+    ],
+)
+def test_a_real_process_refuses_a_setting_without_importing_torch(
+    arguments: list[str], said: str, tmp_path: Path
+) -> None:
     """Which takes seconds. An entry of None in sys.modules makes any import of it fail."""
     without = "import sys, runpy; sys.modules['torch'] = sys.modules['transformers'] = None; "
     run = f"sys.argv = sys.argv[1:]; runpy.run_path({str(ROOT / arguments[0])!r}, run_name='__main__')"
     command = [sys.executable, "-c", without + run, *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith(("error: optim.lr must be", "error: contenders must be of euryale, ar"))
+    assert done.stderr.startswith(f"error: {said}")
 
 
 def test_python_without_docstrings_is_refused(tmp_path: Path) -> None:

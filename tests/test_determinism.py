@@ -74,7 +74,7 @@ def test_threads_that_were_asked_for_stay() -> None:
 def test_an_operation_that_cannot_be_deterministic_is_a_user_s_error(monkeypatch: pytest.MonkeyPatch) -> None:
     found = "cumsum_cuda_kernel does not have a deterministic implementation, but you set it."
 
-    @script("plot_sweep")
+    @script("export")
     def main(config: object) -> dict[str, object]:
         raise RuntimeError(found + "\nmore of it")
 

@@ -12,7 +12,7 @@ from fake_engine import FakeEngine
 from on_loopback import MODEL, Running, running
 from scripts import assert_refused, run_script
 
-from euryale.cli.load_levels import measure_load
+from euryale.cli.load_levels import measure_load, targets_of
 from euryale.cli.load_schema import LoadConfig
 from euryale.data.prompt_files import Prompt, read_prompts
 from euryale.errors import UserError
@@ -64,7 +64,7 @@ def test_a_closed_loop_counts_what_the_server_wrote(server: Running, prompts: st
 def test_an_open_loop_does_not_wait_for_answers(prompts: str) -> None:
     with running(FakeEngine(step_seconds=0.02)) as slow:
         config = config_of(slow, prompts, rates=[500.0], warm_up=0)
-        target, asked = config.targets()[0], read_prompts(prompts)
+        target, asked = targets_of(config)[0], read_prompts(prompts)
         timed = open_loop(target, asked, 500.0, 9, seed=0)
         level = measure_load(config)["levels"][0]
     assert timed[1].started < timed[0].started + (timed[0].seconds or 0.0)  # eight steps of 20 ms
@@ -89,14 +89,14 @@ def test_refusals_failures_and_cut_streams_are_errors_by_name(prompts: str) -> N
     with running(engine, max_waiting=0) as server:
         result = measure_load(config_of(server, prompts, clients=[3], warm_up=0))
         assert result["levels"][0]["errors"].keys() == {"status 503"} and result["levels"][0]["answered"] > 0
-        target = config_of(server, prompts).targets()[0]
+        target = targets_of(config_of(server, prompts))[0]
         engine.failing_steps = 1
         assert closed_loop(target, read_prompts(prompts), 1, 1)[0].error == "status 500"
         url = target.url
     gone = closed_loop(target, read_prompts(prompts), 1, 1)[0]
     assert gone.error == "ConnectError" and gone.status is None and gone.text == ""
     with pytest.raises(UserError, match=f"url={url} must be the address"):
-        LoadConfig(url=url).targets()
+        targets_of(LoadConfig(url=url))
 
 
 @pytest.mark.parametrize(("ending", "error"), [("length", None), (None, "stream cut off")])

@@ -11,7 +11,7 @@ from euryale.base.base import load_base
 from euryale.base.config import BaseConfig
 from euryale.errors import UserError
 from euryale.system import memory
-from euryale.system.memory import begin_peak, is_out_of_memory, peak
+from euryale.system.memory import begin_peak, is_out_of_memory, keep_freed_memory, let_go, peak, resident
 
 CPU = torch.device("cpu")
 SIZE = 200_000_000  # bytes
@@ -29,6 +29,19 @@ def test_memory_that_was_given_back_counts_until_the_next_beginning() -> None:
     begin_peak(CPU)
     assert peak(CPU).host_bytes < before + 0.5 * SIZE
     assert peak(CPU).device_bytes is None
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is asked to keep and to give back")
+def test_what_is_let_go_leaves_the_process() -> None:
+    """glibc keeps freed blocks below one that is in use, as those of the text stage were kept through training."""
+    keep_freed_memory()
+    blocks = [torch.ones(2**18) for _ in range(200)]  # 1 MB each, below the threshold of mmap
+    last = blocks[-1]
+    full = resident()
+    del blocks
+    let_go(CPU)
+    assert resident() < full - 150_000_000
+    assert last.sum() == 2**18
 
 
 def test_where_nothing_can_be_counted_anew_the_highest_of_the_process_stands(

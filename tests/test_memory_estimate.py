@@ -18,6 +18,8 @@ from euryale.base.lora import adapter_parameters, add_adapter, learning
 from euryale.cli.preflight import check_memory
 from euryale.cli.train_schemas import TrainConfig
 from euryale.data.config import DataConfig
+from euryale.decoding.kv_cache import KVCache
+from euryale.decoding.noise import KeyedNoise
 from euryale.errors import UserError
 from euryale.heads.config import HeadsConfig
 from euryale.heads.heads import build_heads
@@ -29,6 +31,7 @@ from euryale.training.memory_estimate import MemoryPlan, Need, check_fits, estim
 from euryale.training.objective import OBJECTIVES, medusa2_loss
 from euryale.training.stages import Stage
 
+CPU = torch.device("cpu")
 LLAMA_8B = LlamaConfig(
     vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
     num_key_value_heads=8, max_position_embeddings=8192,
@@ -91,6 +94,31 @@ def test_every_part_grows_with_what_it_is_for() -> None:
     assert estimate(plan(optim=OptimConfig(name="adamw_8bit"))).optimizer * 4 == small.optimizer
     assert estimate(plan(kind="medusa1")).adapters == 0 and estimate(plan(kind="medusa1")).total < small.total
     assert estimate(plan(num_shares=4)).weights * 4 == small.weights
+
+
+def test_a_whole_run_counts_the_process_and_what_decoding_holds() -> None:
+    steps, run = estimate(plan()), estimate(plan(process=10**9, decodes=True))
+    assert (run.process, run.packed, run.writing) == (10**9, steps.weights, 0)
+    assert run.total == steps.total + steps.weights + 10**9
+    assert estimate(plan(decodes=True, is_gpu=True)).packed == 0
+    # The process is there already: only the rest has to find room.
+    assert check_fits(plan(process=10**9), steps.total, "cpu").process == 10**9
+    with pytest.raises(UserError, match="needs about"):
+        check_fits(plan(process=10**9), steps.total - 1, "cpu")
+
+
+def test_text_that_the_base_writes_counts_as_its_cache_and_its_noise_do() -> None:
+    def writing(rows: int, answer: int) -> int:
+        return estimate(plan(written_rows=rows, written_tokens=(48, answer))).writing
+
+    assert writing(1, 8) == 0, "training takes more"
+    a_token = KVCache(SMALL, 1, 47, torch.float32, CPU).kv.nbytes / 48
+    assert writing(4000, 24) - writing(4000, 8) == 4000 * 16 * a_token
+    noise = KeyedNoise(1, SMALL.vocab_size, CPU)
+    noise.add(0, seed=1)
+    noise.at([9], 1)
+    a_row = (writing(5000, 8) - writing(4000, 8)) / 1000
+    assert noise._window.nbytes + 56 * a_token < a_row < 2 * (noise._window.nbytes + 56 * a_token)
 
 
 def test_what_does_not_fit_is_refused_with_the_three_settings_that_save_most() -> None:

@@ -8,7 +8,8 @@ import pytest
 from plain_heads import plain_heads
 
 from euryale.base.base import Base
-from euryale.cli.preflight import check_base, check_rows, check_settings
+from euryale.cli.check_run import check_rows, check_settings
+from euryale.cli.preflight import check_base
 from euryale.cli.train_schemas import EvaluateConfig, TrainConfig
 from euryale.data.config import DataConfig
 from euryale.errors import UserError

@@ -12,7 +12,7 @@ import pytest
 from scripts import assert_refused, run_script
 
 from euryale.base.locate import find_model
-from euryale.cli.preflight import check_rows
+from euryale.cli.check_run import check_rows
 from euryale.cli.run_folder import whole_or_nothing
 from euryale.data.config import DataConfig
 from euryale.errors import UserError

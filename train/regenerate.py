@@ -19,15 +19,16 @@ from euryale.system.files import read_json
 
 @script("regenerate", __doc__)
 def main(config: RegenerateScriptConfig) -> dict[str, object]:
-    # Here, so that a refusal and --help do not wait for torch.
-    from euryale.cli.preflight import check_rows
+    from euryale.cli.check_run import check_rows  # here, as below: it opens the data, which takes a second
+
+    processes.join(config.base.device)
+    processes.first(lambda: check_rows(config.data, needs_held_out=False))
+    # Here, so that no refusal above, nor --help, waits for torch.
     from euryale.cli.text_stage import write_text, writing_base, written_questions
     from euryale.regenerate.manifest import MANIFEST
     from euryale.regenerate.regenerate import check_settings
 
-    processes.join(config.base.device)
     use_threads(config.threads)
-    processes.first(lambda: check_rows(config.data, needs_held_out=False))
     base = writing_base(config)
     check_settings(config.regenerate, base)  # before questions are written, which may take long
     data = written_questions(base, config.data, config.regenerate)

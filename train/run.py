@@ -23,13 +23,15 @@ log = logging.getLogger(__name__)
 
 @script("train", __doc__)
 def main(config: TrainConfig) -> dict[str, object]:
+    from euryale.cli.check_run import check_settings  # here, as below: it opens the data, which takes a second
+
     processes.join(device_of(config))
     config, folder = processes.first(lambda: settle_run(config))
-    # Here, so that a refusal and --help do not wait for torch.
+    processes.first(lambda: check_settings(config))
+    # Here, so that no refusal above, nor --help, waits for torch.
     from euryale.cli import pipeline, preflight, text_stage
 
     use_threads(config.threads, config.deterministic, config.seed)
-    processes.first(lambda: preflight.check_settings(config))
     log.info("run folder %s", folder)
     with whole_or_nothing(folder):
         if config.objective.kind == "pretrain":

@@ -40,7 +40,7 @@ from euryale.base.precision import (
     pick_dtype,
     quantization_config,
 )
-from euryale.base.stored_weights import check_read, check_stored
+from euryale.base.stored_weights import check_read, check_stored, release_files
 from euryale.base.tensor_parallel import check_tensor_parallel, division, make_ends_whole
 from euryale.base.token_ids import eos_ids, one_id
 from euryale.base.tokenizer import load_tokenizer
@@ -219,6 +219,7 @@ def load_base(config: BaseConfig) -> Base:
         if config.tensor_parallel > 1:
             make_ends_whole(model)
         elif name != "nf4":
+            release_files(model)
             model = model.to(device)
     # transformers reports a user's mistakes (a wrong id, a damaged file, an unknown family) with any of these.
     except Exception as error:

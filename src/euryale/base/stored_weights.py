@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from euryale.errors import UserError
 
@@ -76,3 +77,11 @@ def check_read(
 
 def _sizes(shape: object) -> str:
     return "x".join(map(str, shape)) if isinstance(shape, Iterable) else str(shape)
+
+
+def release_files(model: nn.Module) -> None:
+    """Copies norms and biases out of the mapped files. They are few numbers, and where the matrices were read into
+    another dtype they alone would keep a whole file in memory."""
+    for parameter in model.parameters():
+        if parameter.ndim < 2:
+            parameter.data = parameter.data.clone()

@@ -15,7 +15,7 @@ from euryale.system.paths import user_path
 
 def measure_load(config: LoadConfig) -> dict[str, Any]:
     """All levels on all servers, one after another; files where `output` says so."""
-    targets, prompts = _targets(config), read_prompts(config.prompts, config.limit)
+    targets, prompts = targets_of(config), read_prompts(config.prompts, config.limit)
     levels: list[dict[str, Any]] = []
     lines: list[dict[str, Any]] = []
     by_server: list[list[Timed]] = []
@@ -38,7 +38,7 @@ def measure_load(config: LoadConfig) -> dict[str, Any]:
     return result
 
 
-def _targets(config: LoadConfig) -> list[Target]:
+def targets_of(config: LoadConfig) -> list[Target]:
     """The servers. Raises UserError for one that is not there."""
     key = os.environ.get(config.api_key_variable) or None
     targets = []

@@ -146,7 +146,7 @@ def table(result: dict[str, Any]) -> str:
 
 def _check_memory(run: TrainConfig, of_base: PreTrainedConfig) -> dict[str, int]:
     try:
-        return check_memory(run, of_base)
+        return check_memory(run, of_base, steps_alone=True)
     except UserError as error:
         raise UserError(f"{run.objective.kind}: {error}") from error
 

@@ -42,9 +42,10 @@ from euryale.report.ranking import RESULT_FILE, numbers_of
 from euryale.system import processes
 from euryale.system.files import write_json
 from euryale.system.hardware import hardware
+from euryale.system.memory import begin_peak, let_go
 from euryale.system.paths import PROJECT, argument
 from euryale.system.provenance import provenance
-from euryale.training.new_base import make_base
+from euryale.training.new_base import make_base, shape_of
 from euryale.training.objective import OBJECTIVES
 from euryale.training.trainer import Trainer
 
@@ -53,9 +54,10 @@ log = logging.getLogger(__name__)
 
 def load(config: TrainConfig) -> Base:
     """The base: whole in every process, or (parallel=fsdp) divided among them."""
+    device = pick_device(config.base.device)
+    begin_peak(device)
     if config.parallel == "ddp":
         return load_base(config.base)
-    device = pick_device(config.base.device)
     dtype = "bfloat16" if config.base.dtype == "auto" and device.type == "cuda" else config.base.dtype
     base = load_base(replace(config.base, device="cpu", dtype=dtype))
     shard_base(base, device)
@@ -76,12 +78,14 @@ def make_heads(base: Base, data: DataConfig, config: TrainConfig, folder: Path) 
 
 def pretrain(config: TrainConfig, folder: Path) -> dict[str, object]:
     """Trains the base itself (recipe=pretrain_tiny) and leaves it in `folder`/base."""
-    base_config = config.base
+    base_config, shape, initial = config.base, None, folder / "initial"
+    if config.scratch.enabled:
+        base_config, shape = replace(base_config, path=str(initial)), shape_of(config.scratch)
+    processes.first(lambda: check_memory(replace(config, base=base_config), shape))
     if config.scratch.enabled:
         rows = build_source(config.data, "train")
-        made = processes.first(lambda: make_base(config.scratch, rows, folder / "initial", config.seed))
-        base_config = replace(base_config, path=str(made))
-    processes.first(lambda: check_memory(replace(config, base=base_config)))
+        processes.first(lambda: make_base(config.scratch, rows, initial, config.seed))
+    begin_peak(pick_device(base_config.device))
     base = load_base(base_config)
     check_base(base, config)
     trained = train(base, None, config.data, config, folder)
@@ -94,6 +98,7 @@ def pretrain(config: TrainConfig, folder: Path) -> dict[str, object]:
 
 def train(base: Base, heads: Heads | None, data: DataConfig, config: TrainConfig, folder: Path) -> dict[str, object]:
     """Trains into `folder`, or goes on there; returns the trainer's last metrics."""
+    let_go(base.device)  # what writing text has left
     settings: dict[str, object] = {"data": settings_of(data), "seed": config.seed}
     if heads is not None and config.heads.init is not None:
         settings["heads"] = {"init": config.heads.init}

@@ -6,7 +6,7 @@ from typing import Any
 
 from euryale.base.base import Base, load_base
 from euryale.base.base_info import UnloadedBase, describe_base
-from euryale.cli.preflight import check_rows
+from euryale.cli.check_run import check_rows
 from euryale.cli.run_folder import settings_of
 from euryale.cli.train_schemas import RegenerateScriptConfig, TrainConfig
 from euryale.data.config import DataConfig
@@ -20,6 +20,7 @@ from euryale.regenerate.manifest import check_written
 from euryale.regenerate.questions import QuestionSettings, write_questions
 from euryale.regenerate.regenerate import regenerate
 from euryale.system import processes
+from euryale.system.memory import let_go
 from euryale.system.paths import output_root, user_path
 from euryale.training.trial import try_step
 
@@ -53,6 +54,7 @@ def draw_prompts(base: Base, config: TrainConfig) -> tuple[list[Opening], list[l
 def try_training(base: Base, config: TrainConfig) -> None:
     """One step of training on random tokens, so that what would fail after hours of writing fails now."""
     try_step(base, config.heads, config.objective, config.lora, config.optim, config.data)
+    let_go(base.device)
 
 
 def with_questions(base: Base, config: TrainConfig) -> TrainConfig:

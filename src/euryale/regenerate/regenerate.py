@@ -31,7 +31,7 @@ from euryale.system.files import check_writable
 from euryale.system.locks import alone
 from euryale.system.progress import Progress
 
-_ROWS = 128  # of a batch that are decoded at once; one that ends makes room for the next
+ROWS = 128  # of a batch that are decoded at once; one that ends makes room for the next
 log = logging.getLogger(__name__)
 
 
@@ -136,7 +136,7 @@ def _writer(base: Base | UnloadedBase, config: RegenerateConfig) -> Writer:
     if config.url is not None:
         return ServerWriter(config.url, config.model, base)
     assert isinstance(base, Base), "without a server the base itself writes"
-    return EngineWriter(base, min(config.batch_size, _ROWS))
+    return EngineWriter(base, min(config.batch_size, ROWS))
 
 
 @contextmanager

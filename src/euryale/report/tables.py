@@ -165,9 +165,7 @@ def _peak(memory: dict[str, Any]) -> str | None:
     peak, parts = memory.get("peak_bytes"), memory.get("estimated_bytes")
     if peak is None:
         return None
-    return gigabytes(peak) + (
-        f" (estimated: {gigabytes(sum(parts.values()))} without the process itself)" if parts else ""
-    )
+    return gigabytes(peak) + (f" (estimated: {gigabytes(sum(parts.values()))})" if parts else "")
 
 
 def measured_on(section: dict[str, Any]) -> str | None:

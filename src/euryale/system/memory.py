@@ -26,7 +26,7 @@ _RESET_PEAK = "5"  # see proc(5)
 
 # Of mallopt(3), and the environment that says the same.
 _TRIM, _MMAP = (-1, "MALLOC_TRIM_THRESHOLD_"), (-3, "MALLOC_MMAP_THRESHOLD_")
-_KEPT, _LARGEST_KEPT = 1 << 27, 1 << 25  # bytes; glibc takes no larger threshold for mmap
+KEPT, _LARGEST_KEPT = 1 << 27, 1 << 25  # bytes; glibc takes no larger threshold for mmap
 
 
 class Peak(NamedTuple):
@@ -62,10 +62,13 @@ def used_bytes(device: torch.device) -> int:
 
 
 def let_go(device: torch.device) -> None:
-    """Collects what is not held any more, and gives the free blocks of torch's allocator back to a GPU."""
+    """Collects what is not held any more, and gives the free blocks of torch's allocator back to a GPU, those of glibc
+    back to the system."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident() -> int:
@@ -107,7 +110,7 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for _, name in (_TRIM, _MMAP)):
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all(mallopt(number, size) == 1 for (number, _), size in ((_TRIM, _KEPT), (_MMAP, _LARGEST_KEPT)))
+    return all(mallopt(number, size) == 1 for (number, _), size in ((_TRIM, KEPT), (_MMAP, _LARGEST_KEPT)))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -46,6 +46,11 @@ class ObjectiveConfig:
     lambda_schedule: str = "constant"
     heads_lr_multiplier: float = 4.0
 
+    @property
+    def has_two_stages(self) -> bool:
+        """Heads first, then heads and adapters together."""
+        return self.kind == "medusa2"
+
     def check(self) -> None:
         """Raises UserError for a value that does not exist."""
         for name, value, options in (

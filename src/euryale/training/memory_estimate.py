@@ -1,12 +1,15 @@
-"""Memory that a training run needs, estimated before a large base is loaded.
+"""Memory that a training run needs at its peak, estimated before a large base is loaded.
 
 Sizes come from the base's config alone: its layers are built without memory, on torch's meta device. What is counted:
 
+    process      on a CPU: what it holds before the base is loaded, and the freed blocks that it keeps
     weights      4-bit: half a byte a number, and a scale of one byte for 64 of them (double quantisation)
+    packed       on a CPU: the matrices once more, in the layout that decoding multiplies with
     adapters, heads    float32, whatever the base is in
     gradients    as large as what is trained
     optimizer    two moments a number: 8 bytes, or 2 with the 8-bit optimizers
     activations  what the backward pass needs, at this batch and block length
+    writing      what the base needs beyond the six above while it writes the training text, before heads exist
 
 Activations are counted tensor by tensor for a Llama layer (they are the part that can be a third too high), those of
 the heads by running them without memory, logits as chunked.py holds them. Letters as in the formulas: N tokens in a
@@ -20,7 +23,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from euryale.base.config import LoraConfig
+from euryale.base.config import FAMILIES, LoraConfig
 from euryale.base.lora import chosen_targets, linear_layers
 from euryale.errors import UserError
 from euryale.heads.config import HeadsConfig
@@ -31,6 +34,8 @@ from euryale.training.objective import OBJECTIVES
 
 _BITS_4 = 0.5 + (1 + 4 / 256) / 64  # bytes a number: nibble, 8-bit scale of 64 numbers, float32 scale of 256 scales
 _MOMENTS = {"adamw": 8, "muon": 8, "paged_adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
+_NOISE_POSITIONS = 32  # of a row's noise that are made at once (decoding/noise.py)
+_PROMPT_CHUNK = 128  # tokens of a prompt that are read at once (decoding/prefill.py)
 _LOGITS = 20  # bytes for a label of a chunk and a token of the vocabulary
 
 
@@ -48,17 +53,24 @@ class MemoryPlan(NamedTuple):
     block_size: int
     is_gpu: bool
     num_shares: int = 1  # processes that divide the base's weights among them
+    process: int = 0  # bytes of this one before the base is loaded, on a CPU
+    decodes: bool = False  # the base's own text is decoded: written, calibrated on, measured
+    written_rows: int = 0  # answers that are written at once
+    written_tokens: tuple[int, int] = (0, 0)  # of a prompt, of an answer
 
 
 class Need(NamedTuple):
     """Bytes by purpose."""
 
+    process: int
     weights: int
+    packed: int
     adapters: int
     heads: int
     gradients: int
     optimizer: int
     activations: int
+    writing: int
 
     @property
     def total(self) -> int:
@@ -84,20 +96,29 @@ def estimate(plan: MemoryPlan) -> Need:
         targets = [layer for name in chosen_targets(model, plan.lora) for layer in layers[name]]
         num_adapters = plan.lora.rank * sum(layer.in_features + layer.out_features for layer in targets)
     trained = num_heads + num_adapters + (_size(model) if trains_base else 0)
+    weights = _weights(model, plan) // plan.num_shares
+    packs = plan.decodes and not plan.is_gpu and plan.quantization == "none" and plan.base.model_type in FAMILIES
+    of_training = {
+        "adapters": 4 * num_adapters,
+        "heads": 4 * num_heads,
+        "gradients": 4 * trained,
+        "optimizer": _MOMENTS[plan.optim.name] * trained,
+        "activations": _activations(plan, heads, vocab_size, hidden_size, sum(layer.in_features for layer in targets)),
+    }
     return Need(
-        weights=_weights(model, plan) // plan.num_shares,
-        adapters=4 * num_adapters,
-        heads=4 * num_heads,
-        gradients=4 * trained,
-        optimizer=_MOMENTS[plan.optim.name] * trained,
-        activations=_activations(plan, heads, vocab_size, hidden_size, sum(layer.in_features for layer in targets)),
+        process=plan.process,
+        weights=weights,
+        packed=weights if packs else 0,
+        writing=max(0, _writing(plan, vocab_size, hidden_size) - sum(of_training.values())),
+        **of_training,
     )
 
 
 def check_fits(plan: MemoryPlan, free: int, device: str) -> Need:
-    """The estimate. Raises UserError when it is more than what is free, with the three settings that save most."""
+    """The estimate. Raises UserError when it is more than what is free beside the process, with the three settings
+    that save most."""
     need = estimate(plan)
-    if need.total <= free:
+    if need.total - need.process <= free:
         return need
     smaller = sorted((estimate(changed).total, setting) for setting, changed in _knobs(plan).items())
     helps = [f"{setting} (then {gigabytes(size)})" for size, setting in smaller if size < need.total][:3]
@@ -119,6 +140,7 @@ def _knobs(plan: MemoryPlan) -> dict[str, MemoryPlan]:
         "heads.width=1.0": plan._replace(heads=replace(plan.heads, width=min(1.0, plan.heads.width))),
         "heads.kind=hydra": plan._replace(heads=replace(plan.heads, kind=_lighter(plan.heads.kind))),
         "lora.rank=8": plan._replace(lora=replace(plan.lora, rank=min(8, plan.lora.rank))),
+        "regenerate.batch_size=32": plan._replace(written_rows=min(32, plan.written_rows)),
     }
     if plan.batch_size < 2:
         knobs.pop(f"data.batch_size={plan.batch_size // 2}")
@@ -145,13 +167,38 @@ def _weights(model: nn.Module, plan: MemoryPlan) -> int:
     return int((total - quantised) * plan.dtype.itemsize + quantised * _BITS_4)
 
 
+class _Widths(NamedTuple):
+    """Numbers of one token in a layer."""
+
+    queries: int
+    keys: int
+    inner: int
+
+
+def _widths(plan: MemoryPlan, D: int) -> _Widths:
+    config = plan.base.get_text_config()
+    head_dim = getattr(config, "head_dim", None) or D // config.num_attention_heads
+    num_kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    inner = getattr(config, "intermediate_size", None) or 4 * D
+    return _Widths(config.num_attention_heads * head_dim, num_kv_heads * head_dim, inner)
+
+
+def _writing(plan: MemoryPlan, V: int, D: int) -> int:
+    """Keys and values, the noise of sampled tokens, and the pass that reads all prompts, which was seen to take two of
+    what a layer holds."""
+    rows, (prompt, answer) = plan.written_rows, plan.written_tokens
+    queries, keys, inner = _widths(plan, D)
+    itemsize = plan.dtype.itemsize
+    cache = 2 * plan.base.get_text_config().num_hidden_layers * keys * itemsize * (prompt + answer)
+    noise = 4 * _NOISE_POSITIONS * V
+    reading = 2 * min(prompt, _PROMPT_CHUNK) * (4 * D + 2 * queries + 2 * keys + 3 * inner) * itemsize
+    return rows * (cache + noise + reading)
+
+
 def _activations(plan: MemoryPlan, heads: Heads | None, V: int, D: int, adapted_inputs: int) -> int:
     config = plan.base.get_text_config()
     N, L = plan.batch_size * plan.block_size, config.num_hidden_layers
-    head_dim = getattr(config, "head_dim", None) or D // config.num_attention_heads
-    F = getattr(config, "intermediate_size", None) or 4 * D
-    queries = config.num_attention_heads * head_dim
-    keys = (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head_dim
+    queries, keys, F = _widths(plan, D)
     width = 2 if plan.is_gpu and plan.optim.autocast != "none" else plan.dtype.itemsize
     mask = plan.batch_size * plan.block_size**2 * (1 + width)
     frozen_layer = N * (4 * D + 2 * queries + 2 * keys + 3 * F) * width

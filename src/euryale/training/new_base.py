@@ -37,21 +37,7 @@ def make_base(config: ScratchConfig, rows: Iterable[Row], folder: Path, seed: in
             f"{config.vocab_size}. Give more text or a smaller vocabulary."
         )
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            max_position_embeddings=config.max_length,
-            tie_word_embeddings=True,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=2,
-        )
-    )
+    model = LlamaForCausalLM(shape_of(config))
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=SPECIAL[0],
@@ -64,6 +50,23 @@ def make_base(config: ScratchConfig, rows: Iterable[Row], folder: Path, seed: in
         fast.save_pretrained(staged)
     log.info("new base in %s: %.1f M parameters", folder, model.num_parameters() / 1e6)
     return folder
+
+
+def shape_of(config: ScratchConfig) -> LlamaConfig:
+    """What the base is built from; nothing is built here."""
+    return LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads,
+        max_position_embeddings=config.max_length,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
 
 
 def _train_tokenizer(config: ScratchConfig, texts: Iterable[str]) -> Tokenizer:

@@ -21,7 +21,7 @@ from euryale.data.distributed import Dealt
 from euryale.data.random_batches import RandomRows
 from euryale.errors import UserError
 from euryale.heads.heads import Heads
-from euryale.system.memory import begin_peak, peak
+from euryale.system.memory import peak
 from euryale.system.paths import argument
 from euryale.system.progress import Progress
 from euryale.training.config import ObjectiveConfig, OptimConfig
@@ -113,7 +113,6 @@ class Trainer:
 
         Raises Interrupted after Ctrl-C, SIGTERM or SIGUSR2, when all is saved; UserError when the loss is not finite.
         """
-        begin_peak(self.base.device)
         progress = Progress("training", self.optim.num_steps, "steps", self.step, self.accelerator.is_main_process)
         try:
             with SignalGuard() as guard:

@@ -18,7 +18,6 @@ from euryale.data.random_batches import RandomRows
 from euryale.errors import UserError
 from euryale.heads.config import HeadsConfig
 from euryale.heads.heads import build_heads
-from euryale.system.memory import let_go
 from euryale.training.config import ObjectiveConfig, OptimConfig
 from euryale.training.objective import OBJECTIVES
 from euryale.training.optimizer import autocast, build_optimizer, trained_parameters
@@ -75,7 +74,6 @@ def _explained(trial: str, base: Base, optim: OptimConfig) -> Iterator[None]:
         ) from error
     finally:
         remove_adapter(base)
-        let_go(base.device)
 
 
 def _first_line(error: BaseException) -> str:
