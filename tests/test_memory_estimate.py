@@ -108,17 +108,16 @@ def test_a_whole_run_counts_the_process_and_what_decoding_holds() -> None:
 
 
 def test_text_that_the_base_writes_counts_as_its_cache_and_its_noise_do() -> None:
-    def writing(rows: int, answer: int) -> int:
-        return estimate(plan(written_rows=rows, written_tokens=(48, answer))).writing
+    def writing(rows: int, prompt: int, answer: int) -> int:
+        return estimate(plan(written_rows=rows, written_tokens=(prompt, answer))).writing
 
-    assert writing(1, 8) == 0, "training takes more"
+    assert writing(1, 48, 8) == 0, "training takes more"
     a_token = KVCache(SMALL, 1, 47, torch.float32, CPU).kv.nbytes / 48
-    assert writing(4000, 24) - writing(4000, 8) == 4000 * 16 * a_token
     noise = KeyedNoise(1, SMALL.vocab_size, CPU)
     noise.add(0, seed=1)
     noise.at([9], 1)
-    a_row = (writing(5000, 8) - writing(4000, 8)) / 1000
-    assert noise._window.nbytes + 56 * a_token < a_row < 2 * (noise._window.nbytes + 56 * a_token)
+    assert writing(5000, 0, 48) - writing(4000, 0, 48) == 1000 * (48 * a_token + noise._window.nbytes)
+    assert writing(4000, 48, 8) > writing(4000, 0, 56), "prompts are read"
 
 
 def test_what_does_not_fit_is_refused_with_the_three_settings_that_save_most() -> None:
