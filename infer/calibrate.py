@@ -23,7 +23,7 @@ def main(config: CalibrateScriptConfig) -> dict[str, object]:
         print(calibration_table(entry))
     return {
         "checkpoint": str(folder),
-        "num_nodes": {str(e["temperature"]): e["num_nodes"] for e in content["calibrations"]},
+        "num_nodes": {str(e["temperature"]): e.get("dynamic_nodes") or e["num_nodes"] for e in content["calibrations"]},
     }
 
 

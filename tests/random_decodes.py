@@ -139,7 +139,13 @@ def any_calibration(rng: random.Random, num_candidates: int, num_heads: int) -> 
     counts = sorted({1, *(rng.randint(2, tree.num_nodes) for _ in range(4))})
     tau = {str(n): 1.0 + sum(chances[: n - 1]) / 3 for n in counts}
     step_ms = {str(n): 1.0 + rng.random() * n / 8 for n in counts}
-    return Calibration(0.0, counts[-1], [list(path) for path in tree.paths[1:]], chances, 100, tau, step_ms)
+    dynamic = [
+        {"num_nodes": n, "max_depth": rng.randint(1, num_heads), "tau": tau[str(n)] + 0.1, "step_ms": step_ms[str(n)]}
+        for n in counts[1:]
+        if rng.random() < 0.7
+    ]
+    how: dict[str, Any] = {"dynamic": dynamic, "dynamic_depth": rng.choice([None, 1, 2])}
+    return Calibration(0.0, counts[-1], [list(path) for path in tree.paths[1:]], chances, 100, tau, step_ms, **how)
 
 
 def random_batch(rng: random.Random, base: Base) -> list[Request]:

@@ -16,11 +16,12 @@ from euryale.decoding.tree.calibration import TREE_FILE, Calibration, read_calib
 from euryale.decoding.tree.tree import Tree, chain
 from euryale.errors import UserError
 from euryale.evaluation import calibrate as module
+from euryale.evaluation import time_arrangements
 from euryale.evaluation.calibrate import calibrate
 from euryale.evaluation.choose_size import Size
 from euryale.evaluation.config import CalibrateConfig
 from euryale.evaluation.rank_vectors import frequent_paths, rank_vectors
-from euryale.evaluation.simulate_tau import replay
+from euryale.evaluation.simulate_tau import reached, replay, walked
 from euryale.heads.heads import Heads
 from euryale.system.files import read_json, write_json
 
@@ -63,7 +64,11 @@ def test_the_chosen_size_gives_most_tokens_a_second(
 ) -> None:
     heads = random_heads(DESIGNS["hydra"], base)
     given = dict(zip("1248", step_ms, strict=True))
-    monkeypatch.setattr(module, "time_steps", lambda b, h, trees, *_: {size: [given[str(size[0])]] for size in trees})
+
+    def by_nodes(base: Base, heads: Heads, trees: dict[Size, Tree], *rest: object) -> dict[Size, list[float]]:
+        return {size: [given[str(tree.num_nodes)]] for size, tree in trees.items()}
+
+    monkeypatch.setattr(module, "time_steps", by_nodes)
     for entry in calibrate(base, heads, PROMPTS, SMALL)["calibrations"]:
         speeds = {n: entry["tau"][n] / given[n] for n in given}
         assert entry["step_ms"] == pytest.approx(given) and (entry["num_nodes"], entry["max_depth"]) == (fastest, None)
@@ -80,7 +85,7 @@ def test_a_shallower_tree_is_chosen_where_levels_cost_more_than_they_bring(
     seen: dict[Size, Tree] = {}
 
     def by_depth(base: Base, heads: Heads, trees: dict[Size, Tree], *rest: object) -> dict[Size, list[float]]:
-        seen.update({size: tree for size, tree in trees.items() if size not in seen})
+        seen.update({size: tree for size, tree in trees.items() if size not in seen and isinstance(tree, Tree)})
         return {size: [1.0 + 9.0 * max(tree.max_depth - 1, 0)] for size, tree in trees.items()}
 
     monkeypatch.setattr(module, "time_steps", by_depth)
@@ -165,3 +170,39 @@ def test_no_prompts_are_refused(base: Base) -> None:
 def test_impossible_settings_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         CalibrateConfig(**changes).check()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_the_best_dynamic_tree_is_tried_against_the_best_fixed_one(
+    base: Base, monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    """All steps take the same time, so tokens decide: those along texts that neither tree was fitted to."""
+    heads = random_heads(DESIGNS["hydra"], base)
+    monkeypatch.setattr(module, "time_steps", lambda b, h, trees, *_: {size: [1.0] for size in trees})
+    monkeypatch.setattr(time_arrangements, "_write", lambda *_: [1.0])
+    config = replace(SMALL, node_counts=[1, 2, 4, 12], temperatures=[temperature], new_tokens=30)
+    [entry] = calibrate(base, heads, PROMPTS, config)["calibrations"]
+    sizes = {(each["num_nodes"], each["max_depth"]): each["tau"] for each in entry["dynamic"]}
+    assert set(sizes) == {(4, 2), (4, 3), (12, 2), (12, 3)}
+    assert all(each["step_ms"] == 1.0 for each in entry["dynamic"])
+    texts = [written(base, o.ids, temperature, 1 + i, 30) for i, o in enumerate(PROMPTS)]
+    ranks = [rank_vectors(base, heads, text, temperature, config.max_rank) for text in texts]
+    taken = []
+    for place, others in enumerate(([1], [0, 2], [1])):
+        fitted = Calibration(0.0, 1, *frequent_paths(torch.cat([ranks[i] for i in others]), config.max_rank, 11), 9)
+        taken.append(reached(ranks[place], fitted.tree_of(entry["num_nodes"], entry["max_depth"])))
+    assert entry["fixed_tau"] == walked(taken)
+    assert entry["dynamic_tau"] == max(sizes.values())
+    assert entry["dynamic_speedup"] == pytest.approx(entry["dynamic_tau"] / entry["fixed_tau"])
+    chosen = Calibration(**entry).chosen()
+    if entry["dynamic_speedup"] >= 1.02:
+        assert sizes[chosen.num_nodes, chosen.max_depth] == entry["dynamic_tau"]
+    else:
+        assert entry["dynamic_nodes"] is entry["dynamic_depth"] is None and isinstance(chosen, Tree)
+
+
+def test_one_text_has_no_other_half_to_count_on(base: Base) -> None:
+    [entry] = calibrate(base, random_heads(DESIGNS["hydra"], base), PROMPTS[:1], replace(SMALL, temperatures=[0.0]))[
+        "calibrations"
+    ]
+    assert entry["dynamic"] == [] and Calibration(**entry).dynamic_speedup is None

@@ -1,5 +1,6 @@
 """The tree that an engine uses, and trees loaded from a folder, which answer as the saved ones."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,9 @@ def test_a_checkpoint_that_cannot_be_loaded_is_refused(checkpoint: Path, tiny_ba
         TREE_JSON.replace("[0, 0]", "[2, 0]"),
         TREE_JSON.replace('"num_nodes": 3', '"num_nodes": 0'),
         TREE_JSON.replace('"num_nodes": 3', '"num_nodes": 5'),
+        TREE_JSON.replace('"num_nodes": 3', '"num_nodes": 3, "dynamic_depth": 0'),
+        TREE_JSON.replace('"num_nodes": 3', '"num_nodes": 3, "dynamic_nodes": "many"'),
+        TREE_JSON.replace('"num_nodes": 3', '"num_nodes": 3, "dynamic": [{"num_nodes": 4, "max_depth": 2, "tau": 2}]'),
     ],
 )
 def test_a_damaged_tree_file_is_refused(checkpoint: Path, tiny_base: Base, content: str) -> None:
@@ -194,3 +198,23 @@ def test_an_adaptive_size_has_the_depth_that_was_fastest() -> None:
     for depth, expected in ((None, 1), (2, 2)):
         asked = TreeConfig("calibrated", size="adaptive", max_depth=depth)
         assert plan_sizes(asked, heads, [found], 0.0)[4].max_depth == expected
+
+
+def test_an_adaptive_size_is_a_dynamic_tree_where_those_were_faster() -> None:
+    """Of three nodes none was counted, and of four one two deep promises more than one that is three deep."""
+    paths, shares = [[0], [0, 0], [1], [2]], [0.5, 0.3, 0.2, 0.1]
+    timed = ({"1": 1.0, "3": 1.5, "4": 2.0}, {"1": 1.0, "3": 1.2, "4": 1.5})
+    deep, flat = ({"num_nodes": 4, "max_depth": d, "tau": 2.0, "step_ms": 1.2 + d / 10} for d in (3, 2))
+    found = Calibration(0.0, 4, paths, shares, 100, *timed, dynamic=[deep, flat], dynamic_depth=3)
+    assert found.fastest_dynamic(4, 3) == DynamicTree(4, 2) and found.fastest_dynamic(4, 1) is None
+    assert found.promise_of(DynamicTree(4, 3)) == (2.0, 1.5) and found.promise_of(DynamicTree(4, 2)) == (2.0, 1.4)
+    assert found.promise_of(DynamicTree(3, 2)) == found.promise_of(chain(2)) == (1.5, 1.2)
+    heads = random_heads(plain_heads("hydra", num_heads=3), random_base())
+    fixed = replace(found, dynamic_depth=None)
+    for name, calibrated, expected in (
+        ("calibrated", found, DynamicTree(4, 2)),
+        ("calibrated", fixed, found.tree_of(4)),
+        ("dynamic", fixed, DynamicTree(4, 2)),
+    ):
+        sizes = plan_sizes(TreeConfig(name, size="adaptive"), heads, [calibrated], 0.0)
+        assert sizes[4] == expected and sizes[3].num_nodes == 3

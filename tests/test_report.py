@@ -177,6 +177,17 @@ def test_the_calibration_table_ends_with_the_chosen_tree() -> None:
     assert lines[5].split()[-1] == "1.21x"  # 2.41 / 4.0 ms against 1.0 / 2.0 ms
 
 
+def test_a_dynamic_tree_that_was_chosen_stands_below_the_best_fixed_one() -> None:
+    entry = CALIBRATION["calibrations"][0] | {"dynamic_depth": 3, "dynamic_nodes": 6}
+    entry["dynamic"] = [{"num_nodes": 6, "max_depth": 3, "tau": 2.4, "step_ms": 2.6}]
+    fixed, dynamic = tables.calibration_table(entry).splitlines()[-2:]
+    assert fixed.split()[:4] == ["best", "of", "one", "tree:"]
+    assert dynamic.split() == ["chosen:", "dynamic,", "6", "nodes,", "3", "deep", "2.40", "2.60", "923.1", "1.85x"]
+    older = CALIBRATION["calibrations"][0] | {"dynamic_depth": 3}
+    assert format.dynamic_tree(older) == {"num_nodes": 4, "max_depth": 3}
+    assert tables.calibration_table(older).splitlines()[-1].startswith("chosen: dynamic, 4 nodes, 3 deep")
+
+
 def shallow_choice(finalists: bool) -> dict[str, Any]:
     """The first entry, with a tree of 4 nodes and depth 2 chosen instead of the full depth."""
     entry = copy.deepcopy(CALIBRATION["calibrations"][0]) | {"max_depth": 2}

@@ -1,5 +1,6 @@
-"""Known answers are written with one tree and with as many nodes arranged anew; calibration chose the faster."""
+"""Known answers are written with one tree and with nodes arranged anew, and calibration chose the faster."""
 
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -9,11 +10,13 @@ from random_models import random_base, random_heads
 
 from euryale.base.base import Base
 from euryale.decoding.config import TreeConfig
+from euryale.decoding.decoder import Decoder
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree.calibration import Calibration
 from euryale.decoding.tree.tree import DynamicTree
+from euryale.evaluation import time_arrangements as module
 from euryale.evaluation.rank_vectors import Text, frequent_paths, rank_vectors
-from euryale.evaluation.time_arrangements import Arrangements, Written, time_arrangements, tried
+from euryale.evaluation.time_arrangements import Arrangements, Gains, time_arrangements, tried
 from euryale.heads.heads import Heads
 
 TEMPERATURES = [0.0, 0.9]
@@ -32,55 +35,107 @@ def counted(base: Base, heads: Heads, temperature: float) -> tuple[Calibration, 
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_both_ways_take_the_steps_that_decoding_takes(base: Base, temperature: float) -> None:
+def test_both_ways_take_the_steps_that_decoding_takes(
+    base: Base, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In turns of four, until one of them has written the answer; the first text is written once more before."""
     heads = random_heads(DESIGNS["hydra"], base)
     calibration, texts = counted(base, heads, temperature)
-    found = time_arrangements(base, heads, calibration, texts)
-    assert found is not None and len(found.fixed) == len(found.dynamic) == len(texts)
-    assert found.depth == heads.num_heads
-    for each, way in ((found.fixed, calibration.tree()), (found.dynamic, TreeConfig("dynamic", 5, heads.num_heads))):
-        engine = Engine(base, heads, tree=way, calibrations=[calibration])
-        for one, text in zip(each, texts, strict=True):
+    tree = DynamicTree(7, 2)
+    gained: dict[int, list[int]] = {5: [], 7: []}  # by nodes
+    plain = Decoder.step
+
+    def noted(self: Decoder) -> list[list[int]]:
+        [tokens] = plain(self)
+        gained[self.drafter.num_nodes].append(len(tokens))
+        return [tokens]
+
+    monkeypatch.setattr(Decoder, "step", noted)
+    found = time_arrangements(base, heads, calibration, tree, Gains(1.2, 1.3), texts)
+    monkeypatch.undo()
+    assert (found.tree, found.tau, len(found.turns)) == (tree, (1.2, 1.3), len(texts))
+    assert all(ratio > 0 for turns in found.turns for ratio in turns)
+    for text, turns in zip([texts[0], *texts], [found.turns[0], *found.turns], strict=True):
+        accepted = []
+        for way in (calibration.tree(), TreeConfig("dynamic", 7, 2)):
+            engine = Engine(base, heads, tree=way, calibrations=[calibration])
             [answer] = engine.generate([text.ids[: text.num_prompt]], 40, temperature=temperature, seed=text.seed)
-            wanted, num_steps, num_tokens = len(text.ids) - text.num_prompt, 0, 0
-            while num_tokens < wanted:
-                num_tokens += answer.accepted[num_steps]
-                num_steps += 1
-            assert (one.num_steps, one.num_tokens) == (num_steps, num_tokens) and one.seconds > 0
+            accepted.append(answer.accepted)
+        steps, num_turns = in_turns(accepted, len(text.ids) - text.num_prompt)
+        assert len(turns) == num_turns
+        for of_way, expected in zip(gained.values(), steps, strict=True):
+            assert of_way[: len(expected)] == expected
+            del of_way[: len(expected)]
+    assert gained == {5: [], 7: []}
 
 
-def test_nothing_is_timed_where_nothing_is_drafted_or_written(base: Base) -> None:
+def in_turns(accepted: list[list[int]], wanted: int) -> tuple[list[list[int]], int]:
+    """The steps that are taken of those that either way would take, and the number of turns."""
+    taken: list[list[int]] = [[], []]
+    num_turns = 0
+    while max(map(sum, taken)) < wanted:
+        num_turns += 1
+        for mine, all_steps in zip(taken, accepted, strict=True):
+            for _ in range(4):
+                if sum(mine) < wanted:
+                    mine.append(all_steps[len(mine)])
+    return taken, num_turns
+
+
+def test_a_dynamic_tree_can_be_tried_where_no_fixed_one_pays(base: Base) -> None:
     heads = random_heads(DESIGNS["hydra"], base)
     calibration, texts = counted(base, heads, 0.0)
-    assert time_arrangements(base, heads, replace(calibration, num_nodes=1), texts) is None
-    assert time_arrangements(base, heads, calibration, []) is None
+    alone = replace(calibration, num_nodes=1)
+    found = time_arrangements(base, heads, alone, DynamicTree(4, 2), Gains(1.0, 1.2), texts[:1])
+    assert len(found.turns) == 1 and found.as_entry()["dynamic_tau"] == 1.2
 
 
-def test_at_most_half_of_the_texts_are_tried_and_those_have_an_answer() -> None:
+def test_texts_that_are_tried_have_an_answer_and_are_of_all_kinds() -> None:
     answered, empty = Text([4, 1, 2], 2, 0), Text([4, 1], 2, 0)
     assert tried([]) == tried([empty]) == []
-    assert tried([answered] * 4) == [0, 2]
-    assert tried([empty, answered, empty, answered, answered]) == [1, 4]
-    assert tried([answered] * 64) == list(range(0, 64, 8))
+    assert tried([empty, answered, empty, answered]) == [answered] * 2
+    many = [Text([4, 1, 2], 2, seed) for seed in range(48)]
+    assert tried(many) == many[::4]
+
+
+def arrangements(turns: list[list[float]], tau: Gains) -> Arrangements:
+    return Arrangements(DynamicTree(6, 3), tau, turns)
 
 
 @pytest.mark.parametrize(
-    "fixed, dynamic, is_dynamic",
+    "turns, is_dynamic, is_clear",
     [
-        ([1.0, 1.0, 1.0], [0.9, 0.9, 1.0], True),
-        ([1.0, 1.0, 1.0], [0.99, 0.99, 0.99], False),  # less than noise
-        ([1.0, 1.0, 1.0], [1.1, 1.1, 0.2], False),  # one moment of a busy machine
-        ([1.0, 1.0, 1.0], [1.2, 1.1, 1.3], False),
+        ([[1.1, 1.12], [1.08, 1.09], [1.11, 1.1]], True, False),  # too few texts
+        ([[1.1, 1.12], [1.08, 1.09], [1.11, 1.1], [1.13, 1.12]], True, True),
+        ([[1.0, 1.01], [1.0], [1.01], [1.0, 1.0]], False, True),  # less than it has to be
+        ([[1.3, 0.9], [1.03], [1.2, 0.8], [1.1]], True, False),
+        ([[0.9, 0.91], [0.89, 0.9], [0.92, 5.0], [0.9]], False, True),  # one moment of a busy machine
     ],
 )
-def test_a_dynamic_tree_is_chosen_where_it_is_faster_in_sum_and_in_most_texts(
-    fixed: list[float], dynamic: list[float], is_dynamic: bool
+def test_the_median_turn_decides_once_it_is_far_enough_from_what_dynamic_trees_have_to_gain(
+    turns: list[list[float]], is_dynamic: bool, is_clear: bool
 ) -> None:
-    found = Arrangements(3, [Written(s, 10, 17) for s in fixed], [Written(s, 10, 18) for s in dynamic])
+    found = arrangements(turns, Gains(2.0, 2.0))
+    assert (found.is_dynamic_worth_it, found.is_clear) == (is_dynamic, is_clear)
     entry = found.as_entry()
-    assert entry["dynamic_depth"] == (3 if is_dynamic else None)
-    assert (entry["fixed_tau"], entry["dynamic_tau"]) == (1.7, 1.8)
-    assert entry["dynamic_speedup"] == pytest.approx(sum(fixed) / sum(dynamic))
+    assert (entry["dynamic_nodes"], entry["dynamic_depth"]) == ((6, 3) if is_dynamic else (None, None))
+    assert entry["dynamic_speedup"] == statistics.median(sum(turns, []))
+
+
+def test_tokens_of_all_texts_and_times_of_some_make_the_speedup() -> None:
+    """The dynamic tree's steps are a tenth longer and gain a quarter more."""
+    found = arrangements([[1 / 1.1]] * 5, Gains(2.0, 2.5))
+    assert found.speedups() == pytest.approx([1.25 / 1.1] * 5)
+    entry = found.as_entry()
+    assert (entry["fixed_tau"], entry["dynamic_tau"]) == (2.0, 2.5)
+
+
+def test_no_more_texts_are_written_than_it_takes(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = random_heads(DESIGNS["hydra"], base)
+    calibration, texts = counted(base, heads, 0.0)
+    monkeypatch.setattr(module, "_write", lambda *_: [2.0, 2.1])
+    found = time_arrangements(base, heads, calibration, DynamicTree(7, 2), Gains(2.0, 2.0), texts * 4)
+    assert found.turns == [[2.0, 2.1]] * module._FEWEST
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -91,6 +146,8 @@ def test_an_engine_takes_what_was_chosen_and_a_named_size_as_one_tree(base: Base
     chosen = Engine(base, heads, calibrations=[dynamic])
     assert chosen.tree(temperature) == DynamicTree(5, 2)
     assert chosen.tree_name == "calibrated" and chosen.num_nodes(temperature) == 5
+    more = Engine(base, heads, calibrations=[replace(dynamic, dynamic_nodes=8)])
+    assert more.tree(temperature) == DynamicTree(8, 2)
     named = Engine(base, heads, tree=TreeConfig("calibrated", num_nodes=4), calibrations=[dynamic])
     assert named.tree(temperature) == calibration.tree_of(4)
     assert Engine(base, heads, calibrations=[calibration]).tree(temperature) == calibration.tree()

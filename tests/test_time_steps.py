@@ -38,7 +38,7 @@ def test_steps_are_timed_in_turn_from_one_context(base: Base, monkeypatch: pytes
 
     monkeypatch.setattr(Decoder, "step", noted)
     trees: dict[Size, Tree] = {(n, None): calibration.tree_of(n) for n in (1, 2, 8)}
-    found = time_steps(base, heads, trees, [4, 1, 7], 0.8, SMALL)
+    found = time_steps(base, heads, trees, [4, 1, 7], replace(calibration, temperature=0.8), SMALL)
     assert list(found) == list(trees)
     assert all(len(turns) == SMALL.repeats and min(turns) > 0 for turns in found.values())
     expected = [(n, SMALL.context_tokens - 1) for _ in range(SMALL.repeats) for n in (1, 2, 8) for _ in range(4)]
@@ -51,7 +51,7 @@ def test_steps_on_the_device_stay_within_the_slots_that_were_taken_for_them() ->
     heads = random_heads(DESIGNS["hydra"], base)
     calibration = Calibration(0.0, 1, [[0], [0, 0], [1], [0, 0, 0], [2], [3], [4]], [0.1] * 7, 10)
     trees: dict[Size, Tree] = {(n, None): calibration.tree_of(n) for n in (1, 4)}
-    found = time_steps(base, heads, trees, [4, 1, 7], 0.8, replace(SMALL, repeats=30))
+    found = time_steps(base, heads, trees, [4, 1, 7], replace(calibration, temperature=0.8), replace(SMALL, repeats=30))
     assert all(len(turns) == 30 and min(turns) > 0 for turns in found.values())
 
 
@@ -68,7 +68,7 @@ def test_the_timing_context_ends_at_half_of_the_base_s(monkeypatch: pytest.Monke
     config = CalibrateConfig(repeats=1, context_tokens=1000)
     calibration = Calibration(0.0, 1, [[0]], [0.1], 10)
     trees: dict[Size, Tree] = {(n, None): calibration.tree_of(n) for n in (1, 2)}
-    time_steps(base, random_heads(DESIGNS["hydra"], base), trees, [4], 0.0, config)
+    time_steps(base, random_heads(DESIGNS["hydra"], base), trees, [4], calibration, config)
     assert prompts == [10, 10]
 
 
@@ -86,5 +86,5 @@ def test_trees_of_all_sizes_share_one_set_of_matrices(base: Base, monkeypatch: p
 
     monkeypatch.setattr(HeadMatrices, "__init__", noted)
     trees = {size: calibration.tree_of(*size) for size in sizes}
-    time_steps(base, heads, trees, [4, 1, 7], 0.0, replace(SMALL, repeats=1))
+    time_steps(base, heads, trees, [4, 1, 7], calibration, replace(SMALL, repeats=1))
     assert len(made) == 1

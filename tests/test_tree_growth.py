@@ -8,12 +8,11 @@ from plain_heads import plain_heads
 from random_models import random_base, random_heads
 
 from euryale.base.base import Base
-from euryale.decoding.drafters import tree_growth
 from euryale.decoding.drafters.heads import HeadsDrafter
 from euryale.decoding.drafters.interface import Draft, DraftInput
-from euryale.decoding.drafters.tree_growth import MOST_PARENTS, DynamicGrowth, Levels
+from euryale.decoding.drafters.tree_growth import DynamicGrowth, Levels
 from euryale.decoding.tree.calibration import Calibration
-from euryale.decoding.tree.tree import DynamicTree
+from euryale.decoding.tree.tree import MOST_PARENTS, DynamicTree
 from euryale.heads.heads import Heads
 from euryale.kernels.rms_norm import normalise
 
@@ -46,9 +45,8 @@ def paths_of(draft: Draft, row: int) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("kind", ["hydra", "medusa"])
-def test_the_likeliest_paths_are_taken(kind: str, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_likeliest_paths_are_taken(kind: str, temperature: float) -> None:
     """With six tokens all eight parents of a level but the least likely are asked, so few nodes leave nothing out."""
-    monkeypatch.setattr(tree_growth, "_NODES_A_PARENT", 1)
     base = random_base("llama", V, dtype=torch.float64)
     heads = random_heads(plain_heads(kind, num_heads=3), base, seed=2)
     generator = torch.Generator().manual_seed(1)
@@ -57,7 +55,7 @@ def test_the_likeliest_paths_are_taken(kind: str, temperature: float, monkeypatc
     known = DraftInput(hidden_BD, torch.tensor([0, 3, 5]), noise, temperature)
     shapes = set()
     for num_nodes in (2, 5, 9):
-        draft = HeadsDrafter(base, heads, DynamicTree(num_nodes, 3)).propose(known)
+        draft = HeadsDrafter(base, heads, DynamicTree(num_nodes, 3, num_parents=8)).propose(known)
         assert draft.tokens_BN.shape == (3, num_nodes) and draft.is_real_BN is None
         for row in range(3):
             chances = chances_slowly(base, heads, known, row, 3)

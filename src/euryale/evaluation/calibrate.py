@@ -3,12 +3,13 @@
 The base writes text, ranks of its tokens under the heads are counted along it (rank_vectors.py), and give the best
 tree of every size. A loop of steps over the same text gives each tree's tau (simulate_tau.py), a stopwatch the time of
 its steps (time_steps.py), a model of time that grows with nodes and depth takes the noise out, and the finalists are
-timed once more before one is chosen (choose_size.py). Last, part of the text is written again with the chosen tree and
-with as many nodes that each step arranges anew (time_arrangements.py).
+timed once more before one is chosen (choose_size.py). Trees that every step arranges anew are counted along the same
+text (count_dynamic.py), and those that promise most are timed with the finalists (choose_dynamic.py). Last, some of the
+text is written again with the best tree of either kind (time_arrangements.py).
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,14 +20,16 @@ from euryale.base.base import Base
 from euryale.data.row_prompts import Opening
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree.calibration import TREE_FORMAT, Calibration
-from euryale.decoding.tree.tree import Tree
+from euryale.decoding.tree.tree import DynamicTree, Tree
 from euryale.errors import UserError
+from euryale.evaluation.choose_dynamic import DynamicSizes, choose_dynamic, dynamic_finalists, sizes_in_reach
 from euryale.evaluation.choose_size import Measured, Size, choose_size, finalists, fit_times
 from euryale.evaluation.config import CalibrateConfig
-from euryale.evaluation.rank_vectors import Text, frequent_paths, rank_vectors
+from euryale.evaluation.count_dynamic import Known, count_dynamic, dynamic_sizes
+from euryale.evaluation.rank_vectors import Text, frequent_paths, rank_vectors, read_states
 from euryale.evaluation.repetition import repeated_ngram_share
-from euryale.evaluation.simulate_tau import replay
-from euryale.evaluation.time_arrangements import Arrangements, time_arrangements, tried
+from euryale.evaluation.simulate_tau import reached, replay, walked
+from euryale.evaluation.time_arrangements import Arrangements, Gains, time_arrangements, tried
 from euryale.evaluation.time_steps import time_steps
 from euryale.heads.heads import Heads
 from euryale.system.hardware import hardware
@@ -34,6 +37,7 @@ from euryale.system.progress import Progress
 
 log = logging.getLogger(__name__)
 _SHALLOW_UP_TO = 16  # nodes; in larger trees the verifier's time hides what a level costs
+_BLOCK = 8  # texts: breadth prompts come one of each of so many kinds after the other, and both halves shall have all
 
 
 class Timed(NamedTuple):
@@ -44,6 +48,7 @@ class Timed(NamedTuple):
     times: dict[Size, Measured]  # of the model
     again: dict[Size, Measured]  # of the finalists, timed once more
     best: Size
+    dynamic: DynamicSizes | None  # None: no dynamic tree differs from a fixed one, or too few texts to count any
 
 
 def calibrate(base: Base, heads: Heads, openings: list[Opening], config: CalibrateConfig, coupled: bool = True) -> dict:
@@ -57,16 +62,13 @@ def calibrate(base: Base, heads: Heads, openings: list[Opening], config: Calibra
     entries = []
     for temperature in config.temperatures:
         texts = _write(base, openings, temperature, config)
-        ranks = [rank_vectors(base, heads, text, temperature, config.max_rank, coupled) for text in texts]
-        counted = _count(ranks, heads, temperature, config)
-        timed = _time(base, heads, counted, ranks, openings[0].ids, config)
+        known, counted = _know(base, heads, texts, temperature, config, coupled)
+        timed = _time(base, heads, counted, known, config, coupled)
+        arrangements = _arrange(base, heads, counted, known, timed, coupled)
         answers = [text.ids[text.num_prompt :] for text in texts]
         entry = _entry(counted, timed) | {"repeated_8grams": repeated_ngram_share(answers)}
-        arrangements = _arrange(base, heads, texts, ranks, timed.best, temperature, config, coupled)
         entries.append(entry | (arrangements.as_entry() if arrangements else {}))
-        _tell(temperature, timed)
-        if arrangements:
-            _tell_arrangements(arrangements)
+        _tell(temperature, timed, arrangements)
     return {
         "format_version": TREE_FORMAT,
         "device": hardware()["gpu"] or hardware()["cpu"],
@@ -89,6 +91,31 @@ def _write(base: Base, openings: list[Opening], temperature: float, config: Cali
         texts += [Text(o.ids + a.ids, len(o.ids), s) for o, a, s in zip(batch, answers, seeds, strict=True)]
     progress.close()
     return texts
+
+
+def _know(
+    base: Base, heads: Heads, texts: Sequence[Text], temperature: float, config: CalibrateConfig, coupled: bool
+) -> tuple[list[Known], Calibration]:
+    """Reads the texts once; and what was counted along all of them. Raises UserError when they are too short."""
+    states = [read_states(base, heads, text) for text in texts]
+    ranks = [
+        rank_vectors(base, heads, text, temperature, config.max_rank, coupled, states_TC)
+        for text, states_TC in zip(texts, states, strict=True)
+    ]
+    counted = _count(ranks, heads, temperature, config)
+    halves: list[list[Tensor]] = [[], []]
+    for place, ranks_MK in enumerate(ranks):
+        halves[_half(place)].append(ranks_MK)
+    of_halves = [_count(half, heads, temperature, config) if sum(map(len, half)) else None for half in halves]
+    known = [
+        Known(text, states_TC, ranks_MK, of_halves[1 - _half(place)])
+        for place, (text, states_TC, ranks_MK) in enumerate(zip(texts, states, ranks, strict=True))
+    ]
+    return known, counted
+
+
+def _half(place: int) -> int:
+    return (place + place // _BLOCK) % 2
 
 
 def _count(ranks: list[Tensor], heads: Heads, temperature: float, config: CalibrateConfig) -> Calibration:
@@ -116,38 +143,40 @@ def _sizes(calibration: Calibration, node_counts: list[int]) -> list[Size]:
 
 
 def _time(
-    base: Base, heads: Heads, counted: Calibration, ranks: list[Tensor], prompt: list[int], config: CalibrateConfig
+    base: Base, heads: Heads, counted: Calibration, known: Sequence[Known], config: CalibrateConfig, coupled: bool
 ) -> Timed:
-    """Times all sizes, then the finalists again, and chooses."""
+    """Times fixed trees of all sizes, then the finalists of both kinds, and chooses one of each."""
+    prompt = known[0].text.ids[: known[0].text.num_prompt]
     trees = {size: counted.tree_of(*size) for size in _sizes(counted, config.node_counts)}
-    tau = dict(zip(trees, replay(ranks, trees.values()), strict=True))
+    tau = dict(zip(trees, replay([each.ranks_MK for each in known], trees.values()), strict=True))
     shapes = {size: (tree.num_nodes, tree.max_depth) for size, tree in trees.items()}
-    turns = time_steps(base, heads, trees, prompt, counted.temperature, config)
-    times = fit_times(turns, shapes)
-    last = {size: trees[size] for size in finalists(tau, times, shapes)}
-    again = times
-    if len(last) > 1:
-        again = fit_times(time_steps(base, heads, last, prompt, counted.temperature, config), shapes)
-    return Timed(trees, tau, times, again, choose_size(tau, again, shapes))
+    times = fit_times(time_steps(base, heads, trees, prompt, counted, config), shapes)
+    dynamic_tau: dict[DynamicTree, float] = {}
+    if all(each.usual is not None for each in known):
+        sizes = dynamic_sizes(sizes_in_reach(tau, times), heads.num_heads)
+        dynamic_tau = count_dynamic(base, heads, known, sizes, counted.temperature, coupled)
+    likely = dynamic_finalists(dynamic_tau, times)
+    last: dict[Size | DynamicTree, Tree | DynamicTree] = {tree: tree for tree in likely}
+    last |= {size: trees[size] for size in finalists(tau, times, shapes)}
+    turns = time_steps(base, heads, last, prompt, counted, config)
+    again = fit_times({size: turns[size] for size in trees if size in last}, shapes)
+    dynamic = choose_dynamic(dynamic_tau, times, again, {tree: turns[tree] for tree in likely}) if likely else None
+    return Timed(trees, tau, times, again, choose_size(tau, again, shapes), dynamic)
 
 
 def _arrange(
-    base: Base,
-    heads: Heads,
-    texts: list[Text],
-    ranks: list[Tensor],
-    best: Size,
-    temperature: float,
-    config: CalibrateConfig,
-    coupled: bool,
+    base: Base, heads: Heads, counted: Calibration, known: Sequence[Known], timed: Timed, coupled: bool
 ) -> Arrangements | None:
-    """Writes some texts both ways, by what was counted on the others; None: nothing is drafted, or none is left."""
-    places = tried(texts)
-    others = [ranks_MK for place, ranks_MK in enumerate(ranks) if place not in places]
-    if not sum(map(len, others)):
+    """The best tree of either kind against each other; None: there is none of one kind, or no text."""
+    texts = tried([each.text for each in known])
+    if timed.dynamic is None or not texts:
         return None
-    counted = replace(_count(others, heads, temperature, config), num_nodes=best[0], max_depth=best[1])
-    return time_arrangements(base, heads, counted, [texts[place] for place in places], coupled)
+    fixed_tau = walked(
+        reached(each.ranks_MK, each.usual.tree_of(*timed.best)) for each in known if each.usual is not None
+    )
+    tau = Gains(fixed_tau, timed.dynamic.tau[timed.dynamic.best])
+    chosen = replace(counted, num_nodes=timed.best[0], max_depth=timed.best[1])
+    return time_arrangements(base, heads, chosen, timed.dynamic.best, tau, texts, coupled)
 
 
 def _entry(counted: Calibration, timed: Timed) -> dict[str, Any]:
@@ -165,17 +194,20 @@ def _entry(counted: Calibration, timed: Timed) -> dict[str, Any]:
         "step_ms": {str(n): times[n, depth].ms for n, depth in tau if depth is None},
         "shallow": [described(size, times) for size in tau if size[1] is not None],
         "finalists": [described(size, timed.again) | {"error_ms": timed.again[size].error_ms} for size in timed.again],
+        "dynamic": timed.dynamic.as_entry() if timed.dynamic else [],
     }
 
 
-def _tell(temperature: float, timed: Timed) -> None:
+def _tell(temperature: float, timed: Timed, arrangements: Arrangements | None) -> None:
     chosen, again, tau = timed.trees[timed.best], timed.again, timed.tau
     log.info(
         "calibration at T = %s: %d nodes, %d deep, tau %.2f, %.2f ms a step (+- %.2f)",
         *(temperature, chosen.num_nodes, chosen.max_depth, tau[timed.best], *again[timed.best]),
     )
+    if arrangements:
+        _tell_arrangements(arrangements)
     others = [size for size in again if size[0] > 1]
-    if chosen.num_nodes == 1 and others:
+    if chosen.num_nodes == 1 and others and not (arrangements and arrangements.is_dynamic_worth_it):
         size = max(others, key=lambda size: tau[size] / again[size].ms)
         log.warning(
             "no tree pays at T = %s: the best, of %d nodes, gains %.2f tokens in %.2f ms, and a plain step takes "
@@ -186,9 +218,11 @@ def _tell(temperature: float, timed: Timed) -> None:
 
 
 def _tell_arrangements(arrangements: Arrangements) -> None:
-    found = arrangements.as_entry()
+    found, tree = arrangements.as_entry(), arrangements.tree
     log.info(
-        "%s: arranged anew in every step these nodes write %.2f times as fast (tau %.2f, %.2f as one tree)",
-        "a dynamic tree is chosen" if found["dynamic_depth"] else "one tree for all steps is chosen",
-        *(found["dynamic_speedup"], found["dynamic_tau"], found["fixed_tau"]),
+        "%s: arranged anew in every step %d nodes, at most %d deep, write %.2f times as fast (tau %.2f, and %.2f with "
+        "one tree; steps timed on %d texts)",
+        "a dynamic tree is chosen" if arrangements.is_dynamic_worth_it else "one tree for all steps is chosen",
+        *(tree.num_nodes, tree.max_depth, found["dynamic_speedup"], *reversed(arrangements.tau)),
+        len(arrangements.turns),
     )

@@ -8,11 +8,12 @@ than their error the smallest is chosen.
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 Size = tuple[int, int | None]  # nodes of a tree, and the depth that it was held to (None: as deep as the heads)
 Shape = tuple[int, int]  # nodes and depth that the tree has
+Tree = TypeVar("Tree", bound=Hashable)  # what names one: a Size, or a dynamic tree
 
 FINALISTS = 4  # trees that are timed again, as is the root alone
 TIE = 0.01  # speeds this close are equal whatever the stated errors
@@ -27,7 +28,7 @@ class Measured(NamedTuple):
     error_ms: float
 
 
-def fit_times(turns_ms: Mapping[Size, Sequence[float]], shapes: Mapping[Size, Shape]) -> dict[Size, Measured]:
+def fit_times(turns_ms: Mapping[Tree, Sequence[float]], shapes: Mapping[Tree, Shape]) -> dict[Tree, Measured]:
     """A time for every size, which never falls with nodes or depth. turns_ms: one time a size and round.
 
     Rounds in which the whole machine was slow are brought to the pace of the others first.
@@ -37,7 +38,7 @@ def fit_times(turns_ms: Mapping[Size, Sequence[float]], shapes: Mapping[Size, Sh
     paces = [statistics.median(ms / medians[size] for ms, size in zip(each, turns_ms, strict=True)) for each in rounds]
     level = {size: [ms / pace for ms, pace in zip(turns, paces, strict=True)] for size, turns in turns_ms.items()}
     medians = {size: statistics.median(turns) for size, turns in level.items()}
-    errors = {size: _error(turns, medians[size]) for size, turns in level.items()}
+    errors = {size: error_of_median(turns) for size, turns in level.items()}
     logs = isotonic([math.log(ms) for ms in medians.values()], [shapes[size] for size in medians])
     return {size: Measured(math.exp(value), errors[size]) for size, value in zip(medians, logs, strict=True)}
 
@@ -86,6 +87,8 @@ def choose_size(tau: Mapping[Size, float], times: Mapping[Size, Measured], shape
     return min(filter(is_tie, speeds), key=lambda size: shapes[size])
 
 
-def _error(turns: Sequence[float], median: float) -> float:
+def error_of_median(turns: Sequence[float]) -> float:
+    """The standard error of the median of these numbers, were their noise normal."""
+    median = statistics.median(turns)
     deviation = statistics.median(abs(ms - median) for ms in turns)
     return _STEP_OF_MEDIAN * deviation / math.sqrt(len(turns))

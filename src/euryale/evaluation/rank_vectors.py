@@ -5,7 +5,7 @@ own text is read once, and at every position the vector of those ranks is noted.
 starts with a path is that node's chance of being accepted: no independence between heads is assumed. A child is never
 likelier than its parent, hence the best n-node tree is the root and the n - 1 most frequent paths: one sort.
 
-Letters: B batch, T tokens, M positions, K heads, D width, V vocabulary.
+Letters: B batch, T tokens, M positions, K heads, D width, C numbers of all states, V vocabulary.
 """
 
 from collections import Counter
@@ -31,25 +31,44 @@ class Text(NamedTuple):
     seed: int
 
 
+def positions(text: Text, num_heads: int) -> range:
+    """Those that a step can start from: a root comes after each, and as many known tokens as there are heads."""
+    first = max(text.num_prompt - 2, 0)  # the first root is the prompt's last token
+    return range(first, max(first, len(text.ids) - 1 - num_heads))
+
+
+@torch.inference_mode()
+def read_states(base: Base, heads: Heads, text: Text) -> Tensor:
+    """What the heads read of every position, [T, C]."""
+    ids_1T = torch.tensor(text.ids, device=base.device)[None]
+    positions_1T = torch.arange(len(text.ids), device=base.device)[None]
+    layers = heads.layers_read(base.num_layers)
+    return base.forward_packed(ids_1T, positions_1T, torch.zeros_like(positions_1T), layers)[0]
+
+
 @torch.inference_mode()
 def rank_vectors(
-    base: Base, heads: Heads, text: Text, temperature: float, max_rank: int, coupled: bool = True
+    base: Base,
+    heads: Heads,
+    text: Text,
+    temperature: float,
+    max_rank: int,
+    coupled: bool = True,
+    states_TC: Tensor | None = None,
 ) -> Tensor:
-    """The rank of each of the K true next tokens under its head, at every position a step can start from; [M, K].
+    """The rank of each of the K true next tokens under its head, at every one of the text's `positions`; [M, K].
 
     Ranks start at 0; max_rank stands for that and everything worse. At T > 0 coupled heads rank with the verifier's
-    noise.
+    noise. states_TC: of read_states; None: read here.
     """
     K = heads.num_heads
     ids_T = torch.tensor(text.ids, device=base.device)
-    first = max(text.num_prompt - 2, 0)  # the first root is the prompt's last token
-    M = len(text.ids) - first - 1 - K  # every position whose K next tokens after the root are all known
-    if M < 1:
+    first, M = positions(text, K).start, len(positions(text, K))
+    if not M:
         return torch.empty(0, K, dtype=torch.long)
+    hidden_1TC = (read_states(base, heads, text) if states_TC is None else states_TC)[None]
     positions_1T = torch.arange(len(ids_T), device=base.device)[None]
-    layers = heads.layers_read(base.num_layers)
     documents_1T = torch.zeros_like(positions_1T)
-    hidden_1TC = base.forward_packed(ids_T[None], positions_1T, documents_1T, layers)
     packed = PackedText(hidden_1TC, normalise(base.embed(ids_T[None])), positions_1T, documents_1T, ids_T[None])
     hidden_KMD = heads.guesses(packed, [torch.arange(first, first + M, device=base.device)] * K)
     # Token -> row of the draft vocabulary; a token outside of it is never a candidate.

@@ -14,9 +14,8 @@ from torch.distributed.tensor import DTensor
 from euryale.base.base import Base
 from euryale.base.compiled_llama import CompiledLlama
 from euryale.decoding.drafters.head_matrices import draft_dtype
-from euryale.decoding.drafters.tree_growth import MOST_PARENTS
 from euryale.decoding.engine import Engine
-from euryale.decoding.tree.tree import DynamicTree, Tree
+from euryale.decoding.tree.tree import MOST_PARENTS, DynamicTree, Tree
 
 _MIN_BUFFER, _MAX_BUFFER = 2**20, 2**30  # bytes
 _REPEATS = 5

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from euryale.decoding.tree.tree import Tree
+from euryale.decoding.tree.tree import Path, Tree
 
 
 def replay(ranks_MK_texts: Sequence[Tensor], trees: Iterable[Tree]) -> list[float]:
@@ -19,19 +19,29 @@ def replay(ranks_MK_texts: Sequence[Tensor], trees: Iterable[Tree]) -> list[floa
 
     A text's tensor holds, for each position, the rank of the true next token under every head.
     """
-    texts = [[tuple(vector) for vector in ranks_MK.tolist()] for ranks_MK in ranks_MK_texts]
-    return [_tau(texts, set(tree.paths)) for tree in trees]
+    return [walked([reached(ranks_MK, tree) for ranks_MK in ranks_MK_texts]) for tree in trees]
 
 
-def _tau(texts: Sequence[Sequence[tuple[int, ...]]], paths: set[tuple[int, ...]]) -> float:
+def reached(ranks_MK: Tensor, tree: Tree) -> list[int]:
+    """How many of the next tokens a step from each position of a text accepts with this tree."""
+    paths = set(tree.paths)
+    return [_depth(tuple(vector), paths) for vector in ranks_MK.tolist()]
+
+
+def walked(reached_texts: Iterable[Sequence[int]]) -> float:
+    """tau of a loop over texts in which a step from each position accepts so many tokens."""
     num_tokens = num_steps = 0
-    for vectors in texts:
+    for accepted in reached_texts:
         position = 0
-        while position < len(vectors):
-            ranks, depth = vectors[position], 0
-            while depth < len(ranks) and ranks[: depth + 1] in paths:
-                depth += 1
-            position += depth + 1
-            num_tokens += depth + 1
+        while position < len(accepted):
+            num_tokens += accepted[position] + 1
             num_steps += 1
+            position += accepted[position] + 1
     return num_tokens / num_steps
+
+
+def _depth(ranks: Path, paths: set[Path]) -> int:
+    depth = 0
+    while depth < len(ranks) and ranks[: depth + 1] in paths:
+        depth += 1
+    return depth

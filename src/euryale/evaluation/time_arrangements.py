@@ -1,11 +1,15 @@
-"""Whether the chosen number of nodes pays more as one tree for all steps, or arranged anew in each.
+"""Whether steps pay more with one tree for all of them, or with nodes that each step arranges anew.
 
 A dynamic tree gains more tokens a step and costs a sort and a choice at every level: little where a step of the base is
-long. Ranks do not say what it gains, so some answers that are known are written both ways, in turns, and the seconds of
-their steps are compared. The text is the same, so the seconds are all that differs. Both ways know only what was
-counted on the other texts: a tree looks better on the text that it was fitted to.
+long. What either gains is counted along all calibration texts. What their steps take is timed while known answers are
+written both ways, a few steps in turns, text by text until the choice is clear. Texts gain very different numbers of
+tokens, but their steps take nearly the same, so a few texts time what many have counted.
+
+The median turn decides, so that the moments in which others took the machine do not. Clear is: that median lies further
+from _WORTH_IT than twice its standard error, after _FEWEST texts at least. After _MOST texts it decides as it is.
 """
 
+import statistics
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,105 +22,121 @@ from euryale.decoding.request import Request
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree.calibration import Calibration
 from euryale.decoding.tree.tree import DynamicTree, Tree
+from euryale.evaluation.choose_size import error_of_median
 from euryale.evaluation.rank_vectors import Text
+from euryale.evaluation.time_steps import synchronise
 from euryale.heads.heads import Heads
 from euryale.system.progress import Progress
 
-_TEXTS = 8  # that are written both ways, at most; half of them all
+_FEWEST, _MOST = 4, 12  # texts that are written both ways
 _TOKENS = 48  # of each at most
-_WORTH_IT = 1.02  # dynamic is chosen when it writes this much faster, and in most texts is not slower
+_TURN = 4  # steps of one way before those of the other: what else runs on a machine comes and goes within a second
+_WORTH_IT = 1.02  # dynamic is chosen when it writes this much faster
 _PARTS = ("prefill", "draft", "verify", "accept", "commit")
 
 
-class Written(NamedTuple):
-    """An answer written once."""
+class Gains(NamedTuple):
+    """Tokens a step along all texts, by what was counted on others: a tree looks better where it was fitted."""
 
-    seconds: float  # of its steps, without the prompt
-    num_steps: int
-    num_tokens: int
+    fixed: float
+    dynamic: float
 
 
 class Arrangements(NamedTuple):
     """The same texts written both ways."""
 
-    depth: int  # of the dynamic tree
-    fixed: list[Written]
-    dynamic: list[Written]
+    tree: DynamicTree
+    tau: Gains
+    turns: list[list[float]]  # by text: milliseconds of a step of the fixed tree over those of one of the dynamic tree
+
+    def speedups(self) -> list[float]:
+        """How much faster the dynamic tree writes, by turn."""
+        gain = self.tau.dynamic / self.tau.fixed
+        return [gain * ratio for of_text in self.turns for ratio in of_text]
 
     @property
-    def speedup(self) -> float:
-        """Seconds of all texts with the fixed tree over those with the dynamic one."""
-        return sum(each.seconds for each in self.fixed) / sum(each.seconds for each in self.dynamic)
+    def is_clear(self) -> bool:
+        """Whether more texts would hardly change the choice."""
+        speedups = self.speedups()
+        if len(self.turns) < _FEWEST:
+            return False
+        return abs(statistics.median(speedups) - _WORTH_IT) > 2 * error_of_median(speedups)
 
     @property
     def is_dynamic_worth_it(self) -> bool:
         """Whether steps should arrange their nodes anew."""
-        num_not_slower = sum(b.seconds <= a.seconds for a, b in zip(self.fixed, self.dynamic, strict=True))
-        return self.speedup >= _WORTH_IT and 2 * num_not_slower > len(self.fixed)
+        return statistics.median(self.speedups()) >= _WORTH_IT
 
     def as_entry(self) -> dict[str, float | int | None]:
         """What tree.json keeps of it: fields of Calibration."""
         return {
-            "dynamic_depth": self.depth if self.is_dynamic_worth_it else None,
-            "dynamic_speedup": self.speedup,
-            "dynamic_tau": _tau(self.dynamic),
-            "fixed_tau": _tau(self.fixed),
+            "dynamic_nodes": self.tree.num_nodes if self.is_dynamic_worth_it else None,
+            "dynamic_depth": self.tree.max_depth if self.is_dynamic_worth_it else None,
+            "dynamic_speedup": statistics.median(self.speedups()),
+            "dynamic_tau": self.tau.dynamic,
+            "fixed_tau": self.tau.fixed,
         }
 
 
-def tried(texts: Sequence[Text]) -> list[int]:
-    """The places of the texts that are written both ways: some of all kinds, at most half."""
-    answered = [place for place, text in enumerate(texts) if len(text.ids) > text.num_prompt]
-    return answered[:: max(2, len(answered) // _TEXTS)][:_TEXTS]
+def tried(texts: Sequence[Text]) -> list[Text]:
+    """The texts that may be written both ways: those with an answer, of all kinds."""
+    answered = [text for text in texts if len(text.ids) > text.num_prompt]
+    return answered[:: max(1, len(answered) // _MOST)][:_MOST]
 
 
 def time_arrangements(
-    base: Base, heads: Heads, calibration: Calibration, texts: Sequence[Text], coupled: bool = True
-) -> Arrangements | None:
-    """calibration: counted on other texts, with the chosen size; the texts were written at its temperature.
-    coupled: as in AcceptConfig. None: nothing is drafted there, or there is no text.
+    base: Base,
+    heads: Heads,
+    calibration: Calibration,
+    tree: DynamicTree,
+    tau: Gains,
+    texts: Sequence[Text],
+    coupled: bool = True,
+) -> Arrangements:
+    """calibration: with the chosen size of a fixed tree; the texts (at least one) were written at its temperature.
+    coupled: as in AcceptConfig.
 
-    The dynamic tree may be as deep as its nodes and the heads allow: it goes deep only where it is sure. The first text
-    is written once more before, so that nobody pays for the first touch of anything.
+    The first text is written once more before, so that nobody pays for the first touch of anything.
     """
-    tree = calibration.tree()
-    if tree.num_nodes == 1 or not texts:
-        return None
     matrices = build_matrices(base, heads)
-    depth = min(heads.num_heads, tree.num_nodes - 1)
-    trees: list[Tree | DynamicTree] = [tree, DynamicTree(tree.num_nodes, depth)]
-    slots = max(min(len(text.ids), text.num_prompt + _TOKENS) for text in texts) + 2 * (tree.num_nodes + depth)
+    trees: tuple[Tree | DynamicTree, ...] = (calibration.tree(), tree)
+    spare = 2 * max(each.num_nodes + each.max_depth for each in trees)
+    slots = max(min(len(text.ids), text.num_prompt + _TOKENS) for text in texts) + spare
     decoders = []
     for each in trees:
         drafter = build_drafter("heads", base, heads, each, calibration, matrices=matrices)
         rule = AcceptConfig(coupled=coupled)
         decoders.append(Decoder(base, drafter, 1, slots, dict.fromkeys(_PARTS, 0.0), rule))
     progress = Progress(f"fixed and dynamic trees at T = {calibration.temperature}", len(texts), "texts")
-    written: list[list[Written]] = [[], []]
+    found = Arrangements(tree, tau, [])
     for number, text in enumerate([texts[0], *texts]):
-        for place in (0, 1) if number % 2 else (1, 0):
-            one = _write(base, decoders[place], text, calibration.temperature)
-            if number:
-                written[place].append(one)
+        turns = _write(base, decoders, text, calibration.temperature)
         if number:
+            found.turns.append(turns)
             progress.advance()
+        if found.is_clear:
+            break
     progress.close()
-    return Arrangements(depth, *written)
+    return found
 
 
-def _write(base: Base, decoder: Decoder, text: Text, temperature: float) -> Written:
-    """Writes as many tokens as the text's answer has, _TOKENS at most."""
+def _write(base: Base, decoders: Sequence[Decoder], text: Text, temperature: float) -> list[float]:
+    """Writes as many tokens as the text's answer has, _TOKENS at most, until one of the two decoders is done.
+
+    Returns the first one's time of a step over the second one's, by turn; who comes first changes every time.
+    """
     wanted = min(len(text.ids) - text.num_prompt, _TOKENS)
-    request = Request(text.ids[: text.num_prompt], base.tokenizer, Sampling(temperature), text.seed)
-    decoder.add(0, [request])
-    num_tokens = num_steps = 0
-    start = time.perf_counter()
-    while num_tokens < wanted:
-        gained = decoder.step()[0]
-        num_tokens += len(gained)
-        num_steps += bool(gained)  # steps on the device tell what they gained one step later
-    return Written(time.perf_counter() - start, num_steps, num_tokens)
-
-
-def _tau(written: Sequence[Written]) -> float:
-    return sum(each.num_tokens for each in written) / sum(each.num_steps for each in written)
+    for decoder in decoders:
+        decoder.add(0, [Request(text.ids[: text.num_prompt], base.tokenizer, Sampling(temperature), text.seed)])
+    num_tokens, ratios = [0, 0], list[float]()
+    while max(num_tokens) < wanted:
+        seconds = [0.0, 0.0]
+        for place in (1, 0) if len(ratios) % 2 else (0, 1):
+            num_steps, start = 0, time.perf_counter()
+            while num_steps < _TURN and num_tokens[place] < wanted:
+                num_tokens[place] += len(decoders[place].step()[0])
+                num_steps += 1
+            synchronise(base)
+            seconds[place] = (time.perf_counter() - start) / num_steps
+        ratios.append(seconds[0] / seconds[1])
+    return ratios

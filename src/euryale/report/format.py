@@ -80,6 +80,18 @@ def chosen_tree(entry: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
+def dynamic_tree(entry: dict[str, Any]) -> dict[str, Any] | None:
+    """num_nodes and max_depth of the dynamic tree that an entry of tree.json chose, tau and step_ms if they are kept.
+
+    None where it chose one tree for all steps.
+    """
+    if not entry.get("dynamic_depth"):
+        return None
+    chosen = {"num_nodes": entry.get("dynamic_nodes") or entry.get("num_nodes"), "max_depth": entry["dynamic_depth"]}
+    counted = entry.get("dynamic") or []
+    return next((tree for tree in counted if {key: tree.get(key) for key in chosen} == chosen), chosen)
+
+
 def _speedup(tree: dict[str, Any], alone: dict[str, Any]) -> float | None:
     """Tokens a millisecond over those of one node."""
     numbers = [tree.get("tau"), tree.get("step_ms"), alone.get("tau"), alone.get("step_ms")]

@@ -41,7 +41,7 @@ def training_summary(report: dict[str, Any]) -> str:
     vs_ar, vs_hf = format.speedups(bench)
     speed = bench.get("contenders", {}).get("euryale", {}).get("tokens_per_s")
     calibration = format.nearest_calibration(report.get("calibration"), evaluation.get("temperature"))
-    chosen = (calibration or {}).get("num_nodes")
+    chosen = (format.dynamic_tree(calibration or {}) or calibration or {}).get("num_nodes")
     num_nodes = bench.get("num_nodes") or chosen
     how = ", chosen by timing this machine" if num_nodes == chosen else ""
     blocks.append(
@@ -123,8 +123,13 @@ def calibration_table(calibration: dict[str, Any]) -> str:
     rows = [_size_row(str(nodes), tokens, ms, ratio(ratio(tokens, ms), alone)) for nodes, tokens, ms in sorted(sizes)]
     chosen = format.chosen_tree(calibration)
     if chosen.get("num_nodes") is not None:
-        name = f"chosen: {format.describe_tree(chosen)}"
+        dynamic = format.dynamic_tree(calibration)
+        name = f"{'best of one tree' if dynamic else 'chosen'}: {format.describe_tree(chosen)}"
         rows.append(_size_row(name, chosen.get("tau"), chosen.get("step_ms"), chosen.get("speedup")))
+        if dynamic:
+            tokens, ms = dynamic.get("tau"), dynamic.get("step_ms")
+            name = f"chosen: dynamic, {format.describe_tree(dynamic)}"
+            rows.append(_size_row(name, tokens, ms, ratio(ratio(tokens, ms), alone)))
     return align(["nodes", "tau", "ms/step", "tokens/s", "over 1 node"], rows)
 
 

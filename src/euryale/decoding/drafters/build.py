@@ -109,7 +109,7 @@ def build_adaptive(
     """The heads on trees of several sizes, by number of nodes, over the same matrices."""
     matrices = matrices or build_matrices(base, heads)
     drafters = {n: build_drafter("heads", base, heads, tree, calibration, None, matrices) for n, tree in sizes.items()}
-    promised = {n: calibration.promise(n, tree.max_depth) for n, tree in sizes.items()}
+    promised = {n: calibration.promise_of(tree) for n, tree in sizes.items()}
     return AdaptiveDrafter(
         drafters, {n: tau for n, (tau, _) in promised.items()}, {n: ms for n, (_, ms) in promised.items()}
     )

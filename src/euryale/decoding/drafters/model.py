@@ -19,9 +19,9 @@ from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
 from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput
 from euryale.decoding.drafters.ngram_index import of_slots
-from euryale.decoding.drafters.tree_growth import MOST_PARENTS, Levels, build_growth
+from euryale.decoding.drafters.tree_growth import Levels, build_growth
 from euryale.decoding.kv_cache import KVCache, draw_mask
-from euryale.decoding.tree.tree import ROOT_ONLY, DynamicTree, Shape, Tree
+from euryale.decoding.tree.tree import MOST_PARENTS, ROOT_ONLY, DynamicTree, Shape, Tree
 from euryale.errors import UserError
 
 _MOST_NEW = 512  # tokens read at once: bounds the memory of a long prompt

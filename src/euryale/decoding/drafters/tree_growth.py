@@ -25,8 +25,6 @@ from euryale.decoding.tree.calibration import Calibration
 from euryale.decoding.tree.tree import DynamicTree, Shape, Tree
 
 _MOST_RANKS = 10  # candidates a parent in a dynamic tree: what calibration counts as well
-MOST_PARENTS = 8  # nodes of a level whose children it asks for, in trees of _NODES_A_PARENT times as many and more
-_NODES_A_PARENT = 8
 _LEAST_CHANCE = -30.0  # of a token, in nats: keeps the sums small enough for the next line to count
 _DEPTH_COST = 1e-4  # nats: puts a child after its parent where rounding makes them equal
 
@@ -185,9 +183,7 @@ class DynamicGrowth:
     ) -> None:
         self._device, self._top_k = device, top_k
         self._num_ranks = R = min(_MOST_RANKS, num_candidates, max(1, tree.num_nodes - 1))
-        # Asking is what drafting costs. On the bundled base two parents gave trees of 4 and 8 nodes, and three those of
-        # 16, the tokens a step that eight gave; trees of 64 lost 0.03 to 0.07 with four.
-        self._num_parents = min(MOST_PARENTS, max(2, 1 + tree.num_nodes // _NODES_A_PARENT), tree.num_nodes - 1, R)
+        self._num_parents = min(tree.parents_asked, tree.num_nodes - 1, R)
         self.max_depth = min(tree.max_depth, tree.num_nodes - 1)
         self.num_nodes = 1
         if self.max_depth:

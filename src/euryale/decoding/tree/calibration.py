@@ -2,7 +2,7 @@
 
 `tree.json` alongside the heads holds, for one or more temperatures, paths ordered so that the best n-node tree is the
 root and the first n - 1 of them (of those that are not too deep), the n and depth that were fastest here, and whether
-so many nodes are faster still where every step arranges them anew.
+nodes that every step arranges anew are faster still, and how many.
 """
 
 import json
@@ -35,20 +35,23 @@ class Calibration:
     max_depth: int | None = None  # chosen: every level is one more round of drafting; None: as deep as the heads
     shallow: list[dict[str, float]] = field(default_factory=list)  # num_nodes, max_depth, tau, step_ms of other trees
     finalists: list[dict[str, Any]] = field(default_factory=list)  # timed once more: as shallow, and error_ms
-    # Not None: every step arranges so many nodes anew, at most this deep (evaluation/time_arrangements.py).
+    # Not None: every step arranges nodes anew, at most this deep (evaluation/time_arrangements.py).
     dynamic_depth: int | None = None
+    dynamic_nodes: int | None = None  # how many; None, as in older files: as many as the chosen tree has
     dynamic_speedup: float | None = None  # how much faster that was than the chosen tree; None: not timed
-    dynamic_tau: float | None = None  # tokens a step of those texts
+    dynamic_tau: float | None = None  # tokens a step along texts that neither was fitted to
     fixed_tau: float | None = None
+    dynamic: list[dict[str, Any]] = field(default_factory=list)  # num_nodes, max_depth, tau, step_ms of such trees
 
     def tree(self) -> Tree:
         """The chosen size, as the paths that were most often right."""
         return self.tree_of(self.num_nodes, self.max_depth)
 
     def chosen(self) -> Tree | DynamicTree:
-        """The tree that was fastest here: that one, or its number of nodes arranged anew in every step."""
+        """The tree that was fastest here: that one, or a number of nodes arranged anew in every step."""
         tree = self.tree()
-        return DynamicTree(tree.num_nodes, self.dynamic_depth) if self.dynamic_depth and tree.num_nodes > 1 else tree
+        num_nodes = self.dynamic_nodes or tree.num_nodes
+        return DynamicTree(num_nodes, self.dynamic_depth) if self.dynamic_depth and num_nodes > 1 else tree
 
     def tree_of(self, num_nodes: int, max_depth: int | None = None) -> Tree:
         """The best tree of at most this many nodes, the root included, and of at most this depth."""
@@ -60,6 +63,22 @@ class Calibration:
         timed = [None, *(int(entry["max_depth"]) for entry in self.shallow if entry["num_nodes"] == num_nodes)]
         speeds = {depth: self.promise(num_nodes, depth) for depth in timed}
         return max(speeds, key=lambda depth: speeds[depth][0] / speeds[depth][1])
+
+    def fastest_dynamic(self, num_nodes: int, max_depth: int) -> DynamicTree | None:
+        """The dynamic tree of so many nodes, and at most so deep, that writes the most tokens a millisecond.
+
+        None where none was counted.
+        """
+        fit = [e for e in self.dynamic if e["num_nodes"] == num_nodes and e["max_depth"] <= max_depth]
+        best = max(fit, key=lambda entry: entry["tau"] / entry["step_ms"], default=None)
+        return None if best is None else DynamicTree(best["num_nodes"], best["max_depth"])
+
+    def promise_of(self, tree: Tree | DynamicTree) -> tuple[float, float]:
+        """As `promise`; a dynamic tree that was not counted promises what a fixed one of its size does."""
+        for entry in self.dynamic if isinstance(tree, DynamicTree) else []:
+            if (entry["num_nodes"], entry["max_depth"]) == (tree.num_nodes, tree.max_depth):
+                return entry["tau"], entry["step_ms"]
+        return self.promise(tree.num_nodes, tree.max_depth)
 
     def promise(self, num_nodes: int, max_depth: int | None = None) -> tuple[float, float]:
         """Tokens a step, and milliseconds of one, that were counted and timed for this tree.
@@ -105,9 +124,13 @@ def read_calibrations(folder: Path, quantization: str = "none") -> list[Calibrat
         for calibration in found:
             if not 1 <= calibration.num_nodes <= len(calibration.paths) + 1:
                 raise ValueError(f"num_nodes={calibration.num_nodes} with {len(calibration.paths)} paths")
-            depth = calibration.dynamic_depth
-            if depth is not None and (type(depth) is not int or depth < 1):
-                raise ValueError(f"dynamic_depth={depth!r}")
+            for name in ("dynamic_depth", "dynamic_nodes"):
+                number = getattr(calibration, name)
+                if number is not None and (type(number) is not int or number < 1):
+                    raise ValueError(f"{name}={number!r}")
+            for entry in calibration.dynamic:
+                if min(entry[key] for key in ("num_nodes", "max_depth", "tau", "step_ms")) <= 0:
+                    raise ValueError(f"dynamic={entry!r}")
             if isinstance(calibration.temperature, bool) or not isinstance(calibration.temperature, int | float):
                 raise ValueError(f"temperature={calibration.temperature!r}")
             calibration.tree()

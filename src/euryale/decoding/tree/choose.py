@@ -70,7 +70,8 @@ def plan_sizes(
 ) -> dict[int, Tree | DynamicTree]:
     """Trees of every size whose steps were timed, at most `num_nodes` large, by number of nodes.
 
-    Raises UserError when too few were timed to choose among.
+    Dynamic ones, where so many nodes were counted, if they are asked for or calibration found them faster. Raises
+    UserError when too few were timed to choose among.
     """
     sizes: dict[int, Tree | DynamicTree] = {1: ROOT_ONLY}
     calibration = nearest(calibrations, temperature) if calibrations else None
@@ -78,6 +79,8 @@ def plan_sizes(
         if calibration is not None and str(n) in calibration.tau and 1 < n <= (asked.num_nodes or MOST_NODES):
             depth = asked.max_depth or calibration.fastest_depth(n)
             planned = plan_tree(TreeConfig(asked.name, n, depth), heads, heads.num_heads, [calibration], temperature)
+            if asked.name == "dynamic" or calibration.dynamic_depth is not None:
+                planned = calibration.fastest_dynamic(n, asked.max_depth or heads.num_heads) or planned
             if planned.num_nodes == n:
                 sizes[n] = planned
     if len(sizes) < 2 or calibration is None or "1" not in calibration.step_ms:
