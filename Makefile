@@ -25,7 +25,7 @@ demo-chat: $(STAMP) $(HEADS)/tree.json
 	$(PY) infer/compare.py checkpoint=$(HEADS) $(ASK_ARGS)
 	$(PY) train/run.py recipe=smollm2_demo $(DEMO_ARGS)
 
-# In 4 bits, several times as fast, on a machine without a GPU that has a C++ compiler (docs/int4.md).
+# In 4 bits, several times as fast, on a machine without a GPU that has a C++ compiler (docs/cpu.md).
 QUANTIZATION = $(PY) -c 'import shutil, torch; has_compiler = any(map(shutil.which, ("g++", "c++", "clang++"))); \
 	print("int4" if has_compiler and not torch.cuda.is_available() else "auto")'
 

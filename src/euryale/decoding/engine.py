@@ -82,7 +82,7 @@ class Engine:
         dtype `auto` is the one that the heads were trained and calibrated on, where their folder says it and this
         processor is quick in it.
         backend: of the kernels that the base's forward takes, auto | triton | cuda | torch (docs/gpu.md).
-        quantization: of the base, none | nf4 | int4 (docs/int4.md); auto: that of the training.
+        quantization: of the base, none | nf4 | int4 (docs/cpu.md); auto: that of the training.
         An adapter that the heads were trained with is put on the base, or with `merge_adapter` into its weights.
 
         Raises UserError: no checkpoint there, heads of another base, files cut short, an unknown drafter, tree or

@@ -27,7 +27,7 @@ static void tile(const Matrix& w, int t, const Rows& x, int m, float* y_MO, bool
 // All rows of a tile, so many at once as it is quick for: the weights are read once for them, and stay near for the rest.
 template <int BITS>
 static void tile_of_all(const Matrix& w, int t, const Rows& x, int M, float* y_MO, bool adds) {
-    constexpr int MOST = BITS == 16 ? 4 : 8;
+    constexpr int MOST = BITS == 16 ? 6 : 8;
     int m = 0;
     for (; m + MOST <= M; m += MOST) tile<MOST, BITS>(w, t, x, m, y_MO, adds);
     switch (M - m) {
