@@ -1,8 +1,9 @@
-"""What exactness costs: CPU time of a step's forward and logits, exact against torch's own attention and row counts.
+"""CPU time of a step's forward and logits: the fast forward against itself with torch's own attention and row counts
+("plain"), and where a base has it the compiled forward, in bfloat16 and in 4 bits.
 
     python tests/step_times.py BASE DTYPE CONTEXT ROUNDS [ROWS] [NODES,NODES,...]
 
-Both ways read the same random keys and trees in turns, so a neighbour on the machine slows both; medians of CPU time.
+All ways read the same random keys and trees in turns, so a neighbour on the machine slows all; medians of CPU time.
 """
 
 import random
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor
 
 from euryale.base.base import Base, load_base
+from euryale.base.compiled_llama import CompiledLlama, why_not
 from euryale.base.config import BaseConfig
 from euryale.base.fast_llama import FastLlama
+from euryale.base.forward import Forward
 from euryale.decoding.kv_cache import KVCache, TreeMask
 
 DEPTH = 4
@@ -39,7 +42,7 @@ def tree_of(num_nodes: int) -> Tensor:
 class Way:
     """One forward over rows of equal length."""
 
-    def __init__(self, base: Base, forward: FastLlama, num_rows: int, num_slots: int) -> None:
+    def __init__(self, base: Base, forward: Forward, num_rows: int, num_slots: int) -> None:
         forward.reserve(num_slots)
         self._forward = forward
         self._cache = KVCache(base.model.config, num_rows, num_slots, base.dtype, base.device)
@@ -67,7 +70,10 @@ def main() -> None:
     base = load_base(BaseConfig(path=path, dtype=dtype))
     exact, plain = FastLlama(base.model), FastLlama(base.model)
     plain._is_exact_attention = False
-    ways = {name: Way(base, way, num_rows, context + max(counts)) for name, way in (("plain", plain), ("exact", exact))}
+    forwards: dict[str, Forward] = {"plain": plain, "exact": exact}
+    if base.dtype == torch.bfloat16 and why_not(base.model.config, base.device, base.dtype) is None:
+        forwards |= {"compiled": CompiledLlama(base.model, 16), "int4": CompiledLlama(base.model, 4)}
+    ways = {name: Way(base, forward, num_rows, context + max(counts)) for name, forward in forwards.items()}
     if not exact.is_exact:
         print("exactness is not proven on this machine")
     trees = {n: (torch.randint(base.vocab_size, (num_rows, n)), tree_of(n)) for n in counts}
@@ -82,10 +88,14 @@ def main() -> None:
                         found[name, n].append(1000 * seconds)
     print(f"{path} {dtype}, {context} tokens, {num_rows} rows, {torch.get_num_threads()} threads")
     for n in counts:
-        plain_ms, exact_ms = median(found["plain", n]), median(found["exact", n])
-        ratio = median(b / a for a, b in zip(found["plain", n], found["exact", n], strict=True))
-        over = exact_ms / median(found["exact", counts[0]])
-        print(f"n {n:3d}: plain {plain_ms:7.2f} ms, exact {exact_ms:7.2f} ms, ratio {ratio:.3f}, t(n)/t(1) {over:.2f}")
+        parts = []
+        for name in ways:
+            ratio = median(b / a for a, b in zip(found["plain", n], found[name, n], strict=True))
+            over = median(found[name, n]) / median(found[name, counts[0]])
+            parts.append(
+                f"{name} {median(found[name, n]):7.2f} ms ({ratio:.2f} of plain, t(n)/t({counts[0]}) {over:.2f})"
+            )
+        print(f"n {n:3d}: {', '.join(parts)}")
 
 
 if __name__ == "__main__":
