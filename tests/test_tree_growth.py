@@ -8,9 +8,11 @@ from plain_heads import plain_heads
 from random_models import random_base, random_heads
 
 from euryale.base.base import Base
+from euryale.decoding.config import AcceptConfig
 from euryale.decoding.drafters.heads import HeadsDrafter
 from euryale.decoding.drafters.interface import Draft, DraftInput
 from euryale.decoding.drafters.tree_growth import DynamicGrowth, Levels
+from euryale.decoding.engine import Engine
 from euryale.decoding.tree.calibration import Calibration
 from euryale.decoding.tree.tree import MOST_PARENTS, DynamicTree
 from euryale.heads.heads import Heads
@@ -115,3 +117,22 @@ def test_a_token_that_is_certain_keeps_its_place_above_its_child() -> None:
     growth = DynamicGrowth(DynamicTree(12, 4), 4, torch.device("cpu"))
     draft = grown(growth, [0], scores)
     assert paths_of(draft, 0)[:5] == [(), (2,), (2, 2), (2, 2, 2), (2, 2, 2, 2)]
+
+
+@pytest.mark.parametrize("tree", ["dynamic", "chain"])
+@pytest.mark.parametrize("rule", ["exact", "rejection"])
+def test_heads_that_are_not_finite_leave_the_text_alone(rule: str, tree: str) -> None:
+    """They guess nothing right; a NaN that counts as likeliest would be kept before its parent, or before the root."""
+    base = random_base("llama", V, seed=3)
+    heads = random_heads(plain_heads("hydra"), base)
+    with torch.no_grad():
+        for parameter in heads.parameters():
+            parameter.fill_(torch.nan)
+    engine = Engine(base, heads, "heads", tree, accept=AcceptConfig(rule, coupled=rule == "exact"))
+    plain = Engine(base, drafter="none")
+    # Under rejection a dynamic tree names its candidates with certainty, so that a seed draws another text.
+    for temperature in (0.0,) if (rule, tree) == ("rejection", "dynamic") else (0.0, 1.0):
+        found, expected = (
+            x.generate([[1, 2, 3], [4]], 20, seed=[5, 6], temperature=temperature) for x in (engine, plain)
+        )
+        assert [one.ids for one in found] == [one.ids for one in expected]

@@ -52,6 +52,7 @@ def walk_by_rejection(draft: Draft, p_BNV: Tensor, uniform_BN: Tensor, noise_BNV
         certain_BV = torch.zeros_like(left_BV).scatter_(1, token_B1, 1.0)
         drafted_BV = certain_BV if q_BNV is None else q_BV
         p_B, q_B = left_BV.gather(1, token_B1)[:, 0], drafted_BV.gather(1, token_B1)[:, 0]
+        is_tried_B &= q_B.isfinite()  # heads that break draw from nothing: their candidates are left out
         is_taken_B = is_tried_B & (uniform_BN[:, node] * q_B < p_B)
         is_refused_B1 = (is_tried_B & ~is_taken_B)[:, None]
         left_BV = torch.where(is_refused_B1, _less(left_BV, drafted_BV, certain_BV), left_BV)

@@ -25,7 +25,7 @@ from euryale.decoding.tree.calibration import Calibration
 from euryale.decoding.tree.tree import DynamicTree, Shape, Tree
 
 _MOST_RANKS = 10  # candidates a parent in a dynamic tree: what calibration counts as well
-_LEAST_CHANCE = -30.0  # of a token, in nats: keeps the sums small enough for the next line to count
+_LEAST_CHANCE = -30.0  # of a token, in nats: keeps the sums small enough for the next line to count; NaN has it too
 _DEPTH_COST = 1e-4  # nats: puts a child after its parent where rounding makes them equal
 
 
@@ -189,6 +189,7 @@ class DynamicGrowth:
         if self.max_depth:
             self.num_nodes = min(tree.num_nodes, 1 + R + (self.max_depth - 1) * self._num_parents * R)
 
+        self._least = torch.tensor(_LEAST_CHANCE, device=device)
         self._usual_halves: tuple[Tensor, ...] | None = None  # by level
         if calibration is not None:
             self._usual_halves = (_rank_chances(calibration, self.max_depth, R).log().to(device) / 2).unbind()
@@ -207,7 +208,8 @@ class DynamicGrowth:
             best_BPR, ids_BPR = self._top_k(scores_BPV.log_softmax(-1, dtype=torch.float32), R)
             if self._usual_halves is not None:
                 best_BPR = torch.add(self._usual_halves[level], best_BPR, alpha=0.5)
-            chance_BM = (chance_BP[:, :, None] + best_BPR.clamp(min=_LEAST_CHANCE) - _DEPTH_COST).flatten(1)
+            # fmax takes the number where the other is NaN, which would be kept before its own parent.
+            chance_BM = (chance_BP[:, :, None] + best_BPR.fmax(self._least) - _DEPTH_COST).flatten(1)
             ids_BM = ids_BPR.expand(-1, chance_BP.shape[1], -1).flatten(1)
             if draft_ids is not None:
                 ids_BM = draft_ids[ids_BM]

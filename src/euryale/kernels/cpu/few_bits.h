@@ -28,7 +28,8 @@ static void quantise(const float* x_I, int I, int8_t* numbers, float* sizes, flo
         store(numbers + b * BLOCK + LANES, __builtin_convertvector(c, Small));
         const Floats broken = (low - low) + (high - high);  // NaN where a number is not finite, else 0
         sizes[b] = most / 127.0f + sum(broken);
-        sums[b] = sizes[b] * sum(__builtin_convertvector(a + c, Floats));  // whole numbers: exact in any order
+        // Whole numbers: exact in any order. Added as float, because what is not finite would overflow an int.
+        sums[b] = sizes[b] * sum(__builtin_convertvector(a, Floats) + __builtin_convertvector(c, Floats));
     }
 }
 

@@ -1,0 +1,151 @@
+"""Compiling the C++ of the compiled forward at first use: whatever compiler, folder or file is in the way, it is one clear message."""
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from euryale.errors import UserError
+from euryale.kernels.compiled import cache_folder, keep
+from euryale.kernels.cpu import compile as compile_module
+from euryale.kernels.cpu.compile import find_compiler, library_for
+
+SMALL = '#include <vector>\nextern "C" { int euryale_read() { return 7; }\nvoid euryale_product() {} }\n'
+
+
+@pytest.fixture(autouse=True)
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A library that is compiled in a moment, in a folder with a space in its name."""
+    folder = tmp_path / "the sources"
+    folder.mkdir()
+    (folder / "llama.cpp").write_text(SMALL)
+    monkeypatch.setattr(compile_module, "FOLDER", folder)
+    return folder
+
+
+def compiler_that(tmp_path: Path, does: str) -> str:
+    path = tmp_path / "a compiler"
+    path.write_text(f"#!/bin/sh\n{does}\n")
+    path.chmod(0o755)
+    return f"'{path}'"
+
+
+def only_file(folder: Path) -> Path:
+    (file,) = folder.iterdir()
+    return file
+
+
+def test_a_library_is_compiled_once_for_each_compiler_and_target(tmp_path: Path) -> None:
+    kept, compiler = tmp_path / "kept", find_compiler()
+    for _ in range(2):
+        assert library_for(compiler, (), kept).euryale_read
+    first = only_file(kept).stat().st_mtime_ns
+    library_for(compiler, (), kept)
+    assert only_file(kept).stat().st_mtime_ns == first
+    library_for(compiler, ("-O1",), kept)
+    library_for((*compiler, "-DNAMED"), (), kept)
+    assert len(list(kept.iterdir())) == 3
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_file_that_was_cut_short_is_compiled_anew(
+    tmp_path: Path, share: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Loading it could end the process: what is mapped beyond the end of a file is a bus error."""
+    kept, compiler = tmp_path / "kept", find_compiler()
+    library_for(compiler, (), kept)
+    file = only_file(kept)
+    whole = file.read_bytes()
+    file.unlink()  # its pages are in use
+    file.write_bytes(whole[: int(len(whole) * share)])
+    with caplog.at_level(logging.WARNING):
+        assert library_for(compiler, (), kept).euryale_read
+    assert "compiled anew (it was cut short)" in caplog.text
+    assert len(only_file(kept).read_bytes()) == len(whole)
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ("no-such-compiler", "CXX=no-such-compiler was not found"),
+        ("'g++", "CXX must name a C\\+\\+ compiler; got 'g\\+\\+"),
+        ("/", "CXX=/ was not found"),
+    ],
+)
+def test_a_cxx_that_names_nothing_is_named(named: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", named)
+    with pytest.raises(UserError, match=told):
+        find_compiler()
+
+
+def test_a_machine_without_a_compiler_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler; none of g\+\+, c\+\+, clang\+\+ was found\. Install"):
+        find_compiler()
+
+
+@pytest.mark.parametrize(
+    ("does", "told"),
+    [
+        ("exit 1", "refuses .*llama.cpp: it said nothing. Name another"),
+        ("echo 'x: Error: no such instruction: vpdpbusd' >&2; exit 1", "no such instruction: vpdpbusd. Name another"),
+        ("exit 0", "nothing that works came of .*: .*llama.so.*Name another"),
+        ('while [ "$1" != -o ]; do shift || exit; done; echo text > "$2"', "nothing that works came of .*Name another"),
+    ],
+)
+def test_a_compiler_that_fails_is_one_message_and_keeps_nothing(
+    tmp_path: Path, does: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", compiler_that(tmp_path, does))
+    with pytest.raises(UserError, match=told):
+        library_for(find_compiler(), (), tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
+def test_a_compiler_that_cannot_be_started_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "compiler"
+    path.write_bytes(b"\x7fELF of another machine")
+    path.chmod(0o755)
+    monkeypatch.setenv("CXX", str(path))
+    with pytest.raises(UserError, match="nothing that works came of .*Exec format error.*Name another"):
+        library_for(find_compiler(), (), tmp_path / "kept")
+
+
+def test_a_library_that_lacks_what_it_links_to_is_not_kept(tmp_path: Path, sources: Path) -> None:
+    """As a C compiler leaves out the library of C++."""
+    (sources / "llama.cpp").write_text("extern void nowhere();\nvoid call() { nowhere(); }\n")
+    with pytest.raises(UserError, match="undefined symbol.*Name another C"):
+        library_for(find_compiler(), ("-Wl,-z,now",), tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
+def test_a_full_disk_costs_the_cache_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with caplog.at_level(logging.WARNING):
+        assert library_for(find_compiler(), (), tmp_path / "kept").euryale_read
+    assert "cannot be kept (No space left on device)" in caplog.text
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def test_two_that_compile_at_once_both_end_with_a_whole_file(tmp_path: Path) -> None:
+    for code in (b"one", b"two"):
+        keep(tmp_path / "kept" / "llama.so", code)
+    assert only_file(tmp_path / "kept").read_bytes() == b"two"
+
+
+def test_a_user_without_a_home_is_asked_for_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("EURYALE_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(UserError, match="EURYALE_CACHE must name a folder"):
+        cache_folder()
