@@ -9,7 +9,7 @@ Sizes come from the base's config alone: its layers are built without memory, on
     gradients    as large as what is trained
     optimizer    two moments a number: 8 bytes, or 2 with the 8-bit optimizers
     activations  what the backward pass needs, at this batch and block length
-    writing      what the base needs beyond the six above while it writes the training text, before heads exist
+    writing      what the text that the base writes first takes beyond all that training takes later
 
 Activations are counted tensor by tensor for a Llama layer (they are the part that can be a third too high), those of
 the heads by running them without memory, logits as chunked.py holds them. Letters as in the formulas: N tokens in a
