@@ -1,4 +1,4 @@
-"""Compiling the C++ of the compiled forward at first use: whatever compiler, folder or file is in the way, it is one clear message."""
+"""The C++ of the CPU is compiled once and kept whole; what keeps it from being compiled is one message."""
 
 import logging
 import os
