@@ -121,6 +121,7 @@ def test_what_does_not_fit_is_refused_before_the_base_is_built(monkeypatch: pyte
         (["base=hf"], ["base.path is not set"]),
         (["base=hf", "base.path=no/such/base"], ["base.path=no/such/base"]),
         (["base.quantization=int3"], ["base.quantization must be one of auto, none, nf4, int4; got int3"]),
+        (["base.quantization=int4"], ["int4 is for decoding", "measures training", "base.quantization=none"]),
         (["data.block_size=5000"], ["data.block_size=5000", "this shape", "1024"]),
         (["objectives=[pretrain]"], ["objectives must be among medusa1, medusa2; got [pretrain]"]),
         (["objectives=[]"], ["objectives must be among medusa1, medusa2; got []"]),

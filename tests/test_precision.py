@@ -11,9 +11,10 @@ from transformers import LlamaConfig
 from euryale.base import precision
 from euryale.base.base import load_base
 from euryale.base.config import BaseConfig
-from euryale.base.precision import pick_dtype
+from euryale.base.precision import is_stored_in_4_bits, pick_dtype
 from euryale.cli.open_engine import open_base
 from euryale.decoding.engine import Engine
+from euryale.errors import UserError
 from euryale.kernels import packed_linear
 from euryale.training import optimizer
 from euryale.training.config import OptimConfig
@@ -124,3 +125,12 @@ def test_a_bfloat16_base_decodes_exactly_on_a_processor_without_bfloat16_product
     [found] = drafted.generate([[1, 5, 9, 5, 9, 5]], 24, ignore_eos=True)
     assert not found.is_exact or found.ids == expected.ids
     assert len(found.ids) == 24
+
+
+def test_int4_of_weights_that_are_stored_in_nf4_is_refused_by_its_name() -> None:
+    stored = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    of_base = LlamaConfig(quantization_config=stored)
+    assert is_stored_in_4_bits(of_base, "here", "none")
+    with pytest.raises(UserError, match="int4 is made of weights in 16 .*base.path=here are stored in nf4"):
+        is_stored_in_4_bits(of_base, "here", "int4")
+    assert not is_stored_in_4_bits(LlamaConfig(), "here", "int4")

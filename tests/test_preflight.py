@@ -8,6 +8,7 @@ import pytest
 from plain_heads import plain_heads
 
 from euryale.base.base import Base
+from euryale.base.config import BaseConfig
 from euryale.cli.check_run import check_rows, check_settings
 from euryale.cli.preflight import check_base
 from euryale.cli.train_schemas import EvaluateConfig, TrainConfig
@@ -22,6 +23,7 @@ def test_the_default_run_is_fine() -> None:
     check_settings(TrainConfig())
 
 
+INT4 = BaseConfig(quantization="int4")
 PRETRAIN: dict[str, Any] = {"objective": ObjectiveConfig(kind="pretrain")}
 
 
@@ -48,6 +50,8 @@ PRETRAIN: dict[str, Any] = {"objective": ObjectiveConfig(kind="pretrain")}
         ({"scratch": ScratchConfig(enabled=True)}, "scratch.enabled=true .* recipe=pretrain_tiny"),
         ({"scratch": ScratchConfig(enabled=True, num_heads=7), **PRETRAIN}, "scratch.hidden_size=256"),
         ({"optim": OptimConfig(name="muon"), **PRETRAIN}, "optim=muon .* Add optim=adamw"),
+        ({"base": INT4, "objective": ObjectiveConfig(kind="medusa2")}, "is for decoding: .* got medusa2. Use"),
+        ({"base": INT4, "optim": OptimConfig(name="adamw"), **PRETRAIN}, "is for decoding: .* got pretrain. Use base.quantization=none"),
         ({"data": DataConfig(kind="files", files="gone.txt")}, "data.files=gone.txt: there is no such file"),
         ({"data": DataConfig(held_out_one_in=0)}, "data.held_out_one_in must be at least 2, because this run measures"),
     ],

@@ -197,7 +197,7 @@ def load_base(config: BaseConfig) -> Base:
     dtype = pick_dtype(config.dtype, device, of_base)
     settings.check(of_base, device, dtype)
     quantization = quantization_config(config.quantization, dtype)
-    if is_stored := is_stored_in_4_bits(of_base, config.path):
+    if is_stored := is_stored_in_4_bits(of_base, config.path, config.quantization):
         multiply_stored_in(of_base, dtype)
     check_tensor_parallel(config, of_base, device, is_stored or quantization is not None)
     if Path(path).is_dir():

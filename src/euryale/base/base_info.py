@@ -47,6 +47,7 @@ def describe_base(config: BaseConfig) -> UnloadedBase:
     of_base = read_config(config)
     asked = str(config.path)
     check_family(of_base, asked)
+    is_stored = is_stored_in_4_bits(of_base, asked, config.quantization)
     try:
         tokenizer = load_tokenizer(path, source)
     except Exception as error:  # transformers reports a user's mistakes with any of these
@@ -63,7 +64,7 @@ def describe_base(config: BaseConfig) -> UnloadedBase:
         tokenizer,
         known_as(asked, path),
         fingerprint(path, of_base),
-        "nf4" if is_stored_in_4_bits(of_base, asked) else config.quantization,
+        "nf4" if is_stored else "none" if config.quantization == "auto" else config.quantization,
         getattr(of_base, "_commit_hash", None),
         MODEL_FOR_CAUSAL_LM_MAPPING[type(of_base)].__name__,
         text.vocab_size,

@@ -9,7 +9,7 @@ switched off, the model is the base as it was: teacher and student are one model
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -148,6 +148,18 @@ def save_adapter(folder: Path, base: Base) -> None:
         base.adapter.save_pretrained(str(staged), state_dict=tensors, save_embedding_layers=False)
         (staged / "README.md").unlink(missing_ok=True)  # the checkpoint has a card of its own
         (staged / _BASE).write_text(json_text(base.identity()))
+
+
+def check_adapter(description: Mapping[str, Any], quantization: str, merge_adapter: bool) -> None:
+    """Raises UserError, before a base is loaded, for int4 of heads whose adapter stays beside the layers.
+
+    description: what heads.json says.
+    """
+    if quantization == "int4" and description.get("adapter") is not None and not merge_adapter:
+        raise UserError(
+            "base.quantization=int4 must have plain matrices, and these heads were trained with an adapter. Merge it "
+            "(base.merge_adapter=true), or use base.quantization=none."
+        )
 
 
 def load_adapter(folder: Path, base: Base) -> None:

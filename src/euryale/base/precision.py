@@ -129,10 +129,10 @@ def quantization_config(name: str, dtype: torch.dtype) -> object | None:
     )
 
 
-def is_stored_in_4_bits(of_base: PreTrainedConfig, asked: str) -> bool:
+def is_stored_in_4_bits(of_base: PreTrainedConfig, asked: str, quantization: str = "auto") -> bool:
     """Whether the folder's own weights are in 4 bits (NF4).
 
-    Raises UserError for weights that are stored in any other kind of quantisation, by its name.
+    Raises UserError for weights that are stored in any other kind of quantisation, by its name, and for int4 of NF4.
     """
     settings = _stored_quantization(of_base)
     if not settings:
@@ -146,6 +146,11 @@ def is_stored_in_4_bits(of_base: PreTrainedConfig, asked: str) -> bool:
             f"base.path={asked}: its weights are stored in the quantisation {method} (quantization_config in "
             "config.json), which is not supported. Give the model in 16 or 32 bits (base.quantization=nf4 makes 4 bits "
             "of it), or in 4 bits of bitsandbytes (nf4)."
+        )
+    if quantization == "int4":
+        raise UserError(
+            f"base.quantization=int4 is made of weights in 16 or 32 bits; those of base.path={asked} are stored in "
+            "nf4. Give the model that they were made of, or leave base.quantization=int4 out."
         )
     return True
 

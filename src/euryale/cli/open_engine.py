@@ -9,6 +9,7 @@ import torch
 
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
+from euryale.base.lora import check_adapter
 from euryale.decoding.config import EngineConfig
 from euryale.decoding.drafters.build import check_heads
 from euryale.decoding.engine import Engine
@@ -86,6 +87,7 @@ def open_base(config: BaseConfig, description: dict) -> Base:
         raise UserError("the checkpoint's heads.json does not say which base it belongs to. Use another checkpoint.")
     if config.quantization == "auto":
         config = replace(config, quantization=trained_on.get("quantization", "none"))
+    check_adapter(description, config.quantization, config.merge_adapter)
     config = replace(config, dtype=dtype_for(config.dtype, description, config.device))
     if config.path is None:
         _check_is_there(trained_on["path"])

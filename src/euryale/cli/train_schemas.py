@@ -125,6 +125,12 @@ class TrainConfig(RecipeConfig):
             raise UserError("heads.init names heads, and objective=pretrain trains none. Leave it out.")
         if is_pretraining and self.optim.name == "muon":
             raise UserError("optim=muon moves the matrices of heads, and objective=pretrain has none. Add optim=adamw.")
+        if self.base.quantization == "int4" and self.objective.kind != "medusa1":
+            raise UserError(
+                "base.quantization=int4 is for decoding: the base writes the text in 4 bits, and its heads learn from "
+                f"states in 16. objective must be medusa1, whose base stays as it is; got {self.objective.kind}. Use "
+                "base.quantization=none."
+            )
         if not is_pretraining and self.calibrate.new_tokens < self.heads.num_heads:
             raise UserError(
                 f"calibrate.new_tokens must be at least heads.num_heads={self.heads.num_heads}, to see all heads at "
@@ -145,6 +151,11 @@ class MeasureConfig(RecipeConfig):
     def check(self) -> None:
         super().check()
         self.shape.check()
+        if self.base.quantization == "int4":
+            raise UserError(
+                "base.quantization=int4 is for decoding, and train/measure.py measures training, which goes through "
+                "weights in 16 or 32 bits. Use base.quantization=none."
+            )
         check_within(0, MOST_REPEATS, warm_up=self.warm_up)
         check_within(1, MOST_REPEATS, steps=self.steps)
         unknown = [name for name in self.objectives if name not in MEASURED]
@@ -194,8 +205,9 @@ def check_parallel(config: TrainConfig) -> None:
         )
     if config.base.quantization != "none":
         raise UserError(
-            f"parallel=fsdp cannot divide a base with base.quantization={config.base.quantization}. Use parallel=ddp "
-            "(a 4-bit base is a quarter of the size), or base.quantization=none."
+            f"parallel=fsdp cannot divide a base with base.quantization={config.base.quantization}. Use parallel=ddp"
+            f"{' (a 4-bit base is a quarter of the size)' if config.base.quantization == 'nf4' else ''}, or "
+            "base.quantization=none."
         )
     if config.data.regenerate and config.data.kind != "regenerated" and config.regenerate.url is None:
         raise UserError(

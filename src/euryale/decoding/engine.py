@@ -9,6 +9,7 @@ from pathlib import Path
 
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
+from euryale.base.lora import check_adapter
 from euryale.decoding.arguments import at_least, check_parts, drafter_config, path_of
 from euryale.decoding.config import AcceptConfig, DrafterConfig, TreeConfig
 from euryale.decoding.drafter_pool import DrafterPool
@@ -99,12 +100,15 @@ class Engine:
             trained_on = description.get("base")
             if not isinstance(trained_on, dict) or "path" not in trained_on:
                 raise UserError(f"{folder}/heads.json does not say which base it belongs to. Use another checkpoint.")
+            if quantization == "auto":
+                quantization = trained_on.get("quantization", "none")
+            check_adapter(description, quantization, merge_adapter)
             base = load_base(
                 BaseConfig(
                     path=path_of("base", base) if base else trained_on["path"],
                     revision=None if base else trained_on.get("revision"),
                     dtype=dtype_for(dtype, description, device),
-                    quantization=trained_on.get("quantization", "none") if quantization == "auto" else quantization,
+                    quantization=quantization,
                     device=device,
                     merge_adapter=merge_adapter,
                     backend=backend,
