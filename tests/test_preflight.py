@@ -51,7 +51,7 @@ PRETRAIN: dict[str, Any] = {"objective": ObjectiveConfig(kind="pretrain")}
         ({"scratch": ScratchConfig(enabled=True, num_heads=7), **PRETRAIN}, "scratch.hidden_size=256"),
         ({"optim": OptimConfig(name="muon"), **PRETRAIN}, "optim=muon .* Add optim=adamw"),
         ({"base": INT4, "objective": ObjectiveConfig(kind="medusa2")}, "is for decoding: .* got medusa2. Use"),
-        ({"base": INT4, "optim": OptimConfig(name="adamw"), **PRETRAIN}, "is for decoding: .* got pretrain. Use base.quantization=none"),
+        ({"base": INT4, "optim": OptimConfig(name="adamw"), **PRETRAIN}, "for decoding: .* got pretrain. Use"),
         ({"data": DataConfig(kind="files", files="gone.txt")}, "data.files=gone.txt: there is no such file"),
         ({"data": DataConfig(held_out_one_in=0)}, "data.held_out_one_in must be at least 2, because this run measures"),
     ],
