@@ -13,7 +13,7 @@ from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
 from euryale.decoding.config import TreeConfig
 from euryale.decoding.engine import Engine
-from euryale.decoding.tree.calibration import Calibration
+from euryale.decoding.tree.calibration import INT4_TREE_FILE, TREE_FILE, Calibration, find_tree
 from euryale.decoding.tree.choose import plan_sizes
 from euryale.decoding.tree.tree import ROOT_ONLY, DynamicTree, Tree, chain
 from euryale.errors import UserError
@@ -218,3 +218,21 @@ def test_an_adaptive_size_is_a_dynamic_tree_where_those_were_faster() -> None:
     ):
         sizes = plan_sizes(TreeConfig(name, size="adaptive"), heads, [calibrated], 0.0)
         assert sizes[4] == expected and sizes[3].num_nodes == 3
+
+
+def test_the_tree_of_the_quantisation_is_read_or_else_the_other(tmp_path: Path) -> None:
+    """Heads that were trained with int4 have a tree of 4 bits alone, and decode in 16 too."""
+    assert [find_tree(tmp_path, name).name for name in ("none", "int4")] == [TREE_FILE, TREE_FILE]
+    (tmp_path / INT4_TREE_FILE).touch()
+    assert [find_tree(tmp_path, name).name for name in ("none", "nf4", "int4")] == [INT4_TREE_FILE] * 3
+    (tmp_path / TREE_FILE).touch()
+    assert [find_tree(tmp_path, name).name for name in ("none", "int4")] == [TREE_FILE, INT4_TREE_FILE]
+    (tmp_path / INT4_TREE_FILE).unlink()
+    assert find_tree(tmp_path, "int4").name == TREE_FILE
+
+
+def test_auto_is_the_quantisation_of_the_training() -> None:
+    for trained_on in ({"quantization": "int4"}, {"quantization": "nf4"}):
+        assert precision.quantization_of_heads("auto", trained_on) == trained_on["quantization"]
+        assert precision.quantization_of_heads("none", trained_on) == "none"
+    assert precision.quantization_of_heads("auto", {}) == precision.quantization_of_heads("auto", None) == "none"

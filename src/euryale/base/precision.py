@@ -113,6 +113,13 @@ def bfloat16_speedup() -> float:
     return min(seconds[0]) / min(seconds[1])  # neighbours only ever add time
 
 
+def quantization_of_heads(asked: str, trained_on: object) -> str:
+    """What base.quantization=auto is for heads: that of the base `trained_on`, as heads.json names it."""
+    if asked != "auto":
+        return asked
+    return str(trained_on.get("quantization", "none")) if isinstance(trained_on, dict) else "none"
+
+
 def quantization_config(name: str, dtype: torch.dtype) -> object | None:
     if name in ("none", "auto", "int4"):  # auto asks a heads checkpoint; int4 is made of weights in 16 or 32 bits
         return None

@@ -10,10 +10,11 @@ import torch
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
 from euryale.base.lora import check_adapter
+from euryale.base.precision import quantization_of_heads
 from euryale.decoding.config import EngineConfig
 from euryale.decoding.drafters.build import check_heads
 from euryale.decoding.engine import Engine
-from euryale.decoding.tree.calibration import INT4_TREE_FILE, TREE_FILE, find_tree, read_calibrations
+from euryale.decoding.tree.calibration import find_tree, read_calibrations, tree_name
 from euryale.decoding.tree.choose import plan_tree
 from euryale.errors import UserError
 from euryale.evaluation.threads import use_calibrated_threads
@@ -65,12 +66,15 @@ def check_tree(config: EngineConfig, folder: Path, description: dict[str, Any]) 
     check_heads(config.drafter, heads)
     if not config.drafter.needs_heads:
         return
-    wants_file = config.tree.name == "calibrated" or (config.tree.name == "dynamic" and (folder / TREE_FILE).is_file())
-    calibrations = read_calibrations(folder, config.base.quantization) if wants_file else []
-    if wants_file and config.base.quantization == "int4" and find_tree(folder, "int4").name != INT4_TREE_FILE:
+    quantization = quantization_of_heads(config.base.quantization, description.get("base"))
+    file = find_tree(folder, quantization)
+    wants_file = config.tree.name == "calibrated" or (config.tree.name == "dynamic" and file.is_file())
+    calibrations = read_calibrations(folder, quantization) if wants_file else []
+    if wants_file and file.name != tree_name(quantization):
+        fitted, here = ("16 bits", "4 bits") if quantization == "int4" else ("4 bits", "these")
         log.info(
-            "the tree was fitted to weights in 16 bits; fit one to 4 bits with: python infer/calibrate.py %s "
-            "base.quantization=int4", argument("checkpoint", folder),
+            "the tree was fitted to weights in %s; fit one to %s with: python infer/calibrate.py %s "
+            "base.quantization=%s", fitted, here, argument("checkpoint", folder), quantization,
         )  # fmt: skip
     plan_tree(config.tree, heads, config.drafter.depth, calibrations, config.temperature)
 
@@ -85,8 +89,7 @@ def open_base(config: BaseConfig, description: dict) -> Base:
     trained_on = description.get("base")
     if not isinstance(trained_on, dict) or "path" not in trained_on:
         raise UserError("the checkpoint's heads.json does not say which base it belongs to. Use another checkpoint.")
-    if config.quantization == "auto":
-        config = replace(config, quantization=trained_on.get("quantization", "none"))
+    config = replace(config, quantization=quantization_of_heads(config.quantization, trained_on))
     check_adapter(description, config.quantization, config.merge_adapter)
     config = replace(config, dtype=dtype_for(config.dtype, description, config.device))
     if config.path is None:

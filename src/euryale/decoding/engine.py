@@ -10,6 +10,7 @@ from pathlib import Path
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
 from euryale.base.lora import check_adapter
+from euryale.base.precision import quantization_of_heads
 from euryale.decoding.arguments import at_least, check_parts, drafter_config, path_of
 from euryale.decoding.config import AcceptConfig, DrafterConfig, TreeConfig
 from euryale.decoding.drafter_pool import DrafterPool
@@ -21,7 +22,7 @@ from euryale.decoding.request import Generation, Request, StopConditions, has_dr
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.scheduler import Scheduler, StepSeen
 from euryale.decoding.text_stream import TextStream, raise_errors
-from euryale.decoding.tree.calibration import TREE_FILE, Calibration, read_calibrations
+from euryale.decoding.tree.calibration import Calibration, find_tree, read_calibrations
 from euryale.decoding.tree.tree import DynamicTree, Tree
 from euryale.errors import UserError
 from euryale.heads.checkpoint import dtype_for, load_heads, read_description
@@ -100,8 +101,7 @@ class Engine:
             trained_on = description.get("base")
             if not isinstance(trained_on, dict) or "path" not in trained_on:
                 raise UserError(f"{folder}/heads.json does not say which base it belongs to. Use another checkpoint.")
-            if quantization == "auto":
-                quantization = trained_on.get("quantization", "none")
+            quantization = quantization_of_heads(quantization, trained_on)
             check_adapter(description, quantization, merge_adapter)
             base = load_base(
                 BaseConfig(
@@ -116,7 +116,9 @@ class Engine:
             )
         heads = load_heads(folder, base).to(base.device, base.dtype).eval()
         # A dynamic tree only takes its size from there, where there is one.
-        is_calibrated = tree.name == "calibrated" or (tree.name == "dynamic" and (folder / TREE_FILE).is_file())
+        is_calibrated = tree.name == "calibrated" or (
+            tree.name == "dynamic" and find_tree(folder, base.quantization).is_file()
+        )
         calibrations = []
         if drafter.needs_heads and is_calibrated:
             calibrations = read_calibrations(folder, base.quantization)

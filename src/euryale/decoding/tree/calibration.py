@@ -102,9 +102,10 @@ def tree_name(quantization: str) -> str:
 
 
 def find_tree(folder: Path, quantization: str) -> Path:
-    """The file that decoding reads: that of the quantisation, or tree.json where there is none."""
+    """The file that decoding reads: that of the quantisation, or the other where there is only that."""
     own = folder / tree_name(quantization)
-    return own if own.is_file() else folder / TREE_FILE
+    others = [folder / name for name in (TREE_FILE, INT4_TREE_FILE) if (folder / name).is_file()]
+    return own if own.is_file() or not others else others[0]
 
 
 def read_calibrations(folder: Path, quantization: str = "none") -> list[Calibration]:
