@@ -222,7 +222,7 @@ def test_an_adaptive_size_is_a_dynamic_tree_where_those_were_faster() -> None:
 
 def test_the_tree_of_the_quantisation_is_read_or_else_the_other(tmp_path: Path) -> None:
     """Heads that were trained with int4 have a tree of 4 bits alone, and decode in 16 too."""
-    assert [find_tree(tmp_path, name).name for name in ("none", "int4")] == [TREE_FILE, TREE_FILE]
+    assert [find_tree(tmp_path, name).name for name in ("none", "int4")] == [TREE_FILE, INT4_TREE_FILE]
     (tmp_path / INT4_TREE_FILE).touch()
     assert [find_tree(tmp_path, name).name for name in ("none", "nf4", "int4")] == [INT4_TREE_FILE] * 3
     (tmp_path / TREE_FILE).touch()

@@ -13,7 +13,7 @@ def test_int4_of_heads_with_an_adapter_is_refused_before_a_base_is_loaded() -> N
     description: dict = {"dtype": "float32", "adapter": "adapter"}
     for quantization in ("int4", "auto"):
         description["base"] = {"path": "gone", "quantization": "int4"}
-        with pytest.raises(UserError, match="must have plain matrices, and these .* base.merge_adapter=true"):
+        with pytest.raises(UserError, match="must have plain matrices, and these heads .*base.merge_adapter=true"):
             open_base(BaseConfig(path=None, quantization=quantization), description)
     with pytest.raises(UserError, match="gone"):  # merged, it is fine but for the base
         open_base(BaseConfig(path=None, quantization="int4", merge_adapter=True), description)
