@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from compiled_models import int4_base
 from plain_heads import plain_heads
 from random_models import random_base, random_heads, twin
 
@@ -273,3 +274,14 @@ def test_prompts_without_room_for_an_answer_are_left_out_aloud(
     assert "left out 1 prompts without room for 20 new tokens in a context of 256, and 1 empty" in caplog.text
     with pytest.raises(UserError, match="none of the prompts of a.txt.*Lower max_new_tokens"):
         fit_prompts(tiny_base, prompts[:1], 2, 20, "a.txt")
+
+
+def test_text_in_4_bits_is_judged_by_the_base_in_4_bits() -> None:
+    """The weights in float32 are another base, whose own choice some tokens are not."""
+    base = int4_base(seed=7)
+    prompts = [[1, 2, 3], [5], [7, 8]]
+    answers = [one.ids for one in Engine(base, drafter="none").generate(prompts, 24)]
+    for prompt, ids in zip(prompts, answers, strict=True):
+        assert judge(base, prompt, ids, Sampling(), 0).emitted_gap == [0.0] * len(ids)
+    whole = Base(base.model, base.tokenizer, base.path, base.fingerprint)
+    assert any(sum(judge(whole, *each, Sampling(), 0).emitted_gap) for each in zip(prompts, answers, strict=True))

@@ -5,14 +5,18 @@ threads. For their turn the model gets back transformers' own attention and a ge
 beyond what was asked (a model's own may penalise repetition or cut the vocabulary, which would be another text).
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from euryale.base.base import Base
 from euryale.decoding.sampling import Sampling
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -33,6 +37,8 @@ def transformers_attention(base: Base) -> Iterator[PreTrainedModel]:
 def generation_settings(base: Base, sampling: Sampling, max_new_tokens: int, **extra: object) -> GenerationConfig:
     """What `generate` is told: greedy at T = 0, else sampling; from the same distribution as ours."""
     assert sampling.is_known_to_transformers, sampling
+    if base.quantization == "int4":
+        _tell_other_weights(str(base.dtype).removeprefix("torch."))
     eos_ids = list(base.eos_ids)
     settings: dict[str, object] = {"do_sample": False}
     if sampling.temperature > 0:
@@ -56,6 +62,12 @@ def generation_settings(base: Base, sampling: Sampling, max_new_tokens: int, **e
         **settings,
         **extra,
     )
+
+
+@cache
+def _tell_other_weights(dtype: str) -> None:
+    """Once a process: what is compared is not the same base."""
+    log.info("base.quantization=int4: HF generate reads the weights in %s, so that its text is another base's", dtype)
 
 
 @torch.inference_mode()

@@ -9,13 +9,14 @@ Letters: T new tokens, V vocabulary.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from euryale.base.base import Base
+from euryale.base.compiled_llama import CompiledLlama
 from euryale.decoding.grammar import grammar_of
 from euryale.decoding.logits_processors import LogitsProcessors
 from euryale.decoding.noise import gumbel
@@ -53,15 +54,14 @@ def judge(base: Base, prompt: Sequence[int], new: Sequence[int], sampling: Sampl
     Scores are the processed logits at T = 0, else those / T, filtered, plus the noise of (seed, position, token).
     """
     known = [*prompt, *new[:-1]]
-    ids_1T = torch.tensor([known], device=base.device)
-    positions_1T = torch.arange(len(known), device=base.device)[None]
-    hidden_TD = base.forward_packed(ids_1T, positions_1T, torch.zeros_like(ids_1T))[0, len(prompt) - 1 :]
+    hidden_TD, logits_of = _states(base, known)
+    hidden_TD = hidden_TD[len(prompt) - 1 :]
     new_T = torch.tensor(list(new), device=base.device)
     processors = LogitsProcessors(1, base.vocab_size, base.device)
     places = Places([], [], [])
     for start in range(0, len(new), _CHUNK):
         part = slice(start, start + _CHUNK)
-        logits_TV = base.logits(hidden_TD[part]).float()
+        logits_TV = logits_of(hidden_TD[part]).float()
         if sampling.is_processed:
             grammar = grammar_of(base, sampling, base.eos_ids)
             if grammar is not None:
@@ -77,6 +77,18 @@ def judge(base: Base, prompt: Sequence[int], new: Sequence[int], sampling: Sampl
         largest_T = logits_TV.masked_fill(logits_TV == -math.inf, 0.0).abs().amax(-1)
         places.gap_limit.extend(_rounding(largest_T, base.dtype, sampling.temperature).tolist())
     return places
+
+
+def _states(base: Base, ids: list[int]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The final states [T, D] of a text, and what makes logits of them: transformers, but for int4 of its own weights,
+    which are another base."""
+    if base.quantization == "int4":
+        forward = base.forward()
+        assert isinstance(forward, CompiledLlama)
+        return forward.read_sample(ids)[0], forward.logits
+    ids_1T = torch.tensor([ids], device=base.device)
+    positions_1T = torch.arange(len(ids), device=base.device)[None]
+    return base.forward_packed(ids_1T, positions_1T, torch.zeros_like(ids_1T))[0], base.logits
 
 
 def _processed(
