@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 from calibration_cases import DESIGNS, MAX_RANK, written
+from compiled_models import compiled_base, specified
 from random_models import random_base, random_heads, twin
 
 from euryale.base.base import Base
@@ -18,7 +19,7 @@ from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree.calibration import Calibration
 from euryale.decoding.tree.tree import Tree
 from euryale.evaluation import rank_vectors as module
-from euryale.evaluation.rank_vectors import frequent_paths, rank_vectors
+from euryale.evaluation.rank_vectors import Text, frequent_paths, rank_vectors, read_states
 from euryale.heads.heads import Heads
 from euryale.kernels.rms_norm import normalise
 
@@ -64,6 +65,19 @@ def test_rank_vectors_are_those_of_a_slow_walk(
     if "draft" in design:
         assert heads.draft_ids is not None
         assert set(text.ids[first + 2 :]) - set(heads.draft_ids.tolist()), "some true tokens are never drafted"
+
+
+@pytest.mark.parametrize("bits", [4, 16])
+def test_states_are_those_that_decoding_computes(bits: int) -> None:
+    """Prefilled in one pass or read token by token: of the compiled forward a state has the same bits."""
+    base = compiled_base(bits, dtype=torch.bfloat16)
+    heads = random_heads(next(iter(DESIGNS.values())), base)
+    text = Text(list(range(12)), 4, 0)
+    found_TC = read_states(base, heads, text)
+    expected_TC = torch.stack([read_states(base, heads, Text(text.ids[: t + 1], 1, 0))[-1] for t in range(12)])
+    assert torch.equal(found_TC, expected_TC)
+    out = specified(base, bits).base_model(input_ids=torch.tensor([text.ids]))
+    assert (found_TC[:, : base.hidden_size].double() - out.last_hidden_state[0]).abs().median() < 0.02
 
 
 def test_a_prompt_of_one_token_starts_at_its_first_answer(base: Base) -> None:

@@ -193,13 +193,13 @@ class CompiledLlama:
         """Final hidden states [..., D] -> logits [..., V]."""
         return self._lm_head(hidden_BND)
 
-    def read_sample(self, ids: list[int]) -> Tensor:
-        """The final hidden states [1, T, D] of a text from its beginning, for the check against the model itself."""
+    def read_sample(self, ids: list[int], layers: Sequence[int] = ()) -> Tensor:
+        """The states (as `hidden`) [1, T, D] of a text from its beginning."""
         (num_layers, width, E), T = self._shape, len(ids)
         self.reserve(T)
         text: Any = OneText(torch.zeros(num_layers, 2, 1, width // E, T, E, dtype=self._dtype), [0], T)
         mask = torch.full((T, T), -1.0).triu(1)[None, None]
-        return self.hidden(torch.tensor([ids]), torch.arange(T)[None], text, mask)
+        return self.hidden(torch.tensor([ids]), torch.arange(T)[None], text, mask, layers)
 
 
 def why_not(of_base: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from euryale.base.base import Base
+from euryale.base.compiled_llama import CompiledLlama
 from euryale.decoding.noise import gumbel
 from euryale.decoding.tree.tree import Path
 from euryale.heads.heads import Heads, PackedText
@@ -39,7 +40,10 @@ def positions(text: Text, num_heads: int) -> range:
 
 @torch.inference_mode()
 def read_states(base: Base, heads: Heads, text: Text) -> Tensor:
-    """What the heads read of every position, [T, C]."""
+    """What the heads read of every position, [T, C]: in the numbers of decoding, where its forward is compiled."""
+    forward = base.forward()
+    if isinstance(forward, CompiledLlama):
+        return forward.read_sample(text.ids, heads.layers_read(base.num_layers))[0]
     ids_1T = torch.tensor(text.ids, device=base.device)[None]
     positions_1T = torch.arange(len(text.ids), device=base.device)[None]
     layers = heads.layers_read(base.num_layers)
