@@ -11,9 +11,9 @@
 
 #include "vector.h"
 
-struct Seen {  // the slots that each row sees, in ascending order
-    std::vector<int32_t> slots;
-    std::vector<size_t> first;  // of each row, and one more
+struct Seen {  // the slots that each row sees: all before its `prefix`, and some more, ascending
+    std::vector<int32_t> prefix, end, more;  // end: of what it sees
+    std::vector<size_t> first;               // of each row in `more`, and one more
 };
 
 // seen: [M, W], true where a row sees a slot; null: every row sees all up to its own.
@@ -21,9 +21,20 @@ static Seen find_seen(const uint8_t* seen_MW, const int32_t* slots_M, int M, int
     Seen found;
     found.first.push_back(0);
     for (int m = 0; m < M; m++) {
-        for (int slot = 0; slot < (seen_MW == nullptr ? slots_M[m] + 1 : W); slot++)
-            if (seen_MW == nullptr || seen_MW[(size_t)m * W + slot]) found.slots.push_back(slot);
-        found.first.push_back(found.slots.size());
+        int prefix = slots_M[m] + 1, end = prefix;
+        if (seen_MW != nullptr) {
+            const uint8_t* row = seen_MW + (size_t)m * W;
+            const void* hidden = memchr(row, 0, W);
+            prefix = end = hidden == nullptr ? W : (int)((const uint8_t*)hidden - row);
+            for (int slot = prefix; slot < W; slot++)
+                if (row[slot]) {
+                    found.more.push_back(slot);
+                    end = slot + 1;
+                }
+        }
+        found.prefix.push_back(prefix);
+        found.end.push_back(end);
+        found.first.push_back(found.more.size());
     }
     return found;
 }
@@ -48,53 +59,78 @@ static void softmax(float* x, int count) {
     for (int i = 0; i < whole; i += LANES) store(x + i, load<Floats>(x + i) * share);
 }
 
-// The next up to 16 states of those that a row sees, as float: [16, E].
-template <class T, int V>
-static inline int gather(const T* states, const int32_t* slots, int left, float* block) {
-    const int many = left < LANES ? left : LANES;
-    for (int s = 0; s < many; s++)
-        for (int v = 0; v < V; v++) {
-            const size_t at = (size_t)v * LANES;
-            store(block + s * V * LANES + at, widen(states + (size_t)slots[s] * V * LANES + at));
-        }
-    return many;
+// Weights of one head of row m, from its scores of all slots: hidden slots get 0. What it sees is moved together first,
+// so that softmax adds it in the order of the text, wherever it lies.
+static void weigh(float* scores, const Seen& seen, int m, int stride) {
+    const int prefix = seen.prefix[m], many = (int)(seen.first[m + 1] - seen.first[m]), count = prefix + many;
+    const int32_t* more = seen.more.data() + seen.first[m];
+    for (int i = 0; i < many; i++) scores[prefix + i] = scores[more[i]];
+    softmax(scores, count);
+    const int whole = (count + LANES - 1) / LANES * LANES;
+    for (int i = whole; i < stride; i += LANES) store(scores + i, Floats{});
+    for (int i = many - 1; i >= 0; i--) {  // from the end: no place is taken that is still to be read
+        const float weight = scores[prefix + i];
+        scores[prefix + i] = 0.0f;
+        scores[more[i]] = weight;
+    }
 }
 
-// The R query heads of one row that share a key/value head. queries and out: [R, E], E = LANES x V; keys and values:
-// [slots, E]; slots: the `count` that it sees.
+// The next 16 states of a cache, as float [16, E]; zeros after `end`.
+template <class T, int V>
+static inline void widen_block(const T* states, int begin, int end, float* block) {
+    for (int s = 0; s < LANES; s++)
+        for (int v = 0; v < V; v++) {
+            const T* state = states + (size_t)(begin + s) * V * LANES + v * LANES;
+            store(block + (s * V + v) * LANES, begin + s < end ? widen(state) : Floats{});
+        }
+}
+
+// Rows m to m + N of one row of the batch, and of each the R query heads that share a key/value head. queries: of each
+// [R, E], E = LANES x V; keys and values: [slots, E]. Strides are those from a row to the next.
 template <class T, int V>
 static void attend(
-    const float* queries, const T* keys, const T* values, const int32_t* slots, int count, int R, float scaling,
-    std::vector<float>& scores, float* out
+    const Seen& seen, int m, int N, int R, const float* queries, size_t query_stride, const T* keys, const T* values,
+    float scaling, std::vector<float>& scores, float* out, size_t out_stride
 ) {
     constexpr int E = LANES * V;
-    const int stride = (count + LANES - 1) / LANES * LANES;
-    scores.resize((size_t)R * stride);
+    int end = 0;
+    for (int n = 0; n < N; n++) end = seen.end[m + n] > end ? seen.end[m + n] : end;
+    const int stride = (end + LANES - 1) / LANES * LANES;
+    scores.resize((size_t)N * R * stride);
     float block[LANES * E];
-    for (int begin = 0; begin < count; begin += LANES) {
-        const int many = gather<T, V>(keys, slots + begin, count - begin, block);
-        for (int h = 0; h < R; h++) {
-            Floats products[LANES] = {};
-            for (int s = 0; s < many; s++) {
-                Floats found = {};
-                for (int v = 0; v < V; v++)
-                    found += load<Floats>(queries + h * E + v * LANES) * load<Floats>(block + s * E + v * LANES);
-                products[place_of(s)] = found;
+    for (int begin = 0; begin < end; begin += LANES) {
+        widen_block<T, V>(keys, begin, end, block);
+        Floats columns[E];  // of 16 keys: the e-th numbers of all
+        for (int v = 0; v < V; v++) {
+            for (int s = 0; s < LANES; s++) columns[v * LANES + s] = load<Floats>(block + (s * V + v) * LANES);
+            transpose(columns + v * LANES);
+        }
+        for (int n = 0; n < N; n++)
+            for (int h = 0; h < R && begin < seen.end[m + n]; h++) {
+                const float* query = queries + n * query_stride + h * E;
+                Floats sums[4] = {};  // four, so that one need not wait for the other
+                for (int e = 0; e < E; e += 4)
+                    for (int c = 0; c < 4; c++) sums[c] += query[e + c] * columns[e + c];
+                const Floats found = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+                store(&scores[(size_t)(n * R + h) * stride + begin], found * scaling);
             }
-            store(&scores[(size_t)h * stride + begin], sums_of(products) * scaling);
-        }
     }
-    for (int h = 0; h < R; h++) softmax(&scores[(size_t)h * stride], count);
-    memset(out, 0, sizeof(float) * R * E);
-    for (int begin = 0; begin < count; begin += LANES) {
-        const int many = gather<T, V>(values, slots + begin, count - begin, block);
+    for (int n = 0; n < N; n++)
         for (int h = 0; h < R; h++) {
-            const float* weights = &scores[(size_t)h * stride + begin];
-            Floats found[V];
-            for (int v = 0; v < V; v++) found[v] = load<Floats>(out + h * E + v * LANES);
-            for (int s = 0; s < many; s++)
-                for (int v = 0; v < V; v++) found[v] += weights[s] * load<Floats>(block + s * E + v * LANES);
-            for (int v = 0; v < V; v++) store(out + h * E + v * LANES, found[v]);
+            weigh(&scores[(size_t)(n * R + h) * stride], seen, m + n, stride);
+            memset(out + n * out_stride + h * E, 0, sizeof(float) * E);
         }
+    for (int begin = 0; begin < end; begin += LANES) {
+        widen_block<T, V>(values, begin, end, block);
+        for (int n = 0; n < N; n++)
+            for (int h = 0; h < R && begin < seen.end[m + n]; h++) {
+                const float* weights = &scores[(size_t)(n * R + h) * stride + begin];
+                float* to = out + n * out_stride + h * E;
+                Floats found[V];
+                for (int v = 0; v < V; v++) found[v] = load<Floats>(to + v * LANES);
+                for (int s = 0; s < LANES; s++)  // one after the other: a weight of 0 changes nothing
+                    for (int v = 0; v < V; v++) found[v] += weights[s] * load<Floats>(block + (s * V + v) * LANES);
+                for (int v = 0; v < V; v++) store(to + v * LANES, found[v]);
+            }
     }
 }

@@ -6,6 +6,7 @@
 // Letters: B batch, N nodes, M = B x N rows, D width, H query heads, G key/value heads, E head width, F inner width, I
 // inputs of a matrix.
 #include <algorithm>
+#include <utility>
 
 #include "attention.h"
 #include "product.h"
@@ -89,20 +90,32 @@ static void place(const Model& model, const Layer& layer, const Pass& pass, T* k
     }
 }
 
+// Rows of a pass that read the same keys, at most 32 at once: first row and count.
+static std::vector<std::pair<int, int>> runs_of_rows(const Pass& pass) {
+    std::vector<std::pair<int, int>> runs;
+    for (int m = 0; m < pass.M; m++)
+        if (m > 0 && pass.rows_M[m] == pass.rows_M[m - 1] && runs.back().second < 32)
+            runs.back().second++;
+        else
+            runs.push_back({m, 1});
+    return runs;
+}
+
 template <class T, int V>
 static void attend_all(const Model& model, const Pass& pass, const Seen& seen, const T* keys, const T* values, Scratch& scratch) {
     const int G = model.G, E = model.E, R = model.H / G, width = (model.H + 2 * G) * E;
+    const std::vector<std::pair<int, int>> runs = runs_of_rows(pass);
 #pragma omp parallel num_threads(pass.threads) if (pass.threads > 1)
     {
         std::vector<float> scores;
 #pragma omp for schedule(static)
-        for (int unit = 0; unit < pass.M * G; unit++) {
-            const int m = unit / G, g = unit % G;
-            const size_t at = pass.rows_M[m] * pass.row_stride + g * pass.head_stride, first = seen.first[m];
+        for (int unit = 0; unit < (int)runs.size() * G; unit++) {
+            const auto [m, count] = runs[unit / G];
+            const int g = unit % G;
+            const size_t at = pass.rows_M[m] * pass.row_stride + g * pass.head_stride;
             attend<T, V>(
-                &scratch.wide[(size_t)m * width + g * R * E], keys + at, values + at, &seen.slots[first],
-                (int)(seen.first[m + 1] - first), R, model.scaling, scores,
-                &scratch.seen[((size_t)m * model.H + g * R) * E]
+                seen, m, count, R, &scratch.wide[(size_t)m * width + g * R * E], width, keys + at, values + at,
+                model.scaling, scores, &scratch.seen[((size_t)m * model.H + g * R) * E], (size_t)model.H * E
             );
         }
     }
