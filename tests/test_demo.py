@@ -10,7 +10,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 STAND_IN = """#!/bin/sh
 case "$1" in
-  -c) test -n "$HAS_WHEEL"; exit ;;
+  -c) case "$2" in
+        *torch*) echo "$FITS"; exit ;;
+        *) test -n "$HAS_WHEEL"; exit ;;
+      esac ;;
   -m) exit 0 ;;
 esac
 echo "ran $*"
@@ -34,13 +37,13 @@ def ship_heads(project: Path) -> None:
     (project / "checkpoints/smollm2-heads/heads.json").write_text("{}")
 
 
-def make(project: Path, target: str, has_wheel: bool = True) -> tuple[int, list[str], str]:
-    """Exit status, the commands that were run, and all that was said."""
+def make(project: Path, target: str, has_wheel: bool = True, quantization: str = "auto") -> tuple[int, list[str], str]:
+    """Exit status, the commands that were run, and all that was said. quantization: what fits the machine."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "DEMO"))}
     ended = subprocess.run(
         ["make", target, "DEMO_ARGS=optim.num_steps=3"],
         cwd=project,
-        env=variables | {"HAS_WHEEL": "1" if has_wheel else ""},
+        env=variables | {"HAS_WHEEL": "1" if has_wheel else "", "FITS": quantization},
         capture_output=True,
         text=True,
         timeout=60,
@@ -64,7 +67,17 @@ def test_a_tree_that_is_there_is_not_looked_for_again(project: Path) -> None:
     _, ran, _ = make(project, "demo")
     assert [line.split()[0] for line in ran] == ["infer/compare.py", "train/run.py"]
     status, ran, _ = make(project, "chat")
-    assert status == 0 and ran == ["infer/run.py checkpoint=checkpoints/smollm2-heads max_new_tokens=512"]
+    asked = "infer/run.py checkpoint=checkpoints/smollm2-heads base.quantization=auto max_new_tokens=512"
+    assert status == 0 and ran == [asked]
+
+
+def test_chat_and_serve_take_4_bits_where_they_fit_and_a_tree_of_their_own(project: Path) -> None:
+    ship_heads(project)
+    (project / "checkpoints/smollm2-heads/tree.json").write_text("{}")
+    for target, script in (("chat", "infer/run.py"), ("serve", "infer/serve.py")):
+        status, ran, _ = make(project, target, quantization="int4")
+        assert status == 0 and [line.split()[0] for line in ran] == ["infer/calibrate.py", script]
+        assert all("base.quantization=int4" in line for line in ran)
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_a_base_in_another_format_is_refused(
 
 
 def test_without_the_package_it_is_refused_by_name(tiny_llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llama_cpp.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     base = ["checkpoint=null", f"base.path={tiny_llama_folder}", "drafter=lookup"]
     result = run_script("infer/bench.py", *base, "contenders=[ar,llama_cpp]", "prompts=data/prompts.txt")
     assert_refused(result, "llama_cpp", "xllamacpp", "is not installed")
