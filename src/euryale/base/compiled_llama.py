@@ -91,7 +91,6 @@ class CompiledLlama:
         self._dtype = inner.embed_tokens.weight.dtype
         self._kept: list[CpuMatrix | Tensor] = []  # what C++ has addresses of
         first = inner.layers[0]
-        self._shape = len(inner.layers), first.self_attn.k_proj.out_features, first.self_attn.head_dim
         self._layers = (_Layer * len(inner.layers))(*map(self._layer, inner.layers))
         output = model.get_output_embeddings()
         self._lm_head = CpuLinear(output.weight, max(bits, 8), output.bias)
@@ -195,9 +194,9 @@ class CompiledLlama:
 
     def read_sample(self, ids: list[int], layers: Sequence[int] = ()) -> Tensor:
         """The states (as `hidden`) [1, T, D] of a text from its beginning."""
-        (num_layers, width, E), T = self._shape, len(ids)
+        c, T = self._c, len(ids)
         self.reserve(T)
-        text: Any = OneText(torch.zeros(num_layers, 2, 1, width // E, T, E, dtype=self._dtype), [0], T)
+        text: Any = OneText(torch.zeros(c.num_layers, 2, 1, c.G, T, c.E, dtype=self._dtype), [0], T)
         mask = torch.full((T, T), -1.0).triu(1)[None, None]
         return self.hidden(torch.tensor([ids]), torch.arange(T)[None], text, mask, layers)
 
