@@ -1,5 +1,5 @@
 """CPU time of a step's forward and logits: the fast forward against itself with torch's own attention and row counts
-("plain"), and where a base has it the compiled forward, in bfloat16 and in 4 bits.
+("plain"), and where a base has it the compiled forward, in its dtype and in 4 bits.
 
     python tests/step_times.py BASE DTYPE CONTEXT ROUNDS [ROWS] [NODES,NODES,...]
 
@@ -71,8 +71,9 @@ def main() -> None:
     exact, plain = FastLlama(base.model), FastLlama(base.model)
     plain._is_exact_attention = False
     forwards: dict[str, Forward] = {"plain": plain, "exact": exact}
-    if base.dtype == torch.bfloat16 and why_not(base.model.config, base.device, base.dtype) is None:
-        forwards |= {"compiled": CompiledLlama(base.model, 16), "int4": CompiledLlama(base.model, 4)}
+    if why_not(base.model.config, base.device, base.dtype) is None:
+        bits = 16 if base.dtype == torch.bfloat16 else 32
+        forwards |= {"compiled": CompiledLlama(base.model, bits), "int4": CompiledLlama(base.model, 4)}
     ways = {name: Way(base, forward, num_rows, context + max(counts)) for name, forward in forwards.items()}
     if not exact.is_exact:
         print("exactness is not proven on this machine")

@@ -25,7 +25,12 @@ def product_on(target: str, x_MI: Tensor, weight: CpuMatrix, threads: int = 1) -
     library = library_for(find_compiler(), TARGETS[target])
     y_MO = torch.empty(len(x_MI), weight.num_outputs)
     library.euryale_product(
-        ctypes.byref(weight.c), ctypes.c_void_p(x_MI.data_ptr()), len(x_MI), ctypes.c_void_p(y_MO.data_ptr()), threads
+        ctypes.byref(weight.c),
+        ctypes.c_void_p(x_MI.data_ptr()),
+        len(x_MI),
+        x_MI.shape[1],
+        ctypes.c_void_p(y_MO.data_ptr()),
+        threads,
     )
     return y_MO
 

@@ -26,7 +26,6 @@ from euryale.base.forward import Forward, PlainForward
 from euryale.base.forward_check import is_near, is_same_but_for_4_bits
 from euryale.base.kernel_layer import backend_for, layer_kernels
 from euryale.base.kernel_llama import KernelLlama
-from euryale.base.precision import FROM_WIDTH
 from euryale.base.tensor_parallel import ParallelForward
 from euryale.errors import UserError, check_option
 from euryale.kernels.backends import BACKENDS
@@ -122,15 +121,16 @@ def choose_forward(model: PreTrainedModel, sample: list[int], settings: ForwardS
 
 
 def _compiled(model: PreTrainedModel, sample: list[int]) -> CompiledLlama | None:
-    """None: a dtype, width, family or processor for which the fast forward is kept, or no C++ compiler."""
+    """None: a dtype, family or processor for which the fast forward is kept, or no C++ compiler."""
     weight = model.get_input_embeddings().weight
-    is_fit = weight.dtype == torch.bfloat16 and why_not(model.config, weight.device, weight.dtype) is None
-    if not is_fit or weight.shape[1] < FROM_WIDTH or not has_plain_matrices(model) or not has_room(model):
+    is_fit = why_not(model.config, weight.device, weight.dtype) is None
+    if not is_fit or not has_plain_matrices(model) or not has_room(model):
         return None
-    if torch.cpu._is_amx_tile_supported():  # oneDNN's products use it, the compiled ones do not
+    is_half = weight.dtype == torch.bfloat16
+    if is_half and torch.cpu._is_amx_tile_supported():  # oneDNN's products use it, the compiled ones do not
         return None
     try:
-        compiled = CompiledLlama(model, 16)
+        compiled = CompiledLlama(model, 16 if is_half else 32)
     except UserError as error:
         log.info("the fast forward goes without compiled C++, which would be quicker: %s", error)
         return None

@@ -1,10 +1,11 @@
-"""Forward pass of the Llama family on a CPU, compiled: weights in bfloat16, or in 4 bits (base.quantization=int4).
+"""Forward pass of the Llama family on a CPU, compiled: weights as loaded, or in 4 bits (base.quantization=int4).
 
 All layers are one call of C++ (kernels/cpu/llama.cpp), which reads weights as fast as memory gives them and has no
 Python between its products. Rows are computed apart from each other, and every node adds up what it sees in the order
 of the text, so a tree gives the bits of plain decoding by construction.
 
-In 16 bits weights, and rows before each product, are bfloat16. In 4 bits the output matrix has 8, and rows have 8.
+In 16 bits weights, and rows before each product, are bfloat16; in 32 both are float32. In 4 bits the output matrix has
+8, and rows have 8.
 Embeddings, norms and biases are as loaded; keys and values are kept in the base's dtype; everything else is float32.
 The transformers model keeps its own weights, for training and for what is compared with it.
 
@@ -26,8 +27,7 @@ from euryale.base.hidden_states import join_states
 from euryale.base.rope import half_tables
 from euryale.errors import UserError
 from euryale.kernels.cpu.compile import load_library
-from euryale.kernels.cpu_matrix import CMatrix, CpuLinear, CpuMatrix
-from euryale.kernels.few_bits import BLOCK
+from euryale.kernels.cpu_matrix import CMatrix, CpuLinear, CpuMatrix, filled, whole_blocks
 
 _HEADS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256)  # widths that llama.cpp is compiled for
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class _Model(ctypes.Structure):
     _fields_ = [
         ("layers", ctypes.POINTER(_Layer)),
         ("norm", ctypes.c_void_p),
-        *((name, ctypes.c_int32) for name in ("num_layers", "D", "H", "G", "E", "F")),
+        *((name, ctypes.c_int32) for name in ("num_layers", "D", "H", "G", "E", "F", "width", "head")),
         *((name, ctypes.c_float) for name in ("eps", "scaling")),
     ]
 
@@ -80,7 +80,7 @@ class CompiledLlama:
 
     @torch.no_grad()
     def __init__(self, model: PreTrainedModel, bits: int) -> None:
-        """bits of a weight of the layers: 4 or 16.
+        """bits of a weight of the layers: 4, 16 or 32.
 
         Raises UserError: matrices that are more than themselves (adapters), no C++ compiler. What `why_not` names must
         not be given.
@@ -91,38 +91,44 @@ class CompiledLlama:
         self._dtype = inner.embed_tokens.weight.dtype
         self._kept: list[CpuMatrix | Tensor] = []  # what C++ has addresses of
         first = inner.layers[0]
+        self._width = width = inner.embed_tokens.weight.shape[1]
+        self._head = head = first.self_attn.head_dim
+        self._inner_width = first.mlp.gate_proj.out_features
+        self._D, self._E, self._F = whole_blocks(width), _head_width(head), whole_blocks(self._inner_width)
         self._layers = (_Layer * len(inner.layers))(*map(self._layer, inner.layers))
         output = model.get_output_embeddings()
         self._lm_head = CpuLinear(output.weight, max(bits, 8), output.bias)
-        E = first.self_attn.head_dim
         self._c = _Model(
-            self._layers, self._norm(inner.norm), len(inner.layers), inner.embed_tokens.weight.shape[1],
-            first.self_attn.q_proj.out_features // E, first.self_attn.k_proj.out_features // E, E,
-            first.mlp.gate_proj.out_features, inner.norm.variance_epsilon, first.self_attn.scaling,
+            self._layers, self._norm(inner.norm, self._D), len(inner.layers), self._D,
+            first.self_attn.q_proj.out_features // head, first.self_attn.k_proj.out_features // head, self._E, self._F,
+            width, head, inner.norm.variance_epsilon, first.self_attn.scaling,
         )  # fmt: skip
         self._tables = torch.empty(0, 0), torch.empty(0, 0)
         matrices = [part for part in [*self._kept, self._lm_head.weight] if isinstance(part, CpuMatrix)]
         self.num_bytes = sum(matrix.num_bytes for matrix in matrices)  # what a step reads
         self.num_weights = sum(matrix.num_inputs * matrix.num_outputs for matrix in matrices)
-        what = "in bfloat16" if bits == 16 else "in 4 bits, the output matrix in 8"
+        what = {4: "in 4 bits, the output matrix in 8", 16: "in bfloat16", 32: "in float32"}[bits]
         log.info("the compiled forward: layers %s, %d MB", what, self.num_bytes // 10**6)
 
     def _layer(self, layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
+        width, head, E, F = self._width, self._head, self._E, self._F
         has_norms = hasattr(attention, "q_norm")
         return _Layer(
-            self._packed([attention.q_proj, attention.k_proj, attention.v_proj]).c,
-            self._packed([attention.o_proj]).c,
-            self._packed([mlp.gate_proj, mlp.up_proj]).c,
-            self._packed([mlp.down_proj]).c,
-            self._norm(layer.input_layernorm),
-            self._norm(layer.post_attention_layernorm),
-            self._norm(attention.q_norm) if has_norms else None,
-            self._norm(attention.k_norm) if has_norms else None,
+            self._packed([attention.q_proj, attention.k_proj, attention.v_proj], outputs=(head, E)),
+            self._packed([attention.o_proj], inputs=(head, E), outputs=(width, self._D)),
+            self._packed([mlp.gate_proj, mlp.up_proj], outputs=(self._inner_width, F)),
+            self._packed([mlp.down_proj], outputs=(width, self._D)),
+            self._norm(layer.input_layernorm, self._D),
+            self._norm(layer.post_attention_layernorm, self._D),
+            self._norm(attention.q_norm, E) if has_norms else None,
+            self._norm(attention.k_norm, E) if has_norms else None,
         )
 
-    def _packed(self, modules: Sequence[nn.Module]) -> CpuMatrix:
-        """Linear layers that read the same rows, side by side."""
+    def _packed(
+        self, modules: Sequence[nn.Module], outputs: tuple[int, int], inputs: tuple[int, int] = (1, 1)
+    ) -> CMatrix:
+        """Linear layers that read the same rows, side by side. Runs of outputs, or inputs, are filled up (`filled`)."""
         linears = [module for module in modules if type(module) is nn.Linear]
         if len(linears) < len(modules):
             raise UserError(
@@ -132,13 +138,15 @@ class CompiledLlama:
             )
         biases = [x.weight.new_zeros(x.out_features) if x.bias is None else x.bias.detach() for x in linears]
         has_bias = any(linear.bias is not None for linear in linears)
-        weight_OI = torch.cat([linear.weight.detach() for linear in linears])
-        made = CpuMatrix(weight_OI, self._bits, torch.cat(biases) if has_bias else None)
+        weight_OI = filled(torch.cat([linear.weight.detach() for linear in linears]), 0, *outputs)
+        bias_O = filled(torch.cat(biases), 0, *outputs) if has_bias else None
+        made = CpuMatrix(filled(weight_OI, 1, *inputs), self._bits, bias_O)
         self._kept.append(made)
-        return made
+        return made.c
 
-    def _norm(self, norm: Any) -> int:
-        self._kept.append(weight_D := norm.weight.detach().float().contiguous())
+    def _norm(self, norm: Any, size: int) -> int:
+        weight_D = norm.weight.detach().float()
+        self._kept.append(weight_D := filled(weight_D, 0, len(weight_D), size).contiguous())
         return weight_D.data_ptr()
 
     def is_current(self) -> bool:
@@ -161,7 +169,7 @@ class CompiledLlama:
         kv, lengths = ours.kv, ours.lengths
         B, N = ids_BN.shape
         M, D = B * N, self._c.D
-        x_MD = self._inner.embed_tokens(ids_BN.flatten()).float()
+        x_MD: Tensor = filled(self._inner.embed_tokens(ids_BN.flatten()).float(), 1, self._width, D)
         first = torch.tensor(lengths, dtype=torch.int32)[:, None]
         node = torch.arange(N, dtype=torch.int32)
         slots_M = (first + node).flatten()
@@ -185,7 +193,8 @@ class CompiledLlama:
             ctypes.c_void_p(x_MD.data_ptr()),
         )  # fmt: skip
         after = dict(zip(asked_K.tolist(), between_KMD, strict=True))
-        states_MC = join_states(x_MD, [after[layer] for layer in layers])
+        final_MD, *middle = (states_MD[:, : self._width] for states_MD in (x_MD, *map(after.__getitem__, layers)))
+        states_MC = join_states(final_MD, middle)
         return states_MC.to(self._dtype).unflatten(0, (B, N))
 
     def logits(self, hidden_BND: Tensor) -> Tensor:
@@ -196,7 +205,7 @@ class CompiledLlama:
         """The states (as `hidden`) [1, T, D] of a text from its beginning."""
         c, T = self._c, len(ids)
         self.reserve(T)
-        text: Any = OneText(torch.zeros(c.num_layers, 2, 1, c.G, T, c.E, dtype=self._dtype), [0], T)
+        text: Any = OneText(torch.zeros(c.num_layers, 2, 1, c.G, T, c.head, dtype=self._dtype), [0], T)
         mask = torch.full((T, T), -1.0).triu(1)[None, None]
         return self.hidden(torch.tensor([ids]), torch.arange(T)[None], text, mask, layers)
 
@@ -214,13 +223,14 @@ def why_not(of_base: PreTrainedConfig, device: torch.device, dtype: torch.dtype)
             f"model_type={of_base.model_type}"
         )
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    sizes = (text.hidden_size, text.intermediate_size, head * text.num_attention_heads)
-    if any(size % BLOCK for size in sizes) or head not in _HEADS:
-        return (
-            f"matrices must have a multiple of {BLOCK} inputs, and heads a width of {', '.join(map(str, _HEADS))}; got "
-            f"{', '.join(map(str, sizes))} inputs and heads of {head}"
-        )
+    if head > _HEADS[-1]:
+        return f"heads must be at most {_HEADS[-1]} wide; got {head}"
     return None
+
+
+def _head_width(head: int) -> int:
+    """What llama.cpp is compiled for, from this width on."""
+    return next(width for width in _HEADS if width >= head)
 
 
 def has_plain_matrices(model: PreTrainedModel) -> bool:

@@ -1,6 +1,7 @@
-"""Matrices in the layout of the compiled products of a CPU (kernels/cpu/matrix.h): 4, 8 or 16 bits a weight.
+"""Matrices in the layout of the compiled products of a CPU (kernels/cpu/matrix.h): 4, 8, 16 or 32 bits.
 
-16 bits are bfloat16. Rows are brought to the form that a matrix is multiplied with in each call: 8 bits, or bfloat16.
+16 bits are bfloat16, 32 are float32. Rows are brought to the form that a matrix is multiplied with in each call: 8
+bits, bfloat16 or float32.
 
 Letters: M rows, I inputs, O outputs, T tiles of 16 outputs, B blocks of 32 inputs, J groups of 4 inputs.
 """
@@ -33,14 +34,17 @@ class CMatrix(ctypes.Structure):
 
 
 class CpuMatrix:
-    """A matrix [O, I] as the compiled products read it: 0.63 bytes a number in 4 bits, 1.13 in 8, 2 in 16."""
+    """A matrix [O, I] as the compiled products read it: 0.63 bytes a number in 4 bits, 1.13 in 8, then 2 and 4."""
 
     @torch.no_grad()
     def __init__(self, weight_OI: Tensor, bits: int, bias_O: Tensor | None = None) -> None:
-        """I must be a multiple of 32; bits is 4, 8 or 16."""
+        """bits is 4, 8, 16 or 32. I is filled up with zeros to a multiple of 32, which is `num_inputs`."""
+        weight_OI = filled(weight_OI, 1, weight_OI.shape[1], whole_blocks(weight_OI.shape[1]))
         self.num_outputs, self.num_inputs = weight_OI.shape
         chunks = weight_OI.detach().split(max(1, _CHUNK // self.num_inputs // TILE) * TILE)
-        if bits == 16:
+        if bits == 32:
+            self._codes, self._scales = torch.cat([_wide(rows_OI.float()) for rows_OI in chunks]), torch.empty(0)
+        elif bits == 16:
             self._codes, self._scales = torch.cat([_halves(rows_OI.bfloat16()) for rows_OI in chunks]), torch.empty(0)
         else:
             parts = [_few_bits(to_blocks(rows_OI, bits), bits) for rows_OI in chunks]
@@ -63,22 +67,28 @@ class CpuLinear:
 
     def __init__(self, weight_OI: Tensor, bits: int, bias_O: Tensor | None = None) -> None:
         """Raises UserError where there is no C++ compiler."""
-        self.weight = CpuMatrix(weight_OI, bits, bias_O)
+        self.weight, self._num_inputs = CpuMatrix(weight_OI, bits, bias_O), weight_OI.shape[1]
         self._product = load_library().euryale_product
 
     def __call__(self, x_MI: Tensor) -> Tensor:
-        assert x_MI.shape[-1] == self.weight.num_inputs, f"rows of {self.weight.num_inputs}; got {x_MI.shape[-1]}"
+        assert x_MI.shape[-1] == self._num_inputs, f"rows of {self._num_inputs}; got {x_MI.shape[-1]}"
         wide_MI = x_MI.float().contiguous()
         y_MO = wide_MI.new_empty(*x_MI.shape[:-1], self.weight.num_outputs)
         self._product(
-            ctypes.byref(self.weight.c), ctypes.c_void_p(wide_MI.data_ptr()), wide_MI.numel() // self.weight.num_inputs,
-            ctypes.c_void_p(y_MO.data_ptr()), torch.get_num_threads(),
+            ctypes.byref(self.weight.c), ctypes.c_void_p(wide_MI.data_ptr()), wide_MI.numel() // self._num_inputs,
+            self._num_inputs, ctypes.c_void_p(y_MO.data_ptr()), torch.get_num_threads(),
         )  # fmt: skip
         return y_MO.to(x_MI.dtype)
 
     def onto(self, sum_MO: Tensor, x_MI: Tensor) -> Tensor:
         """sum + x W^T + b."""
         return sum_MO + self(x_MI)
+
+
+def _wide(weight_OI: Tensor) -> Tensor:
+    """[T, I, 16], as wide.h reads them; the last tile is filled with zeros."""
+    filled_OI = pad(weight_OI, (0, 0, 0, -len(weight_OI) % TILE))
+    return filled_OI.unflatten(0, (-1, TILE)).transpose(1, 2).contiguous()
 
 
 def _halves(weight_OI: Tensor) -> Tensor:
@@ -99,6 +109,14 @@ def _few_bits(blocks: Blocks, bits: int) -> tuple[Tensor, Tensor]:
     return codes_TBJ.flatten(2).contiguous(), scales_TB.contiguous()
 
 
-def can_lay_out(weight_OI: Tensor) -> bool:
-    """Whether the compiled products take a matrix of these sizes."""
-    return weight_OI.shape[1] % BLOCK == 0
+def filled(x: Tensor, dim: int, unit: int, size: int) -> Tensor:
+    """Each run of `unit` numbers along `dim` filled up to `size` with zeros."""
+    if unit == size:
+        return x
+    runs = x.unflatten(dim, (-1, unit))
+    return pad(runs, [0, 0] * (runs.ndim - dim - 2) + [0, size - unit]).flatten(dim, dim + 1)
+
+
+def whole_blocks(count: int) -> int:
+    """Numbers that whole blocks of 32 have."""
+    return -(-count // BLOCK) * BLOCK

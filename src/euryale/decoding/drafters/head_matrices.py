@@ -13,7 +13,7 @@ from euryale.decoding.drafters.interface import DraftInput
 from euryale.decoding.drafters.ngram_index import of_slots
 from euryale.heads.blocks import HeadBody, corrected
 from euryale.heads.heads import Heads
-from euryale.kernels.cpu_matrix import CpuLinear, can_lay_out
+from euryale.kernels.cpu_matrix import CpuLinear
 from euryale.kernels.packed_linear import Linear, packed
 from euryale.kernels.rms_norm import normalise
 
@@ -101,7 +101,7 @@ class HeadMatrices:
             self._outputs = self._corrected_outputs(base.lm_head_weight, K)
 
     def _product(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> Linear:
-        if self._bits and can_lay_out(weight_OI):
+        if self._bits:
             return CpuLinear(weight_OI, self._bits, bias_O)
         return packed(weight_OI.to(self.dtype).contiguous(), None if bias_O is None else bias_O.to(self.dtype))
 

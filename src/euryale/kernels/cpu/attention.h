@@ -75,22 +75,23 @@ static void weigh(float* scores, const Seen& seen, int m, int stride) {
     }
 }
 
-// The next 16 states of a cache, as float [16, E]; zeros after `end`.
+// The next 16 states of a cache, each of `head` numbers, as float [16, E]; zeros after `end` and after `head`.
 template <class T, int V>
-static inline void widen_block(const T* states, int begin, int end, float* block) {
+static inline void widen_block(const T* states, int head, int begin, int end, float* block) {
     for (int s = 0; s < LANES; s++)
         for (int v = 0; v < V; v++) {
-            const T* state = states + (size_t)(begin + s) * V * LANES + v * LANES;
-            store(block + (s * V + v) * LANES, begin + s < end ? widen(state) : Floats{});
+            const int rest = begin + s < end ? head - v * LANES : 0;
+            const T* state = states + (size_t)(begin + s) * head + v * LANES;
+            store(block + (s * V + v) * LANES, rest >= LANES ? widen(state) : widen_some(state, rest));
         }
 }
 
 // Rows m to m + N of one row of the batch, and of each the R query heads that share a key/value head. queries: of each
-// [R, E], E = LANES x V; keys and values: [slots, E]. Strides are those from a row to the next.
+// [R, E], E = LANES x V; keys and values: [slots, head]. Strides are those from a row to the next.
 template <class T, int V>
 static void attend(
     const Seen& seen, int m, int N, int R, const float* queries, size_t query_stride, const T* keys, const T* values,
-    float scaling, std::vector<float>& scores, float* out, size_t out_stride
+    int head, float scaling, std::vector<float>& scores, float* out, size_t out_stride
 ) {
     constexpr int E = LANES * V;
     int end = 0;
@@ -99,7 +100,7 @@ static void attend(
     scores.resize((size_t)N * R * stride);
     float block[LANES * E];
     for (int begin = 0; begin < end; begin += LANES) {
-        widen_block<T, V>(keys, begin, end, block);
+        widen_block<T, V>(keys, head, begin, end, block);
         Floats columns[E];  // of 16 keys: the e-th numbers of all
         for (int v = 0; v < V; v++) {
             for (int s = 0; s < LANES; s++) columns[v * LANES + s] = load<Floats>(block + (s * V + v) * LANES);
@@ -121,7 +122,7 @@ static void attend(
             memset(out + n * out_stride + h * E, 0, sizeof(float) * E);
         }
     for (int begin = 0; begin < end; begin += LANES) {
-        widen_block<T, V>(values, begin, end, block);
+        widen_block<T, V>(values, head, begin, end, block);
         for (int n = 0; n < N; n++)
             for (int h = 0; h < R && begin < seen.end[m + n]; h++) {
                 const float* weights = &scores[(size_t)(n * R + h) * stride + begin];

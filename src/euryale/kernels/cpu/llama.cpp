@@ -3,6 +3,9 @@
 // Everything but the weights and the cache is float32. No number of a row depends on the other rows of a pass, on their
 // count or on the number of threads.
 //
+// D, E and F are filled up with zeros, which weights of zeros keep: to whole blocks (matrix.h), E to whole vectors.
+// `width` and `head` are those of the model, and of its cache.
+//
 // Letters: B batch, N nodes, M = B x N rows, D width, H query heads, G key/value heads, E head width, F inner width, I
 // inputs of a matrix.
 #include <algorithm>
@@ -19,54 +22,58 @@ struct Layer {
 struct Model {
     const Layer* layers;
     const float* norm;
-    int32_t num_layers, D, H, G, E, F;
+    int32_t num_layers, D, H, G, E, F, width, head;
     float eps, scaling;
 };
 
 struct Pass {
-    void* cache;                                     // keys and values: [layers, 2, rows, G, slots, E]
+    void* cache;                                     // keys and values: [layers, 2, rows, G, slots, head]
     int64_t layer_stride, kind_stride, row_stride, head_stride;  // in numbers
     const uint8_t* seen_MW;                          // or null; see find_seen
     const int32_t *slots_M, *positions_M, *rows_M;   // where each token is written, its place in the text, its row
-    const float *cos, *sin;                          // [positions, E / 2]
+    const float *cos, *sin;                          // [positions, head / 2]
     float* between;                                  // [num_between, M, D]: what these layers give
     const int32_t* between_layers;                   // numbered from 1, ascending
     int32_t M, W, num_between, is_bfloat16, threads;
 };
 
-static void rms_norm(const float* x, const float* weight, int D, float eps, float* y) {
+// Of D numbers, of which `width` count: the others are zeros.
+static void rms_norm(const float* x, const float* weight, int D, int width, float eps, float* y) {
     Floats total = {};
     for (int i = 0; i < D; i += LANES) {
         const Floats v = load<Floats>(x + i);
         total += v * v;
     }
-    const float factor = 1.0f / sqrtf(sum(total) / D + eps);
+    const float factor = 1.0f / sqrtf(sum(total) / width + eps);
     for (int i = 0; i < D; i += LANES) store(y + i, load<Floats>(x + i) * factor * load<Floats>(weight + i));
 }
 
-static void rotate(float* x, const float* cos, const float* sin, int E) {
-    for (int e = 0; e < E / 2; e++) {
-        const float low = x[e], high = x[e + E / 2];
+static void rotate(float* x, const float* cos, const float* sin, int half) {
+    for (int e = 0; e < half; e++) {
+        const float low = x[e], high = x[e + half];
         x[e] = low * cos[e] - high * sin[e];
-        x[e + E / 2] = high * cos[e] + low * sin[e];
+        x[e + half] = high * cos[e] + low * sin[e];
     }
 }
 
 // Buffers of one pass.
 struct Scratch {
+    int attended;  // numbers of a row after attention: H E, filled up
     std::vector<float> wide, seen;
     RowBuffer rows;
 
     Scratch(const Model& model, int M)
-        : wide((size_t)M * std::max((model.H + 2 * model.G) * model.E, 2 * model.F)),
-          seen((size_t)M * model.H * model.E),
-          rows(M, std::max({model.D, model.H * model.E, model.F}), model.layers[0].qkv.bits) {}
+        : attended(model.layers[0].out.inputs),
+          wide((size_t)M * std::max((model.H + 2 * model.G) * model.E, 2 * model.F)),
+          seen((size_t)M * attended),
+          rows(M, std::max({model.D, attended, model.F}), model.layers[0].qkv.bits) {}
 };
 
-static void normed_rows(RowBuffer& rows, const float* x_MD, const float* weight, int M, int D, float eps) {
+static void normed_rows(RowBuffer& rows, const Model& model, const float* x_MD, const float* weight, int M) {
+    const int D = model.D;
     std::vector<float> normed(D);
     for (int m = 0; m < M; m++) {
-        rms_norm(x_MD + (size_t)m * D, weight, D, eps, normed.data());
+        rms_norm(x_MD + (size_t)m * D, weight, D, model.width, model.eps, normed.data());
         rows.put(m, normed.data(), D);
     }
 }
@@ -74,18 +81,18 @@ static void normed_rows(RowBuffer& rows, const float* x_MD, const float* weight,
 // Norms, rotates and stores what one row's heads are; its queries stay where they are.
 template <class T>
 static void place(const Model& model, const Layer& layer, const Pass& pass, T* keys, T* values, int m, float* heads) {
-    const int E = model.E;
-    const float *cos = pass.cos + (size_t)pass.positions_M[m] * E / 2, *sin = pass.sin + (size_t)pass.positions_M[m] * E / 2;
+    const int E = model.E, head = model.head, half = head / 2;
+    const float *cos = pass.cos + (size_t)pass.positions_M[m] * half, *sin = pass.sin + (size_t)pass.positions_M[m] * half;
     for (int h = 0; h < model.H + model.G; h++) {
         const float* norm = h < model.H ? layer.q_norm : layer.k_norm;
-        if (norm != nullptr) rms_norm(heads + h * E, norm, E, model.eps, heads + h * E);
-        rotate(heads + h * E, cos, sin, E);
+        if (norm != nullptr) rms_norm(heads + h * E, norm, E, head, model.eps, heads + h * E);
+        rotate(heads + h * E, cos, sin, half);
     }
     for (int g = 0; g < model.G; g++) {
-        const size_t at = pass.rows_M[m] * pass.row_stride + g * pass.head_stride + (size_t)pass.slots_M[m] * E;
-        for (int e = 0; e < E; e += LANES) {
-            narrow(keys + at + e, load<Floats>(heads + (model.H + g) * E + e));
-            narrow(values + at + e, load<Floats>(heads + (model.H + model.G + g) * E + e));
+        const size_t at = pass.rows_M[m] * pass.row_stride + g * pass.head_stride + (size_t)pass.slots_M[m] * head;
+        for (int e = 0; e < head; e += LANES) {
+            narrow_some(keys + at + e, load<Floats>(heads + (model.H + g) * E + e), head - e);
+            narrow_some(values + at + e, load<Floats>(heads + (model.H + model.G + g) * E + e), head - e);
         }
     }
 }
@@ -115,7 +122,7 @@ static void attend_all(const Model& model, const Pass& pass, const Seen& seen, c
             const size_t at = pass.rows_M[m] * pass.row_stride + g * pass.head_stride;
             attend<T, V>(
                 seen, m, count, R, &scratch.wide[(size_t)m * width + g * R * E], width, keys + at, values + at,
-                model.scaling, scores, &scratch.seen[((size_t)m * model.H + g * R) * E], (size_t)model.H * E
+                model.head, model.scaling, scores, &scratch.seen[(size_t)m * scratch.attended + g * R * E], scratch.attended
             );
         }
     }
@@ -146,13 +153,14 @@ extern "C" {
 
 // x [M, D]: embeddings of the tokens; overwritten by the final states, after the last norm.
 void euryale_read(const Model* model, const Pass* pass, float* x_MD) {
-    const int M = pass->M, D = model->D, F = model->F, attended = model->H * model->E, threads = pass->threads;
+    const int M = pass->M, D = model->D, F = model->F, threads = pass->threads;
     const Seen seen = find_seen(pass->seen_MW, pass->slots_M, M, pass->W);
     Scratch scratch(*model, M);
+    const int attended = scratch.attended;
     int between = 0;
     for (int l = 0; l < model->num_layers; l++) {
         const Layer& layer = model->layers[l];
-        normed_rows(scratch.rows, x_MD, layer.norm_in, M, D, model->eps);
+        normed_rows(scratch.rows, *model, x_MD, layer.norm_in, M);
         product(layer.qkv, scratch.rows.rows(), M, scratch.wide.data(), false, threads);
         if (pass->is_bfloat16)
             attention<uint16_t>(*model, layer, *pass, seen, l, scratch);
@@ -160,7 +168,7 @@ void euryale_read(const Model* model, const Pass* pass, float* x_MD) {
             attention<float>(*model, layer, *pass, seen, l, scratch);
         for (int m = 0; m < M; m++) scratch.rows.put(m, &scratch.seen[(size_t)m * attended], attended);
         product(layer.out, scratch.rows.rows(), M, x_MD, true, threads);
-        normed_rows(scratch.rows, x_MD, layer.norm_mlp, M, D, model->eps);
+        normed_rows(scratch.rows, *model, x_MD, layer.norm_mlp, M);
         product(layer.gate_up, scratch.rows.rows(), M, scratch.wide.data(), false, threads);
         for (int m = 0; m < M; m++) {
             gate(&scratch.wide[(size_t)m * 2 * F], F);
@@ -170,13 +178,20 @@ void euryale_read(const Model* model, const Pass* pass, float* x_MD) {
         if (between < pass->num_between && pass->between_layers[between] == l + 1)
             memcpy(pass->between + (size_t)between++ * M * D, x_MD, (size_t)M * D * sizeof(float));
     }
-    for (int m = 0; m < M; m++) rms_norm(x_MD + (size_t)m * D, model->norm, D, model->eps, x_MD + (size_t)m * D);
+    for (int m = 0; m < M; m++)
+        rms_norm(x_MD + (size_t)m * D, model->norm, D, model->width, model->eps, x_MD + (size_t)m * D);
 }
 
-// y [M, O] = x W^T + b.
-void euryale_product(const Matrix* matrix, const float* x_MI, int32_t M, float* y_MO, int32_t threads) {
-    RowBuffer rows(M, matrix->inputs, matrix->bits);
-    for (int m = 0; m < M; m++) rows.put(m, x_MI + (size_t)m * matrix->inputs, matrix->inputs);
+// y [M, O] = x W^T + b, of rows of `given` numbers: the matrix has these inputs, and then zeros.
+void euryale_product(const Matrix* matrix, const float* x_MI, int32_t M, int32_t given, float* y_MO, int32_t threads) {
+    const int I = matrix->inputs;
+    RowBuffer rows(M, I, matrix->bits);
+    std::vector<float> filled(given < I ? I : 0);
+    for (int m = 0; m < M; m++) {
+        const float* x_I = x_MI + (size_t)m * given;
+        if (given < I) memcpy(filled.data(), x_I, given * sizeof(float));
+        rows.put(m, given < I ? filled.data() : x_I, I);
+    }
     product(*matrix, rows.rows(), M, y_MO, false, threads);
 }
 }

@@ -8,8 +8,8 @@
 constexpr int BLOCK = 32;  // inputs that share a scale, where there are scales
 
 struct Matrix {
-    const uint8_t* codes;    // of 4 or 8 bits (few_bits.h), or bfloat16 (half.h)
-    const uint16_t* scales;  // null in 16 bits
+    const uint8_t* codes;    // of 4 or 8 bits (few_bits.h), bfloat16 (half.h), or float32 (wide.h)
+    const uint16_t* scales;  // null in 16 and 32 bits
     const float* bias;       // of O numbers, or null
     int32_t inputs, outputs, bits;
 };
@@ -19,4 +19,5 @@ struct Rows {
     float* sizes;      // [M, I / 32]
     float* sums;       // [M, I / 32]
     uint16_t* halves;  // [M, I] in bfloat16, for matrices of 16 bits
+    float* wide;       // [M, I], for matrices of 32 bits
 };

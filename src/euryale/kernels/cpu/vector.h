@@ -131,3 +131,17 @@ static inline void narrow(uint16_t* to, Floats v) {  // to the nearest, ties to 
     const Bits bits = (Bits)v;
     store(to, __builtin_convertvector((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, Halves));
 }
+
+// The same of fewer than 16; what is missing is 0.
+template <class T>
+static inline Floats widen_some(const T* from, int count) {
+    T all[LANES] = {};
+    if (count > 0) memcpy(all, from, count * sizeof(T));
+    return widen(all);
+}
+template <class T>
+static inline void narrow_some(T* to, Floats v, int count) {
+    T all[LANES];
+    narrow(all, v);
+    memcpy(to, all, (count < LANES ? count : LANES) * sizeof(T));
+}
