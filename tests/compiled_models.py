@@ -11,8 +11,13 @@ from transformers import PreTrainedModel
 from euryale.base.base import Base
 from euryale.base.choose_forward import ForwardSettings
 from euryale.base.compiled_llama import CompiledLlama
+from euryale.kernels.cpu_matrix import filled, whole_blocks
 from euryale.kernels.few_bits import few_bits_product, to_blocks
 
+LANES = 16  # of a vector
+ODD_SIZES: dict[str, object] = {  # of which nothing is a whole block or vector
+    "hidden_size": 51, "intermediate_size": 77, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 10,
+}  # fmt: skip
 SIZES: dict[str, object] = {
     "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
 }  # fmt: skip
@@ -36,12 +41,12 @@ def int4_base(
 
 
 def compiled_base(bits: int, family: str = "llama", seed: int = 0, **config: Any) -> Base:
-    """The same with weights in 4 or 16 bits. A base so small would be read by the fast forward in 16."""
+    """The same with weights in 4, 16 or 32 bits, whatever the base's dtype."""
     base = int4_base(family, seed=seed, **config)
     if bits == 4:
         return base
     base = Base(base.model, base.tokenizer, base.path, base.fingerprint)
-    base._forward = CompiledLlama(base.model, 16)
+    base._forward = CompiledLlama(base.model, bits)
     return base
 
 
@@ -53,17 +58,26 @@ def in_4_bits(base: Base) -> Base:
 class _Specified(nn.Module):
     """A linear layer whose product is the specification's."""
 
-    def __init__(self, linear: nn.Linear, bits: int) -> None:
+    def __init__(self, linear: nn.Linear, bits: int, head: int | None) -> None:
+        """head: width of the heads that it reads, each of which is filled up to whole vectors before it is rounded."""
         super().__init__()
-        self._weight = linear.weight.bfloat16().double() if bits == 16 else to_blocks(linear.weight, bits)
+        self._head = head
+        self._bits = bits
+        self._weight = linear.weight.bfloat16() if bits == 16 else linear.weight
         self.bias, self.out_features = linear.bias, linear.out_features
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self._weight, Tensor):
-            y = x.bfloat16().to(x.dtype) @ self._weight.to(x.dtype).T
+        if self._bits >= 16:
+            y = (x.bfloat16().to(x.dtype) if self._bits == 16 else x) @ self._weight.to(x.dtype).T
         else:
-            y = few_bits_product(x.flatten(0, -2), self._weight).to(x.dtype).unflatten(0, x.shape[:-1])
+            blocks = to_blocks(self._in_blocks(self._weight), self._bits)
+            y = few_bits_product(self._in_blocks(x.flatten(0, -2)), blocks).to(x.dtype).unflatten(0, x.shape[:-1])
         return y if self.bias is None else y + self.bias.to(x.dtype)
+
+    def _in_blocks(self, x: Tensor) -> Tensor:
+        if self._head is not None:
+            x = filled(x, 1, self._head, -(-self._head // LANES) * LANES)
+        return filled(x, 1, x.shape[1], whole_blocks(x.shape[1]))
 
 
 def specified(base: Base, bits: int) -> PreTrainedModel:
@@ -72,5 +86,7 @@ def specified(base: Base, bits: int) -> PreTrainedModel:
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear:
             parent = model.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], _Specified(module, max(bits, 8) if name == "lm_head" else bits))
+            head = parent.head_dim if name.endswith("o_proj") else None
+            made = _Specified(module, max(bits, 8) if name == "lm_head" else bits, head)
+            setattr(parent, name.rpartition(".")[2], made)
     return model

@@ -6,6 +6,7 @@ import platform
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from euryale.kernels.cpu.compile import find_compiler, library_for, own_processor
 from euryale.kernels.cpu_matrix import CpuLinear, CpuMatrix
@@ -57,7 +58,23 @@ def test_a_product_in_16_bits_is_that_of_numbers_in_bfloat16(target: str, output
     torch.testing.assert_close(found.double(), expected, rtol=0.0, atol=1e-6 * inputs)  # sums in float32
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("outputs", "inputs"), [(16, 32), (5, 64), (33, 576), (7, 45)])
+def test_a_product_in_32_bits_is_that_of_float32(target: str, outputs: int, inputs: int) -> None:
+    weight_OI, x_MI, bias_O = numbers(outputs, inputs), numbers(29, inputs, 1), numbers(1, outputs, 2)[0]
+    expected = x_MI.double() @ weight_OI.double().T + bias_O
+    found = product_on(target, x_MI, CpuMatrix(weight_OI, 32, bias_O))
+    torch.testing.assert_close(found.double(), expected, rtol=0.0, atol=1e-6 * inputs)
+
+
 @pytest.mark.parametrize("bits", [4, 8, 16])
+def test_inputs_that_are_no_whole_block_are_filled_up(bits: int) -> None:
+    weight_OI, x_MI = numbers(20, 45), numbers(9, 45, 1)
+    whole_OI, whole_MI = pad(weight_OI, (0, 19)), pad(x_MI, (0, 19))
+    assert torch.equal(CpuLinear(weight_OI, bits)(x_MI), CpuLinear(whole_OI, bits)(whole_MI))
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16, 32])
 def test_a_row_has_the_same_bits_in_any_company_and_with_any_number_of_threads(bits: int) -> None:
     weight, x_MI = CpuMatrix(numbers(70, 160), bits), numbers(21, 160, 1)
     alone = torch.cat([product_on("its own", x_MI[m : m + 1].contiguous(), weight) for m in range(len(x_MI))])
