@@ -23,11 +23,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from euryale.base.fast_llama import FAMILIES, is_known, state_of
-from euryale.base.hidden_states import join_states
 from euryale.base.rope import half_tables
 from euryale.errors import UserError
 from euryale.kernels.cpu.compile import load_library
 from euryale.kernels.cpu_matrix import CMatrix, CpuLinear, CpuMatrix, filled, whole_blocks
+from euryale.kernels.rms_norm import NORMALISE_EPS
 
 _HEADS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256)  # widths that llama.cpp is compiled for
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class _Model(ctypes.Structure):
         ("layers", ctypes.POINTER(_Layer)),
         ("norm", ctypes.c_void_p),
         *((name, ctypes.c_int32) for name in ("num_layers", "D", "H", "G", "E", "F", "width", "head")),
-        *((name, ctypes.c_float) for name in ("eps", "scaling")),
+        *((name, ctypes.c_float) for name in ("eps", "scaling", "normalise_eps")),
     ]
 
 
@@ -59,9 +59,13 @@ class _Pass(ctypes.Structure):
     _fields_ = [
         ("cache", ctypes.c_void_p),
         *((f"{name}_stride", ctypes.c_int64) for name in ("layer", "kind", "row", "head")),
-        *((name, ctypes.c_void_p) for name in ("seen", "slots", "positions", "rows", "cos", "sin")),
-        *((name, ctypes.c_void_p) for name in ("between", "between_layers")),
-        *((name, ctypes.c_int32) for name in ("M", "W", "num_between", "is_bfloat16", "threads")),
+        ("mask", ctypes.c_void_p),
+        *((f"mask_{name}_stride", ctypes.c_int64) for name in ("row", "node")),
+        ("lengths", ctypes.POINTER(ctypes.c_int32)),
+        *((name, ctypes.c_void_p) for name in ("positions", "cos", "sin")),
+        ("layers", ctypes.POINTER(ctypes.c_int32)),
+        ("states", ctypes.c_void_p),
+        *((name, ctypes.c_int32) for name in ("B", "N", "W", "K", "is_bfloat16", "threads")),
     ]
 
 
@@ -91,6 +95,7 @@ class CompiledLlama:
         self._dtype = inner.embed_tokens.weight.dtype
         self._kept: list[CpuMatrix | Tensor] = []  # what C++ has addresses of
         first = inner.layers[0]
+        self._embed = inner.embed_tokens
         self._width = width = inner.embed_tokens.weight.shape[1]
         self._head = head = first.self_attn.head_dim
         self._inner_width = first.mlp.gate_proj.out_features
@@ -101,7 +106,7 @@ class CompiledLlama:
         self._c = _Model(
             self._layers, self._norm(inner.norm, self._D), len(inner.layers), self._D,
             first.self_attn.q_proj.out_features // head, first.self_attn.k_proj.out_features // head, self._E, self._F,
-            width, head, inner.norm.variance_epsilon, first.self_attn.scaling,
+            width, head, inner.norm.variance_epsilon, first.self_attn.scaling, NORMALISE_EPS,
         )  # fmt: skip
         self._tables = torch.empty(0, 0), torch.empty(0, 0)
         matrices = [part for part in [*self._kept, self._lm_head.weight] if isinstance(part, CpuMatrix)]
@@ -161,41 +166,34 @@ class CompiledLlama:
     def hidden(
         self, ids_BN: Tensor, positions_BN: Tensor, cache: Cache, mask: Tensor | None, layers: Sequence[int] = ()
     ) -> Tensor:
-        """The final hidden states [B, N, D], and after them those of `layers` (join_states).
+        """The final hidden states [B, N, D], and after them those of `layers` (as join_states).
 
         `cache` is one of slots (KVCache); mask: None where one token sees all that is committed and itself.
         """
         ours: Any = cache
         kv, lengths = ours.kv, ours.lengths
-        B, N = ids_BN.shape
-        M, D = B * N, self._c.D
-        x_MD: Tensor = filled(self._inner.embed_tokens(ids_BN.flatten()).float(), 1, self._width, D)
-        first = torch.tensor(lengths, dtype=torch.int32)[:, None]
-        node = torch.arange(N, dtype=torch.int32)
-        slots_M = (first + node).flatten()
-        rows_M = torch.arange(B, dtype=torch.int32)[:, None].expand(B, N).contiguous()
-        positions_M = positions_BN.to(torch.int32).expand(B, N).contiguous()
-        seen_BNW = None
+        (B, N), K = ids_BN.shape, len(layers)
+        x_MD: Tensor = filled(self._embed(ids_BN.flatten()).float(), 1, self._width, self._D)
+        positions_BN = positions_BN.expand(B, N).contiguous()
+        states_BNC = x_MD.new_empty(B, N, (1 + K) * self._width)
+        lengths_B, layers_K = (ctypes.c_int32 * B)(*lengths), (ctypes.c_int32 * K)(*layers)
+        seen, row_stride, node_stride = None, 0, 0
         if mask is not None:
-            seen_BNW = (mask[:, 0, :, : ours.bound] >= 0).expand(B, N, -1).contiguous()
-        asked_K = torch.tensor(sorted(set(layers)), dtype=torch.int32)
-        between_KMD = torch.empty(len(asked_K), M, D)
+            assert mask.dtype == kv.dtype and mask.stride(3) == 1, "the mask has the cache's numbers, side by side"
+            seen, row_stride, node_stride = mask.data_ptr(), mask.stride(0) * (len(mask) > 1), mask.stride(2)
         self._library.euryale_read(
             ctypes.byref(self._c),
             ctypes.byref(
                 _Pass(
-                    kv.data_ptr(), *kv.stride()[:4], None if seen_BNW is None else seen_BNW.data_ptr(),
-                    slots_M.data_ptr(), positions_M.data_ptr(), rows_M.data_ptr(), self._tables[0].data_ptr(),
-                    self._tables[1].data_ptr(), between_KMD.data_ptr(), asked_K.data_ptr(), M, ours.bound, len(asked_K),
-                    kv.dtype == torch.bfloat16, torch.get_num_threads(),
+                    kv.data_ptr(), *kv.stride()[:4], seen, row_stride, node_stride, lengths_B,
+                    positions_BN.data_ptr(), self._tables[0].data_ptr(), self._tables[1].data_ptr(),
+                    layers_K, states_BNC.data_ptr(), B, N, ours.bound, K, kv.dtype == torch.bfloat16,
+                    torch.get_num_threads(),
                 )
             ),
             ctypes.c_void_p(x_MD.data_ptr()),
         )  # fmt: skip
-        after = dict(zip(asked_K.tolist(), between_KMD, strict=True))
-        final_MD, *middle = (states_MD[:, : self._width] for states_MD in (x_MD, *map(after.__getitem__, layers)))
-        states_MC = join_states(final_MD, middle)
-        return states_MC.to(self._dtype).unflatten(0, (B, N))
+        return states_BNC.to(self._dtype)
 
     def logits(self, hidden_BND: Tensor) -> Tensor:
         """Final hidden states [..., D] -> logits [..., V]."""
@@ -206,7 +204,7 @@ class CompiledLlama:
         c, T = self._c, len(ids)
         self.reserve(T)
         text: Any = OneText(torch.zeros(c.num_layers, 2, 1, c.G, T, c.head, dtype=self._dtype), [0], T)
-        mask = torch.full((T, T), -1.0).triu(1)[None, None]
+        mask = torch.full((T, T), -1.0, dtype=self._dtype).triu(1)[None, None]
         return self.hidden(torch.tensor([ids]), torch.arange(T)[None], text, mask, layers)
 
 

@@ -16,25 +16,41 @@ struct Seen {  // the slots that each row sees: all before its `prefix`, and som
     std::vector<size_t> first;               // of each row in `more`, and one more
 };
 
-// seen: [M, W], true where a row sees a slot; null: every row sees all up to its own.
-static Seen find_seen(const uint8_t* seen_MW, const int32_t* slots_M, int M, int W) {
+struct Mask {  // [B, N, W] in the cache's numbers, 0 where a node sees a slot; null: each sees all up to its own
+    const void* zeros;
+    int64_t row_stride, node_stride;  // in numbers; of one mask for all rows of the batch 0
+};
+
+// Bits tell 0 from the lowest number, which hides: T is an integer as wide as the mask's numbers.
+template <class T>
+static void see(const T* mask, int W, Seen& found) {
+    int prefix = 0;
+    while (prefix < W && mask[prefix] == 0) prefix++;
+    int end = prefix;
+    for (int slot = prefix; slot < W; slot++)
+        if (mask[slot] == 0) {
+            found.more.push_back(slot);
+            end = slot + 1;
+        }
+    found.prefix.push_back(prefix);
+    found.end.push_back(end);
+    found.first.push_back(found.more.size());
+}
+
+static Seen find_seen(const Mask& mask, bool is_bfloat16, const int32_t* lengths_B, int B, int N, int W) {
     Seen found;
     found.first.push_back(0);
-    for (int m = 0; m < M; m++) {
-        int prefix = slots_M[m] + 1, end = prefix;
-        if (seen_MW != nullptr) {
-            const uint8_t* row = seen_MW + (size_t)m * W;
-            const void* hidden = memchr(row, 0, W);
-            prefix = end = hidden == nullptr ? W : (int)((const uint8_t*)hidden - row);
-            for (int slot = prefix; slot < W; slot++)
-                if (row[slot]) {
-                    found.more.push_back(slot);
-                    end = slot + 1;
-                }
-        }
-        found.prefix.push_back(prefix);
-        found.end.push_back(end);
-        found.first.push_back(found.more.size());
+    for (int m = 0; m < B * N; m++) {
+        const int64_t at = m / N * mask.row_stride + m % N * mask.node_stride;
+        if (mask.zeros == nullptr) {
+            const int own = lengths_B[m / N] + m % N;
+            found.prefix.push_back(own + 1);
+            found.end.push_back(own + 1);
+            found.first.push_back(0);
+        } else if (is_bfloat16)
+            see((const uint16_t*)mask.zeros + at, W, found);
+        else
+            see((const uint32_t*)mask.zeros + at, W, found);
     }
     return found;
 }
@@ -80,9 +96,11 @@ template <class T, int V>
 static inline void widen_block(const T* states, int head, int begin, int end, float* block) {
     for (int s = 0; s < LANES; s++)
         for (int v = 0; v < V; v++) {
-            const int rest = begin + s < end ? head - v * LANES : 0;
+            const int rest = head - v * LANES;
             const T* state = states + (size_t)(begin + s) * head + v * LANES;
-            store(block + (s * V + v) * LANES, rest >= LANES ? widen(state) : widen_some(state, rest));
+            Floats numbers = {};
+            if (begin + s < end) numbers = rest >= LANES ? widen(state) : widen_some(state, rest > 0 ? rest : 0);
+            store(block + (s * V + v) * LANES, numbers);
         }
 }
 

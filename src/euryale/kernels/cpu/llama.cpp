@@ -23,18 +23,19 @@ struct Model {
     const Layer* layers;
     const float* norm;
     int32_t num_layers, D, H, G, E, F, width, head;
-    float eps, scaling;
+    float eps, scaling, normalise_eps;  // the last: of states of layers, which have no weights
 };
 
 struct Pass {
-    void* cache;                                     // keys and values: [layers, 2, rows, G, slots, head]
+    void* cache;                                                 // [layers, 2, rows, G, slots, head]
     int64_t layer_stride, kind_stride, row_stride, head_stride;  // in numbers
-    const uint8_t* seen_MW;                          // or null; see find_seen
-    const int32_t *slots_M, *positions_M, *rows_M;   // where each token is written, its place in the text, its row
-    const float *cos, *sin;                          // [positions, head / 2]
-    float* between;                                  // [num_between, M, D]: what these layers give
-    const int32_t* between_layers;                   // numbered from 1, ascending
-    int32_t M, W, num_between, is_bfloat16, threads;
+    Mask mask;
+    const int32_t* lengths_B;                                    // tokens that are there; nodes are written after them
+    const int64_t* positions_BN;                                 // their places in the text
+    const float *cos, *sin;                                      // [positions, head / 2]
+    const int32_t* layers_K;                                     // whose states are asked for, numbered from 1
+    float* states;                                               // [M, 1 + K, width]
+    int32_t B, N, W, K, is_bfloat16, threads;
 };
 
 // Of D numbers, of which `width` count: the others are zeros.
@@ -82,14 +83,15 @@ static void normed_rows(RowBuffer& rows, const Model& model, const float* x_MD, 
 template <class T>
 static void place(const Model& model, const Layer& layer, const Pass& pass, T* keys, T* values, int m, float* heads) {
     const int E = model.E, head = model.head, half = head / 2;
-    const float *cos = pass.cos + (size_t)pass.positions_M[m] * half, *sin = pass.sin + (size_t)pass.positions_M[m] * half;
+    const size_t turn = pass.positions_BN[m] * half, slot = pass.lengths_B[m / pass.N] + m % pass.N;
+    const float *cos = pass.cos + turn, *sin = pass.sin + turn;
     for (int h = 0; h < model.H + model.G; h++) {
         const float* norm = h < model.H ? layer.q_norm : layer.k_norm;
         if (norm != nullptr) rms_norm(heads + h * E, norm, E, head, model.eps, heads + h * E);
         rotate(heads + h * E, cos, sin, half);
     }
     for (int g = 0; g < model.G; g++) {
-        const size_t at = pass.rows_M[m] * pass.row_stride + g * pass.head_stride + (size_t)pass.slots_M[m] * head;
+        const size_t at = m / pass.N * pass.row_stride + g * pass.head_stride + slot * head;
         for (int e = 0; e < head; e += LANES) {
             narrow_some(keys + at + e, load<Floats>(heads + (model.H + g) * E + e), head - e);
             narrow_some(values + at + e, load<Floats>(heads + (model.H + model.G + g) * E + e), head - e);
@@ -100,11 +102,8 @@ static void place(const Model& model, const Layer& layer, const Pass& pass, T* k
 // Rows of a pass that read the same keys, at most 32 at once: first row and count.
 static std::vector<std::pair<int, int>> runs_of_rows(const Pass& pass) {
     std::vector<std::pair<int, int>> runs;
-    for (int m = 0; m < pass.M; m++)
-        if (m > 0 && pass.rows_M[m] == pass.rows_M[m - 1] && runs.back().second < 32)
-            runs.back().second++;
-        else
-            runs.push_back({m, 1});
+    for (int m = 0; m < pass.B * pass.N; m += runs.back().second)
+        runs.push_back({m, std::min(32, pass.N - m % pass.N)});
     return runs;
 }
 
@@ -119,7 +118,7 @@ static void attend_all(const Model& model, const Pass& pass, const Seen& seen, c
         for (int unit = 0; unit < (int)runs.size() * G; unit++) {
             const auto [m, count] = runs[unit / G];
             const int g = unit % G;
-            const size_t at = pass.rows_M[m] * pass.row_stride + g * pass.head_stride;
+            const size_t at = m / pass.N * pass.row_stride + g * pass.head_stride;
             attend<T, V>(
                 seen, m, count, R, &scratch.wide[(size_t)m * width + g * R * E], width, keys + at, values + at,
                 model.head, model.scaling, scores, &scratch.seen[(size_t)m * scratch.attended + g * R * E], scratch.attended
@@ -133,7 +132,7 @@ static void attention(const Model& model, const Layer& layer, const Pass& pass, 
     const int width = (model.H + 2 * model.G) * model.E;
     T* keys = (T*)pass.cache + l * pass.layer_stride;
     T* values = keys + pass.kind_stride;
-    for (int m = 0; m < pass.M; m++) place<T>(model, layer, pass, keys, values, m, &scratch.wide[(size_t)m * width]);
+    for (int m = 0; m < pass.B * pass.N; m++) place<T>(model, layer, pass, keys, values, m, &scratch.wide[(size_t)m * width]);
     switch (model.E / LANES) {  // a head's width is known to the compiler, so that it stays in registers
 #define HEAD(V) case V: return attend_all<T, V>(model, pass, seen, keys, values, scratch);
         HEAD(1) HEAD(2) HEAD(3) HEAD(4) HEAD(5) HEAD(6) HEAD(7) HEAD(8) HEAD(10) HEAD(12) HEAD(16)
@@ -149,15 +148,25 @@ static void gate(float* gate_up, int F) {
     }
 }
 
+// The k-th states that are asked for: `x` normalised with these weights.
+static void give(const Model& model, const Pass& pass, int k, const float* x_MD, const float* weight, float eps) {
+    const int D = model.D, width = model.width;
+    std::vector<float> normed(D);
+    for (int m = 0; m < pass.B * pass.N; m++) {
+        rms_norm(x_MD + (size_t)m * D, weight, D, width, eps, normed.data());
+        memcpy(pass.states + ((size_t)m * (1 + pass.K) + k) * width, normed.data(), width * sizeof(float));
+    }
+}
+
 extern "C" {
 
-// x [M, D]: embeddings of the tokens; overwritten by the final states, after the last norm.
+// x [M, D]: embeddings of the tokens; overwritten.
 void euryale_read(const Model* model, const Pass* pass, float* x_MD) {
-    const int M = pass->M, D = model->D, F = model->F, threads = pass->threads;
-    const Seen seen = find_seen(pass->seen_MW, pass->slots_M, M, pass->W);
+    const int M = pass->B * pass->N, F = model->F, threads = pass->threads;
+    const Seen seen = find_seen(pass->mask, pass->is_bfloat16, pass->lengths_B, pass->B, pass->N, pass->W);
     Scratch scratch(*model, M);
     const int attended = scratch.attended;
-    int between = 0;
+    const std::vector<float> ones(model->D, 1.0f);
     for (int l = 0; l < model->num_layers; l++) {
         const Layer& layer = model->layers[l];
         normed_rows(scratch.rows, *model, x_MD, layer.norm_in, M);
@@ -175,11 +184,10 @@ void euryale_read(const Model* model, const Pass* pass, float* x_MD) {
             scratch.rows.put(m, &scratch.wide[(size_t)m * 2 * F], F);
         }
         product(layer.down, scratch.rows.rows(), M, x_MD, true, threads);
-        if (between < pass->num_between && pass->between_layers[between] == l + 1)
-            memcpy(pass->between + (size_t)between++ * M * D, x_MD, (size_t)M * D * sizeof(float));
+        for (int k = 0; k < pass->K; k++)
+            if (pass->layers_K[k] == l + 1) give(*model, *pass, 1 + k, x_MD, ones.data(), model->normalise_eps);
     }
-    for (int m = 0; m < M; m++)
-        rms_norm(x_MD + (size_t)m * D, model->norm, D, model->width, model->eps, x_MD + (size_t)m * D);
+    give(*model, *pass, 0, x_MD, model->norm, model->eps);
 }
 
 // y [M, O] = x W^T + b, of rows of `given` numbers: the matrix has these inputs, and then zeros.

@@ -133,12 +133,22 @@ static inline void narrow(uint16_t* to, Floats v) {  // to the nearest, ties to 
 }
 
 // The same of fewer than 16; what is missing is 0.
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+static inline Floats widen_some(const float* from, int count) {
+    return (Floats)_mm512_maskz_loadu_ps((1u << count) - 1, from);
+}
+static inline Floats widen_some(const uint16_t* from, int count) {
+    const Halves all = (Halves)_mm256_maskz_loadu_epi16((1u << count) - 1, from);
+    return (Floats)(__builtin_convertvector(all, Bits) << 16);
+}
+#else
 template <class T>
 static inline Floats widen_some(const T* from, int count) {
     T all[LANES] = {};
-    if (count > 0) memcpy(all, from, count * sizeof(T));
+    for (int i = 0; i < count; i++) all[i] = from[i];
     return widen(all);
 }
+#endif
 template <class T>
 static inline void narrow_some(T* to, Floats v, int count) {
     T all[LANES];
