@@ -11,9 +11,11 @@ from transformers import PreTrainedModel
 from euryale.base.base import Base
 from euryale.base.choose_forward import ForwardSettings
 from euryale.base.compiled_llama import CompiledLlama
+from euryale.kernels.cpu.compile import own_processor
 from euryale.kernels.cpu_matrix import filled, whole_blocks
 from euryale.kernels.few_bits import few_bits_product, to_blocks
 
+OWN = (*own_processor(), "-DWORTH_THREADS=0")  # small products use all threads too
 LANES = 16  # of a vector
 ODD_SIZES: dict[str, object] = {  # of which nothing is a whole block or vector
     "hidden_size": 51, "intermediate_size": 77, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 10,

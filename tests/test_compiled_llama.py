@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from compiled_models import ODD_SIZES, SIZES, compiled_base, in_4_bits, int4_base, specified
+from compiled_models import ODD_SIZES, OWN, SIZES, compiled_base, in_4_bits, int4_base, specified
 from random_models import FAMILIES, HEAD_DESIGNS, random_base, random_heads, random_prompts, random_tree
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from euryale.base.hidden_states import join_states
 from euryale.decoding.engine import Engine
 from euryale.decoding.kv_cache import KVCache, TreeMask
 from euryale.errors import UserError
-from euryale.kernels.cpu.compile import load_library
+from euryale.kernels.cpu.compile import find_compiler, library_for, load_library
 
 
 def read(base: Base, cache: KVCache, ids_BN: Tensor, seen_RNN: Tensor, layers: tuple[int, ...] = ()) -> Tensor:
@@ -79,8 +79,10 @@ def test_middle_states_come_in_the_order_that_is_asked() -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(("bits", "sizes"), [(4, SIZES), (16, SIZES), (32, SIZES), (16, ODD_SIZES), (32, ODD_SIZES)])
 def test_a_node_of_any_tree_has_the_bits_of_plain_decoding(
-    dtype: torch.dtype, threads: int, bits: int, sizes: dict[str, object]
+    dtype: torch.dtype, threads: int, bits: int, sizes: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for user in ("euryale.base.compiled_llama", "euryale.kernels.cpu_matrix"):
+        monkeypatch.setattr(f"{user}.load_library", lambda: library_for(find_compiler(), OWN))
     base, rng = compiled_base(bits, "qwen3", seed=4, dtype=dtype, **sizes), random.Random(4)
     prompt = torch.randint(29, (1, 21), generator=torch.Generator().manual_seed(2))
     before = torch.get_num_threads()

@@ -5,15 +5,16 @@ import platform
 
 import pytest
 import torch
+from compiled_models import OWN
 from torch import Tensor
 from torch.nn.functional import pad
 
-from euryale.kernels.cpu.compile import find_compiler, library_for, own_processor
+from euryale.kernels.cpu.compile import find_compiler, library_for
 from euryale.kernels.cpu_matrix import CpuLinear, CpuMatrix
 from euryale.kernels.few_bits import BLOCK, few_bits_product, to_blocks
 
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
-TARGETS = {"its own": own_processor(), "the plainest": ("-O1", "-march=x86-64") if IS_X86 else ("-O1",)}
+TARGETS = {"its own": OWN, "the plainest": ("-O1", "-march=x86-64") if IS_X86 else ("-O1",)}
 if IS_X86 and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
     TARGETS["AVX2"] = ("-O1", "-march=haswell")
 

@@ -111,7 +111,8 @@ template <class T, int V>
 static void attend_all(const Model& model, const Pass& pass, const Seen& seen, const T* keys, const T* values, Scratch& scratch) {
     const int G = model.G, E = model.E, R = model.H / G, width = (model.H + 2 * G) * E;
     const std::vector<std::pair<int, int>> runs = runs_of_rows(pass);
-#pragma omp parallel num_threads(pass.threads) if (pass.threads > 1)
+    const bool is_large = (double)pass.B * pass.N * model.H * E * pass.W >= WORTH_THREADS;
+#pragma omp parallel num_threads(pass.threads) if (pass.threads > 1 && is_large)
     {
         std::vector<float> scores;
 #pragma omp for schedule(static)

@@ -35,10 +35,16 @@ static void tile_of_all(const Matrix& w, int t, const Rows& x, int m, int M, flo
         if (m < M) tile_of_all<BITS, R - 1>(w, t, x, m, M, y_MO, adds);
 }
 
+// Products from which waking threads costs less than they bring, tens of microseconds.
+#ifndef WORTH_THREADS  // tests say 0
+#define WORTH_THREADS (1 << 19)
+#endif
+
 // y [M, O] = x W^T + b, or that added to y.
 static void product(const Matrix& w, const Rows& x, int M, float* y_MO, bool adds, int threads) {
     const int tiles = (w.outputs + LANES - 1) / LANES;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    const bool is_large = (double)M * w.inputs * w.outputs >= WORTH_THREADS;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && is_large)
     for (int t = 0; t < tiles; t++) {
         if (w.bits == 4)
             tile_of_all<4, 8>(w, t, x, 0, M, y_MO, adds);
