@@ -2,7 +2,7 @@
 
     kernels       KernelLlama, through the kernel registry: on a GPU, or where base.backend names a backend
     fast forward  FastLlama: on a CPU, and on a GPU for sizes that no kernel takes
-    compiled      CompiledLlama: on a CPU in bfloat16, where a C++ compiler is; and base.quantization=int4
+    compiled      CompiledLlama: on a CPU where a C++ compiler is, in float32, bfloat16 and int4
     transformers  PlainForward: other families, and where a faster one does not agree with it; ParallelForward: a base
                   that is divided over several processes
 

@@ -9,7 +9,8 @@
 #include <cmath>
 #include <vector>
 
-#include "vector.h"
+#include "narrow.h"
+#include "transpose.h"
 
 struct Seen {  // the slots that each row sees: all before its `prefix`, and some more, ascending
     std::vector<int32_t> prefix, end, more;  // end: of what it sees
@@ -93,7 +94,7 @@ static void weigh(float* scores, const Seen& seen, int m, int stride) {
 
 // The next 16 states of a cache, each of `head` numbers, as float [16, E]; zeros after `end` and after `head`.
 template <class T, int V>
-static inline void widen_block(const T* states, int head, int begin, int end, float* block) {
+INLINE void widen_block(const T* states, int head, int begin, int end, float* block) {
     for (int s = 0; s < LANES; s++)
         for (int v = 0; v < V; v++) {
             const int rest = head - v * LANES;

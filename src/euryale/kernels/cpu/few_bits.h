@@ -14,8 +14,14 @@
 #pragma once
 
 #include "matrix.h"
+#include "narrow.h"
 
 constexpr int GROUPS = 8;
+#if defined(__AVX512F__)
+constexpr int FEW_ROWS = 8;  // at once: as many as registers hold
+#else
+constexpr int FEW_ROWS = 4;
+#endif
 
 static void quantise(const float* x_I, int I, int8_t* numbers, float* sizes, float* sums) {
     for (int b = 0; b < I / BLOCK; b++) {
@@ -24,17 +30,17 @@ static void quantise(const float* x_I, int I, int8_t* numbers, float* sizes, flo
         const float most = largest(choose(low_size > high_size, low_size, high_size));
         const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
         const Ints a = rounded(low * inverse), c = rounded(high * inverse);
-        store(numbers + b * BLOCK, __builtin_convertvector(a, Small));
-        store(numbers + b * BLOCK + LANES, __builtin_convertvector(c, Small));
+        convert_to(numbers + b * BLOCK, a);
+        convert_to(numbers + b * BLOCK + LANES, c);
         const Floats broken = (low - low) + (high - high);  // NaN where a number is not finite, else 0
         sizes[b] = most / 127.0f + sum(broken);
         // Whole numbers: exact in any order. Added as float, because what is not finite would overflow an int.
-        sums[b] = sizes[b] * sum(__builtin_convertvector(a, Floats) + __builtin_convertvector(c, Floats));
+        sums[b] = sizes[b] * sum(convert<Floats>(a) + convert<Floats>(c));
     }
 }
 
 template <int BITS>
-static inline void unpack(const uint8_t* codes, Bytes* groups) {
+INLINE void unpack(const uint8_t* codes, Bytes* groups) {
     for (int j = 0; j < (BITS == 4 ? 4 : GROUPS); j++) {
         const Bytes v = load<Bytes>(codes + j * 64);
         groups[j] = BITS == 4 ? v & 15 : v;
@@ -44,24 +50,26 @@ static inline void unpack(const uint8_t* codes, Bytes* groups) {
 
 // For 16 outputs the sum over a block of code times number.
 template <int BITS>
-static inline Ints whole_sums(const Bytes* groups, const int8_t* numbers) {
-    Ints total = {};
+INLINE Ints whole_sums(const Bytes* groups, const int8_t* numbers) {
 #if defined(__AVX512VNNI__)
+    __m512i total = _mm512_setzero_si512();
 #pragma GCC unroll 8
     for (int j = 0; j < GROUPS; j++) {
         int32_t four;
         memcpy(&four, numbers + 4 * j, 4);
-        total = (Ints)_mm512_dpbusd_epi32((__m512i)total, (__m512i)groups[j], _mm512_set1_epi32(four));
+        total = _mm512_dpbusd_epi32(total, (__m512i)groups[j].part[0], _mm512_set1_epi32(four));
     }
-#elif defined(__AVX2__)
+    return {(Ints::Part)total};
+#elif defined(__AVX2__) && !defined(__AVX512F__)
     __m256i found[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+#pragma GCC unroll 8
     for (int j = 0; j < GROUPS; j++) {
         int32_t four;
         memcpy(&four, numbers + 4 * j, 4);
         const __m256i a = _mm256_set1_epi32(four);
         const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8), odd = _mm256_srai_epi16(a, 8);
         for (int half = 0; half < 2; half++) {
-            const __m256i v = load<__m256i>((const uint8_t*)&groups[j] + 32 * half);
+            const __m256i v = (__m256i)groups[j].part[half];
             if (BITS == 4) {  // 8 sums of two products of at most 15 * 127 fit into 16 bits
                 found[half] = _mm256_add_epi16(found[half], _mm256_maddubs_epi16(v, a));
             } else {
@@ -71,21 +79,23 @@ static inline Ints whole_sums(const Bytes* groups, const int8_t* numbers) {
             }
         }
     }
-    for (int half = 0; half < 2; half++) {
-        if (BITS == 4) found[half] = _mm256_madd_epi16(found[half], _mm256_set1_epi16(1));
-        store((int32_t*)&total + 8 * half, found[half]);
-    }
+    if (BITS == 4)
+        for (int half = 0; half < 2; half++) found[half] = _mm256_madd_epi16(found[half], _mm256_set1_epi16(1));
+    return {(Ints::Part)found[0], (Ints::Part)found[1]};
 #else
+    int32_t total[LANES] = {};
+    uint8_t codes[GROUPS * 64];
+    for (int j = 0; j < GROUPS; j++) store(codes + j * 64, groups[j]);
     for (int j = 0; j < GROUPS; j++)
         for (int l = 0; l < LANES; l++)
-            for (int c = 0; c < 4; c++) total[l] += groups[j][4 * l + c] * numbers[4 * j + c];
+            for (int c = 0; c < 4; c++) total[l] += codes[j * 64 + 4 * l + c] * numbers[4 * j + c];
+    return load<Ints>(total);
 #endif
-    return total;
 }
 
 // 16 outputs of R rows, the first of which is m.
 template <int R, int BITS>
-static inline void few_bits_tile(const Matrix& w, int t, const Rows& x, int m, Floats* found) {
+INLINE void few_bits_tile(const Matrix& w, int t, const Rows& x, int m, Floats* found) {
     const int blocks = w.inputs / BLOCK;
     const uint8_t* codes = w.codes + (size_t)t * blocks * BLOCK * LANES * BITS / 8;
     const uint16_t* scales = w.scales + (size_t)t * blocks * 2 * LANES;
@@ -97,7 +107,7 @@ static inline void few_bits_tile(const Matrix& w, int t, const Rows& x, int m, F
         for (int r = 0; r < R; r++) {
             const size_t at = (size_t)(m + r) * blocks + b;
             const Ints whole = whole_sums<BITS>(groups, x.numbers + at * BLOCK);
-            found[r] += __builtin_convertvector(whole, Floats) * (scale * x.sizes[at]);
+            found[r] += convert<Floats>(whole) * (scale * x.sizes[at]);
             found[r] += least * x.sums[at];
         }
     }

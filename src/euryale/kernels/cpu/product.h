@@ -47,11 +47,11 @@ static void product(const Matrix& w, const Rows& x, int M, float* y_MO, bool add
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && is_large)
     for (int t = 0; t < tiles; t++) {
         if (w.bits == 4)
-            tile_of_all<4, 8>(w, t, x, 0, M, y_MO, adds);
+            tile_of_all<4, FEW_ROWS>(w, t, x, 0, M, y_MO, adds);
         else if (w.bits == 8)
-            tile_of_all<8, 8>(w, t, x, 0, M, y_MO, adds);
+            tile_of_all<8, FEW_ROWS>(w, t, x, 0, M, y_MO, adds);
         else if (w.bits == 16)
-            tile_of_all<16, 6>(w, t, x, 0, M, y_MO, adds);
+            tile_of_all<16, HALF_ROWS>(w, t, x, 0, M, y_MO, adds);
         else
             tile_of_all<32, WIDE_ROWS>(w, t, x, 0, M, y_MO, adds);
     }

@@ -15,7 +15,7 @@ constexpr int WIDE_SUMS = 1, WIDE_ROWS = 6;
 
 // 16 outputs of R rows, the first of which is m.
 template <int R>
-static inline void wide_tile(const Matrix& w, int t, const Rows& x, int m, Floats* found) {
+INLINE void wide_tile(const Matrix& w, int t, const Rows& x, int m, Floats* found) {
     const float* weights = (const float*)w.codes + (size_t)t * w.inputs * LANES;
     const float* rows = x.wide + (size_t)m * w.inputs;
     Floats sums[WIDE_SUMS][R] = {};
