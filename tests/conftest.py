@@ -51,6 +51,12 @@ def no_wait_for_disks(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def no_compiled_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bases are read as on a machine without a C++ compiler."""
+    monkeypatch.setattr("euryale.base.choose_forward._compiled", lambda model, sample: None)
+
+
 @pytest.fixture(scope="session")
 def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny random Llama; vocabulary 99, 256 positions."""

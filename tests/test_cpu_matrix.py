@@ -115,7 +115,11 @@ def test_weights_that_are_in_few_bits_already_lose_nothing(kind: str) -> None:
     codes_OBI = torch.randint(0, top + 1, (40, 3, BLOCK), generator=generator)
     codes_OBI[..., 0], codes_OBI[..., 1] = 0, 13 if kind == "Q4_0" else top
     scales = ((torch.rand(40, 3, 1, generator=generator) + 0.1) / top).half().float()
-    middles: dict[str, float | Tensor] = {"Q4_0": 8.0, "Q8_0": 127.0, "Q4_1": 5 * torch.randn(40, 3, 1, generator=generator)}
+    middles: dict[str, float | Tensor] = {
+        "Q4_0": 8.0,
+        "Q8_0": 127.0,
+        "Q4_1": 5 * torch.randn(40, 3, 1, generator=generator),
+    }
     weight_OI = ((codes_OBI - middles[kind]) * scales).flatten(1)
     for stored_OI in (weight_OI, weight_OI.bfloat16()):
         blocks = to_blocks(stored_OI, bits)

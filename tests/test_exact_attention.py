@@ -18,6 +18,7 @@ from euryale.base.tree_attention import tree_attention
 from euryale.decoding.kv_cache import KVCache, TreeMask
 from euryale.kernels.packed_linear import multiplies_bfloat16
 
+pytestmark = pytest.mark.usefixtures("no_compiled_forward")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 V = 29
 

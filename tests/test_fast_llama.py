@@ -21,6 +21,8 @@ from euryale.errors import UserError
 from euryale.kernels import packed_linear
 from euryale.kernels.packed_linear import PackedLinear, joined_linear, packed
 
+pytestmark = pytest.mark.usefixtures("no_compiled_forward")
+
 
 def with_forward(base: Base, forward: str) -> Base:
     return Base(base.model, base.tokenizer, base.path, base.fingerprint, forward=forward)
