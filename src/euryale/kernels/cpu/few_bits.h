@@ -82,6 +82,20 @@ INLINE Ints whole_sums(const Bytes* groups, const int8_t* numbers) {
     if (BITS == 4)
         for (int half = 0; half < 2; half++) found[half] = _mm256_madd_epi16(found[half], _mm256_set1_epi16(1));
     return {(Ints::Part)found[0], (Ints::Part)found[1]};
+#elif defined(__ARM_FEATURE_DOTPROD)
+    Ints total = {};
+    int32x4_t sum = {};  // of the numbers: with 8 bits, 128 is taken from every code, so that it has a sign
+    for (int j = 0; j < GROUPS; j++) {
+        int32_t four;
+        memcpy(&four, numbers + 4 * j, 4);
+        const int8x16_t a = vreinterpretq_s8_s32(vdupq_n_s32(four));
+        sum = vdotq_s32(sum, a, vdupq_n_s8(1));
+        for (int q = 0; q < Ints::PARTS; q++) {
+            const uint8x16_t codes = (uint8x16_t)groups[j].part[q], moved = BITS == 4 ? codes : codes ^ 128;
+            total.part[q] = (Ints::Part)vdotq_s32((int32x4_t)total.part[q], vreinterpretq_s8_u8(moved), a);
+        }
+    }
+    return BITS == 4 ? total : total + 128 * (int)sum[0];  // all lanes of a sum are alike
 #else
     int32_t total[LANES] = {};
     uint8_t codes[GROUPS * 64];
