@@ -11,7 +11,7 @@
 // Sums a row, of every other pair, so that one need not wait for the other, and rows at once: as many as registers hold.
 // The sums are the same for any number of rows, or a row's bits would depend on it.
 #if defined(__AVX512F__)
-constexpr int HALF_SUMS = 2, HALF_ROWS = 6;
+constexpr int HALF_SUMS = 2, HALF_ROWS = 8;
 #else
 constexpr int HALF_SUMS = 1, HALF_ROWS = 4;
 #endif
