@@ -11,7 +11,11 @@ from euryale.kernels.compiled import cache_folder, keep
 from euryale.kernels.cpu import compile as compile_module
 from euryale.kernels.cpu.compile import find_compiler, library_for
 
-SMALL = '#include <vector>\nextern "C" { int euryale_read() { return 7; }\nvoid euryale_product() {} }\n'
+SMALL = """#include <vector>
+extern "C" { int euryale_read() { return 7; }
+void euryale_product() {}
+void euryale_draft() {} }
+"""
 
 
 @pytest.fixture(autouse=True)

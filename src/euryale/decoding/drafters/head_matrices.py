@@ -55,21 +55,20 @@ class HeadMatrices:
 
     The fast twin of `Heads.head_hidden`: the part of every first matrix that reads the hidden state and the root is
     one product for all heads, and each level adds only what its path brings. Everything is in the base's dtype, or in
-    bfloat16 where the processor multiplies it: a guess needs no more, and half as much is read.
+    bfloat16 where the processor multiplies it: a guess needs no more, and half as much is read. Where the base is read
+    by compiled products the heads are too, and CompiledHeads asks all levels in one call.
     """
 
     @torch.no_grad()
     def __init__(self, base: Base, heads: Heads) -> None:
         self.base = base
         self.dtype = draft_dtype(base)
-        self._bits = 0  # of the compiled products, where the base is read by them
-        if isinstance(base.forward(), CompiledLlama):
-            self._bits = 8 if base.quantization == "int4" else 16
+        self.bits = _compiled_bits(base)
         self.reads_path = heads.config.reads_path
-        self.induction = heads.config.induction
-        self.draft_ids = heads.draft_ids
-        self._reads_root = heads.config.root_token
-        self._embed = TokenTable(base, self.dtype) if self._reads_root else None
+        self.induction, self.num_states = heads.config.induction, heads.num_states
+        self.draft_ids, self.num_candidates = heads.draft_ids, heads.num_candidates
+        self.reads_root = heads.config.root_token
+        self._embed = TokenTable(base, self.dtype) if self.reads_root else None
         self._source = heads
         K, D = heads.num_heads, heads.hidden_size
         firsts = [heads.blocks(k)[0] for k in range(K)]
@@ -79,30 +78,31 @@ class HeadMatrices:
         ]
         self._entry_weight_OC = torch.cat(with_root).to(self.dtype)
         self._entry_bias_O = torch.cat([f.hidden_in.bias for f in firsts]).to(self.dtype)
-        self._entries: dict[int, Linear] = {}  # by number of heads
+        self.entries: dict[int, Linear] = {}  # by number of heads
         after_root = [None if f.tokens_in is None else f.tokens_in.weight[:, D:] for f in firsts]
-        self._found_KVF = self._tables_of_found(after_root) if self.induction else None
+        self._found_KVF = self._tables_of_found(after_root) if self.induction and not self.bits else None
         if self._found_KVF is not None:
             after_root = [None if weight_FC is None else weight_FC[:, :-D] for weight_FC in after_root]
-        self._paths = [
+        # What every first block makes of the tokens after the root; None: it reads none.
+        self.paths = [
             None if weight_FC is None or not weight_FC.shape[1] else self._product(weight_FC)
             for weight_FC in after_root
         ]
-        self._bodies = [
-            [_Finish(body, self._product, is_first=layer == 0) for layer, body in enumerate(heads.blocks(k))]
+        self.bodies = [
+            [Finish(body, self._product, is_first=layer == 0) for layer, body in enumerate(heads.blocks(k))]
             for k in range(K)
         ]
         if heads.config.output == "shared":
-            self._outputs: list[Callable[[Tensor], Tensor]]
-            self._outputs = [self._product(heads.draft_weight(0, base.lm_head_weight))] * K  # one copy serves all
+            self.outputs: list[Callable[[Tensor], Tensor]]
+            self.outputs = [self._product(heads.draft_weight(0, base.lm_head_weight))] * K  # one copy serves all
         elif heads.config.output == "own":
-            self._outputs = [self._product(heads.draft_weight(k, base.lm_head_weight)) for k in range(K)]
+            self.outputs = [self._product(heads.draft_weight(k, base.lm_head_weight)) for k in range(K)]
         else:
-            self._outputs = self._corrected_outputs(base.lm_head_weight, K)
+            self.outputs = self._corrected_outputs(base.lm_head_weight, K)
 
     def _product(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> Linear:
-        if self._bits:
-            return CpuLinear(weight_OI, self._bits, bias_O)
+        if self.bits:
+            return CpuLinear(weight_OI, self.bits, bias_O)
         return packed(weight_OI.to(self.dtype).contiguous(), None if bias_O is None else bias_O.to(self.dtype))
 
     def _tables_of_found(self, after_root: Sequence[Tensor | None]) -> list[Tensor] | None:
@@ -126,7 +126,7 @@ class HeadMatrices:
             if shared is None:
                 outputs.append(self._product(corrected(weight_VD, widen_VR, correction.narrow.weight)))
             else:
-                outputs.append(_Corrected(shared, self._product(correction.narrow.weight), self._product(widen_VR)))
+                outputs.append(Corrected(shared, self._product(correction.narrow.weight), self._product(widen_VR)))
         return outputs
 
     @torch.no_grad()
@@ -135,16 +135,16 @@ class HeadMatrices:
 
         On a GPU it is a view of those of all heads; on a CPU each number of heads needs a layout of its own.
         """
-        if num_heads and num_heads not in self._entries:
+        if num_heads and num_heads not in self.entries:
             F = len(self._entry_bias_O) // self._source.num_heads
             weight_OC, bias_O = self._entry_weight_OC[: num_heads * F], self._entry_bias_O[: num_heads * F]
-            self._entries[num_heads] = self._product(weight_OC, bias_O)
+            self.entries[num_heads] = self._product(weight_OC, bias_O)
 
     def enter(self, draft_input: DraftInput, num_heads: int) -> Entry:
         """What hidden state and root bring to the first `num_heads` heads (`prepare`d before); once a step."""
         states_BC = draft_input.hidden_BD.to(self.dtype)
         reads_BC = states_BC if self._embed is None else torch.cat([states_BC, self._embed(draft_input.root_B)], -1)
-        inner_BKF = self._entries[num_heads](reads_BC).unflatten(-1, (num_heads, -1))
+        inner_BKF = self.entries[num_heads](reads_BC).unflatten(-1, (num_heads, -1))
         return Entry(states_BC[:, None, : self.base.hidden_size], inner_BKF)
 
     def logits(self, k: int, entry: Entry, path_BPC: Tensor | None, found_BP: Tensor | None = None) -> Tensor:
@@ -154,7 +154,7 @@ class HeadMatrices:
         do not read it. found_BP: with `induction` what followed each path's end earlier (-1: nothing).
         """
         inner_BPF = entry.inner_BKF[:, k : k + 1]
-        path = self._paths[k]
+        path = self.paths[k]
         if found_BP is not None and self._found_KVF is not None:
             inner_BPF = inner_BPF + self._found_KVF[k][found_BP]
         elif found_BP is not None and self._embed is not None:
@@ -163,9 +163,9 @@ class HeadMatrices:
         if path_BPC is not None and path is not None:
             inner_BPF = inner_BPF + path(path_BPC)
         x_BPD = entry.hidden_B1D
-        for layer, body in enumerate(self._bodies[k]):
+        for layer, body in enumerate(self.bodies[k]):
             x_BPD = body(x_BPD, inner_BPF if layer == 0 else None)
-        return self._outputs[k](x_BPD)
+        return self.outputs[k](x_BPD)
 
     def extend(self, path_BPC: Tensor | None, slots: Tensor, tokens_BP: Tensor) -> Tensor | None:
         """The paths one token longer: `slots` says whose path each token continues ([P], or [B, P] by row)."""
@@ -177,32 +177,41 @@ class HeadMatrices:
         return torch.cat([of_slots(path_BPC, slots), new_BPD], -1)
 
 
-class _Finish:
+class Finish:
     """A head body over products."""
 
     def __init__(self, body: HeadBody, product: Callable[..., Linear], is_first: bool) -> None:
         """is_first: its first matrix is asked with those of the other heads (HeadMatrices.enter)."""
-        self._out = None if body.out is None else product(body.out.weight)
-        self._entry = None if is_first else product(body.hidden_in.weight, body.hidden_in.bias)
-        self._is_residual = body.residual
+        self.out = None if body.out is None else product(body.out.weight)
+        self.entry = None if is_first else product(body.hidden_in.weight, body.hidden_in.bias)
+        self.is_residual = body.residual
 
     def __call__(self, x: Tensor, inner: Tensor | None) -> Tensor:
         if inner is None:
-            assert self._entry is not None, "the first body is given what it reads"
-            inner = self._entry(x)
+            assert self.entry is not None, "the first body is given what it reads"
+            inner = self.entry(x)
         inner = silu(inner)
-        answer = inner if self._out is None else self._out(inner)
-        return x + answer if self._is_residual else answer
+        answer = inner if self.out is None else self.out(inner)
+        return x + answer if self.is_residual else answer
 
 
-class _Corrected:
+class Corrected:
     """The base's output and a correction of low rank, as products."""
 
     def __init__(self, shared: Linear, narrow: Linear, widen: Linear) -> None:
-        self._shared, self._narrow, self._widen = shared, narrow, widen
+        self.shared, self.narrow, self.widen = shared, narrow, widen
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._shared(x) + self._widen(self._narrow(x))
+        return self.shared(x) + self.widen(self.narrow(x))
+
+
+def _compiled_bits(base: Base) -> int:
+    """Bits of a weight in the compiled products, where the base is read by them; else 0."""
+    if not isinstance(base.forward(), CompiledLlama):
+        return 0
+    if base.quantization == "int4":
+        return 8
+    return 32 if base.dtype == torch.float32 and base.hidden_size < _LARGE else 16
 
 
 def draft_dtype(base: Base) -> torch.dtype:

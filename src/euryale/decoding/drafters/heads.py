@@ -12,6 +12,7 @@ from torch import Tensor
 
 from euryale.base.base import Base
 from euryale.decoding.drafters.best import top_k_of
+from euryale.decoding.drafters.compiled_heads import CompiledHeads, HostTexts
 from euryale.decoding.drafters.head_matrices import HeadMatrices
 from euryale.decoding.drafters.interface import Draft, Drafter, DraftInput
 from euryale.decoding.drafters.ngram_index import (
@@ -46,26 +47,33 @@ class HeadsDrafter(Drafter):
         self.num_nodes, self.max_depth = self._growth.num_nodes, self._growth.max_depth
         self._matrices = matrices or HeadMatrices(base, heads)
         self._matrices.prepare(self.max_depth)
+        self._compiled = CompiledHeads.of(self._matrices, self._growth)
         self.layers = heads.layers_read(base.num_layers) if self.max_depth else ()
         self.searches_text = bool(self._matrices.induction and self.max_depth)
         self._index: NgramIndex | HostNgramIndex | None = None  # where heads read what followed earlier
+        self._texts = HostTexts()  # the same for compiled drafting
 
     def begin(self, num_rows: int, num_slots: int) -> "HeadsDrafter":
         if not self.searches_text:
             return self  # nothing is remembered of a row
         begun = copy(self)
         begun._index = build_ngram_index(self._matrices.induction, num_rows, num_slots, self._matrices.base.device)
+        begun._texts = HostTexts()
         return begun
 
     def add(self, row: int) -> None:
         if self._index is not None:
             self._index.add(row)
+            self._texts.add(row)
 
     def swap_remove(self, row: int) -> None:
         if self._index is not None:
             self._index.swap_remove(row)
+            self._texts.swap_remove(row)
 
     def propose(self, draft_input: DraftInput) -> Draft:
+        if self._compiled is not None and self._compiled.takes(draft_input):
+            return self._compiled.propose(draft_input, self._texts)
         return self._growth.grow(draft_input, self._levels(draft_input), self._matrices.draft_ids)
 
     def _levels(self, draft_input: DraftInput) -> Levels:

@@ -100,8 +100,8 @@ class FixedGrowth:
 
     def __init__(self, tree: Tree, device: torch.device, per_parent: bool, top_k: TopK = torch_top_k) -> None:
         self._top_k = top_k
-        self.num_nodes, self.max_depth = tree.num_nodes, tree.max_depth
-        self._shape = Shape.of_tree(tree, device)
+        self.tree, self.num_nodes, self.max_depth = tree, tree.num_nodes, tree.max_depth
+        self.shape = Shape.of_tree(tree, device)
         self._levels = _plan_levels(tree, per_parent, device)
         order = [0] + [node for depth in range(1, tree.max_depth + 1) for node in _nodes_at(tree, depth)]
         place = sorted(range(tree.num_nodes), key=order.__getitem__)
@@ -126,7 +126,7 @@ class FixedGrowth:
         tokens_BN = torch.cat(tokens, 1)
         if self._place_N is not None:
             tokens_BN = tokens_BN.index_select(1, self._place_N)
-        return Draft(tokens_BN, self._shape, log_q_BNV=self._by_node(drawn_from))
+        return Draft(tokens_BN, self.shape, log_q_BNV=self._by_node(drawn_from))
 
     def _by_node(self, drawn_from: list[Tensor]) -> Tensor | None:
         """What each level's candidates were drawn from, [B, P, V] -> the same by node, [B, N, V]."""
@@ -182,21 +182,21 @@ class DynamicGrowth:
         top_k: TopK = torch_top_k,
     ) -> None:
         self._device, self._top_k = device, top_k
-        self._num_ranks = R = min(_MOST_RANKS, num_candidates, max(1, tree.num_nodes - 1))
-        self._num_parents = min(tree.parents_asked, tree.num_nodes - 1, R)
+        self.num_ranks = R = min(_MOST_RANKS, num_candidates, max(1, tree.num_nodes - 1))
+        self.num_parents = min(tree.parents_asked, tree.num_nodes - 1, R)
         self.max_depth = min(tree.max_depth, tree.num_nodes - 1)
         self.num_nodes = 1
         if self.max_depth:
-            self.num_nodes = min(tree.num_nodes, 1 + R + (self.max_depth - 1) * self._num_parents * R)
+            self.num_nodes = min(tree.num_nodes, 1 + R + (self.max_depth - 1) * self.num_parents * R)
 
         self._least = torch.tensor(_LEAST_CHANCE, device=device)
-        self._usual_halves: tuple[Tensor, ...] | None = None  # by level
+        self.usual_halves_KR: Tensor | None = None
         if calibration is not None:
-            self._usual_halves = (_rank_chances(calibration, self.max_depth, R).log().to(device) / 2).unbind()
+            self.usual_halves_KR = _rank_chances(calibration, self.max_depth, R).log().to(device) / 2
 
     def grow(self, draft_input: DraftInput, levels: Levels, draft_ids: Tensor | None) -> Draft:
         """As FixedGrowth.grow; candidates are named with certainty, because the tree chooses among what was drawn."""
-        root_B, R = draft_input.root_B, self._num_ranks
+        root_B, R = draft_input.root_B, self.num_ranks
         B = len(root_B)
         chance_BP = torch.zeros(B, 1, device=self._device)  # logarithms, of the parents of this level
         parents_BP = torch.zeros(B, 1, dtype=torch.long, device=self._device)  # their places among all candidates
@@ -206,8 +206,8 @@ class DynamicGrowth:
             logits_BPV = next(levels) if parents is None else levels.send(parents)
             scores_BPV = rank(logits_BPV, draft_input, level, draft_ids)
             best_BPR, ids_BPR = self._top_k(scores_BPV.log_softmax(-1, dtype=torch.float32), R)
-            if self._usual_halves is not None:
-                best_BPR = torch.add(self._usual_halves[level], best_BPR, alpha=0.5)
+            if self.usual_halves_KR is not None:
+                best_BPR = torch.add(self.usual_halves_KR[level], best_BPR, alpha=0.5)
             # fmax takes the number where the other is NaN, which would be kept before its own parent.
             chance_BM = (chance_BP[:, :, None] + best_BPR.fmax(self._least) - _DEPTH_COST).flatten(1)
             ids_BM = ids_BPR.expand(-1, chance_BP.shape[1], -1).flatten(1)
@@ -218,7 +218,7 @@ class DynamicGrowth:
             chances.append(chance_BM)
             above.append(parents_BP[:, :, None].expand(-1, -1, R).flatten(1))
             if level + 1 < self.max_depth:
-                chance_BP, best_BP = chance_BM.topk(self._num_parents)
+                chance_BP, best_BP = chance_BM.topk(self.num_parents)
                 parents_BP, parents = first + best_BP, Parents(best_BP // R, ids_BM.gather(1, best_BP))
         return self._keep_best(torch.cat(tokens, 1), torch.cat(chances, 1), torch.cat(above, 1))
 

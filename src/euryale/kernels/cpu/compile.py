@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @cache
 def load_library() -> ctypes.CDLL:
-    """The functions of llama.cpp, compiled for this processor.
+    """The functions of llama.cpp and draft.cpp, compiled for this processor.
 
     Raises UserError where there is no compiler, or where it refuses.
     """
@@ -105,10 +105,11 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _compile(compiler: Sequence[str], target: Sequence[str], made: Path) -> None:
-    ended = _run([*compiler, *FLAGS, *target, str(FOLDER / "llama.cpp"), "-o", str(made)])
+    sources = [str(path) for path in sorted(FOLDER.glob("*.cpp"))]
+    ended = _run([*compiler, *FLAGS, *target, *sources, "-o", str(made)])
     if ended.returncode:
         raise UserError(
-            f"the compiled forward: {shlex.join(compiler)} refuses {FOLDER / 'llama.cpp'}: "
+            f"the compiled forward: {shlex.join(compiler)} refuses {', '.join(sources)}: "
             f"{_first_error(ended.stderr)}. Name another C++ compiler by CXX, or leave base.quantization=int4 out."
         )
 
@@ -134,7 +135,7 @@ def _kept(path: Path) -> ctypes.CDLL | None:
 def _loaded(path: Path) -> ctypes.CDLL:
     # torch has loaded the OpenMP that the library asks for, so both share one set of threads.
     library = ctypes.CDLL(str(path))
-    for name in ("euryale_read", "euryale_product"):
+    for name in ("euryale_read", "euryale_product", "euryale_draft"):
         getattr(library, name).restype = None
     return library
 

@@ -144,8 +144,7 @@ static void attention(const Model& model, const Layer& layer, const Pass& pass, 
 // silu(gate) * up of one row of [gate, up], into its first half.
 static void gate(float* gate_up, int F) {
     for (int i = 0; i < F; i += LANES) {
-        const Floats v = load<Floats>(gate_up + i);
-        store(gate_up + i, v / (1.0f + exp(choose(v > fill(-80.0f), -v, fill(80.0f)))) * load<Floats>(gate_up + F + i));
+        store(gate_up + i, silu(load<Floats>(gate_up + i)) * load<Floats>(gate_up + F + i));
     }
 }
 
@@ -191,7 +190,6 @@ void euryale_read(const Model* model, const Pass* pass, float* x_MD) {
     give(*model, *pass, 0, x_MD, model->norm, model->eps);
 }
 
-// y [M, O] = x W^T + b, of rows of `given` numbers: the matrix has these inputs, and then zeros.
 void euryale_product(const Matrix* matrix, const float* x_MI, int32_t M, int32_t given, float* y_MO, int32_t threads) {
     const int I = matrix->inputs;
     RowBuffer rows(M, I, matrix->bits);

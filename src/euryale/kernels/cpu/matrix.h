@@ -21,3 +21,8 @@ struct Rows {
     uint16_t* halves;  // [M, I] in bfloat16, for matrices of 16 bits
     float* wide;       // [M, I], for matrices of 32 bits
 };
+
+// y [M, O] = x W^T + b, of rows of `given` numbers: the matrix has these inputs, and then zeros. In llama.cpp.
+extern "C" void euryale_product(
+    const Matrix* matrix, const float* x_MI, int32_t M, int32_t given, float* y_MO, int32_t threads
+);

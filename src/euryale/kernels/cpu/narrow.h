@@ -26,6 +26,15 @@ INLINE void narrow(uint16_t* to, const Floats& v) {  // to the nearest, ties to 
     convert_to(to, (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+// The same of one.
+INLINE float widen_one(const float* from) { return *from; }
+INLINE float widen_one(const uint16_t* from) {
+    const uint32_t bits = (uint32_t)*from << 16;
+    float v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+
 // The same of fewer than 16; what is missing is 0.
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 INLINE Floats widen_some(const float* from, int count) {

@@ -89,6 +89,12 @@ INLINE Ints operator>(const Floats& a, const Floats& b) {
     EACH_PART so.part[p] = a.part[p] > b.part[p];
     return so;
 }
+INLINE Ints operator!=(const Floats& a, const Floats& b) {
+    typedef Floats V;
+    Ints so;
+    EACH_PART so.part[p] = a.part[p] != b.part[p];
+    return so;
+}
 
 template <class V, class T>
 INLINE V load(const T* from) {
@@ -181,4 +187,8 @@ INLINE Floats exp(Floats v) {
         p = p * r + c;
     p = p * r * r + r + 1.0f;
     return p * as<Floats>((power + 127) << 23);
+}
+
+INLINE Floats silu(const Floats& v) {
+    return v / (1.0f + exp(choose(v > fill(-80.0f), -v, fill(80.0f))));
 }
