@@ -14,7 +14,8 @@ from euryale.kernels.cpu.compile import find_compiler, library_for
 SMALL = """#include <vector>
 extern "C" { int euryale_read() { return 7; }
 void euryale_product() {}
-void euryale_draft() {} }
+void euryale_draft() {}
+void euryale_walk() {} }
 """
 
 

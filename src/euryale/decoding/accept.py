@@ -12,6 +12,7 @@ Letters: B batch, R rows of a shape (1 or B), N nodes, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -38,9 +39,11 @@ class VerifyOutput(NamedTuple):
 
     def on_host(self, tokens_BN: Tensor) -> "HostWalk":
         """tokens_BN: of the draft. The one wait of a step: what the host must know travels in one piece."""
-        flags, is_finite, tokens, targets = torch.stack(
-            [self.is_accepted_BN.long(), self.is_finite_BN.long(), tokens_BN, self.targets_BN]
-        ).tolist()
+        parts = [self.is_accepted_BN, self.is_finite_BN, tokens_BN, self.targets_BN]
+        if tokens_BN.device.type == "cpu":
+            flags, is_finite, tokens, targets = (part.tolist() for part in parts)
+        else:
+            flags, is_finite, tokens, targets = torch.stack([part.long() for part in parts]).tolist()
         paths = [[node for node, flag in enumerate(row) if flag] for row in flags]
         gained = [
             [row_tokens[node] for node in path[1:]] + [row_targets[path[-1]]]
@@ -64,20 +67,33 @@ class HostWalk(NamedTuple):
     lost_rows: list[int]  # of which a token on the path has a score that is not finite
 
 
+def walk_exact(draft: Draft, scores_BNV: Tensor) -> VerifyOutput:
+    """The base's own token at every node, and the path that they accept. scores_BNV: final_scores."""
+    best_BN, targets_BN = scores_BNV.max(-1)  # ties to the lowest id; of bfloat16 four times as quick as argmax
+    is_accepted_BN = accept_exact(draft.tokens_BN, targets_BN, draft.shape, draft.is_real_BN)
+    return VerifyOutput(targets_BN, is_accepted_BN, best_BN.isfinite())
+
+
+Walk = Callable[[Draft, Tensor], VerifyOutput]  # walk_exact, or its fast twin
+
+
 def verify(
-    rule: AcceptConfig, draft: Draft, logits_BNV: Tensor, settings: SamplingBatch, noise: StepNoise
+    rule: AcceptConfig,
+    draft: Draft,
+    logits_BNV: Tensor,
+    settings: SamplingBatch,
+    noise: StepNoise,
+    walk_by_target: Walk = walk_exact,
 ) -> VerifyOutput:
     """Draws the base's token at every node and walks down by the rule; rows at T = 0 walk by `exact`.
 
     logits_BNV: processed, of what follows each node.
     """
     noise_BNV = noise.drawing(draft.shape.depths_RN)
-    scores_BNV = final_scores(logits_BNV, settings, noise_BNV)
-    best_BN, targets_BN = scores_BNV.max(-1)  # ties to the lowest id; of bfloat16 four times as quick as argmax
-    is_finite_BN = best_BN.isfinite()
-    is_accepted_BN = accept_exact(draft.tokens_BN, targets_BN, draft.shape, draft.is_real_BN)
+    output = walk_by_target(draft, final_scores(logits_BNV, settings, noise_BNV))
     if rule.name == "exact" or not settings.has_sampled:
-        return VerifyOutput(targets_BN, is_accepted_BN, is_finite_BN)
+        return output
+    targets_BN, is_accepted_BN, is_finite_BN = output
     is_sampled_B1 = settings.is_sampled_B11[:, 0]
     scores_BNV = warp(logits_BNV, settings)
     if rule.name == "typical":

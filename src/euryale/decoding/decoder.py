@@ -17,6 +17,7 @@ from euryale.base.base import Base
 from euryale.base.kernel_llama import KernelLlama
 from euryale.decoding.accept import verify
 from euryale.decoding.broken import why_broken
+from euryale.decoding.compiled_walk import walk_of
 from euryale.decoding.config import AcceptConfig
 from euryale.decoding.device_loop import DeviceLoop
 from euryale.decoding.device_rows import DeviceRows, Told
@@ -64,6 +65,7 @@ class Decoder:
         self.drafter = drafter.begin(num_rows, num_slots)
         self._pass = TreePass(base, self.drafter, num_slots)
         self._forward = self._pass.forward
+        self._walk = walk_of(base)
         self.cache = KVCache(base.cache_config, num_rows, num_slots, base.dtype, device)
         self.prefixes: PrefixCache | None = None
         self._long: LongPrompt | None = None  # the prompt that is read in pieces
@@ -222,7 +224,7 @@ class Decoder:
         marks.append(time.perf_counter())
 
         logits_BNV = self._processors.apply(raw_BNV, draft.tokens_BN, draft.shape, self.texts)
-        output = verify(self.rule, draft, logits_BNV, settings, noise)
+        output = verify(self.rule, draft, logits_BNV, settings, noise, self._walk)
         walk = output.on_host(draft.tokens_BN)
         self.broken = {
             row: why_broken(self.base, self.texts[row], walk.tokens[row], samplings[row]) for row in walk.lost_rows

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @cache
 def load_library() -> ctypes.CDLL:
-    """The functions of llama.cpp and draft.cpp, compiled for this processor.
+    """The functions of llama.cpp, draft.cpp and walk.cpp, compiled for this processor.
 
     Raises UserError where there is no compiler, or where it refuses.
     """
@@ -135,7 +135,7 @@ def _kept(path: Path) -> ctypes.CDLL | None:
 def _loaded(path: Path) -> ctypes.CDLL:
     # torch has loaded the OpenMP that the library asks for, so both share one set of threads.
     library = ctypes.CDLL(str(path))
-    for name in ("euryale_read", "euryale_product", "euryale_draft"):
+    for name in ("euryale_read", "euryale_product", "euryale_draft", "euryale_walk"):
         getattr(library, name).restype = None
     return library
 
