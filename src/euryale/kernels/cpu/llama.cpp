@@ -143,9 +143,8 @@ static void attention(const Model& model, const Layer& layer, const Pass& pass, 
 
 // silu(gate) * up of one row of [gate, up], into its first half.
 static void gate(float* gate_up, int F) {
-    for (int i = 0; i < F; i += LANES) {
+    for (int i = 0; i < F; i += LANES)
         store(gate_up + i, silu(load<Floats>(gate_up + i)) * load<Floats>(gate_up + F + i));
-    }
 }
 
 // The k-th states that are asked for: `x` normalised with these weights.
