@@ -1,6 +1,8 @@
 """The compiled forward says what transformers says with the same products; every tree gives plain decoding's bits."""
 
+import logging
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from euryale.base.hidden_states import join_states
 from euryale.decoding.engine import Engine
 from euryale.decoding.kv_cache import KVCache, TreeMask
 from euryale.errors import UserError
-from euryale.kernels.cpu.compile import find_compiler, library_for, load_library
+from euryale.kernels.cpu.compile import library_for, load_library
 
 
 def read(base: Base, cache: KVCache, ids_BN: Tensor, seen_RNN: Tensor, layers: tuple[int, ...] = ()) -> Tensor:
@@ -82,7 +84,7 @@ def test_a_node_of_any_tree_has_the_bits_of_plain_decoding(
     dtype: torch.dtype, threads: int, bits: int, sizes: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for user in ("euryale.base.compiled_llama", "euryale.kernels.cpu_matrix"):
-        monkeypatch.setattr(f"{user}.load_library", lambda: library_for(find_compiler(), OWN))
+        monkeypatch.setattr(f"{user}.load_library", lambda: library_for(OWN))
     base, rng = compiled_base(bits, "qwen3", seed=4, dtype=dtype, **sizes), random.Random(4)
     prompt = torch.randint(29, (1, 21), generator=torch.Generator().manual_seed(2))
     before = torch.get_num_threads()
@@ -197,7 +199,9 @@ class WithAdapter(torch.nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_base_in_its_own_numbers_is_read_by_it(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_in_its_own_numbers_is_read_by_it(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Not one with an adapter, nor without a compiler; in bfloat16 not on a processor with AMX."""
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
     base = random_base("llama", 29, dtype=dtype)
@@ -212,9 +216,28 @@ def test_a_base_in_its_own_numbers_is_read_by_it(dtype: torch.dtype, monkeypatch
         assert is_compiled == (dtype == torch.float32)
     with monkeypatch.context() as patched:
         patched.setattr("shutil.which", lambda name: None)
+        patched.setenv("EURYALE_CACHE", str(tmp_path))
         load_library.cache_clear()
         assert isinstance(random_base("llama", 29, dtype=dtype).forward(), FastLlama)
     load_library.cache_clear()
+
+
+def test_a_library_without_openmp_is_taken_for_one_thread_and_said_for_two(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The fast forward has them all; 4 bits have no other forward."""
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr("euryale.base.choose_forward.why_one_thread", lambda: "it lacks OpenMP")
+    base = random_base("llama", 29, dtype=torch.bfloat16)
+    with caplog.at_level(logging.INFO):
+        assert isinstance(base.forward(), CompiledLlama)
+        assert "one thread" not in caplog.text
+        base._forward = None
+        monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+        assert isinstance(base.forward(), FastLlama)
+        assert isinstance(int4_base().forward(), CompiledLlama)
+    assert "the compiled one would run on one thread, because it lacks OpenMP" in caplog.text
+    assert "the compiled forward runs on one thread, because it lacks OpenMP" in caplog.text
 
 
 def test_a_forward_that_is_not_the_models_is_not_used(

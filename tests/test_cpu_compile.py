@@ -5,23 +5,36 @@ import os
 from pathlib import Path
 
 import pytest
+from compilers import needs_compiler
 
 from euryale.errors import UserError
 from euryale.kernels.compiled import cache_folder, keep
 from euryale.kernels.cpu import compile as compile_module
-from euryale.kernels.cpu.compile import find_compiler, library_for
+from euryale.kernels.cpu.compile import find_compiler, library_for, load_library, why_one_thread
 
 SMALL = """#include <vector>
 extern "C" { int euryale_read() { return 7; }
 void euryale_product() {}
 void euryale_draft() {}
-void euryale_walk() {} }
+void euryale_walk() {}
+#ifdef _OPENMP
+int euryale_has_threads() { return 1; }
+#else
+int euryale_has_threads() { return 0; }
+#endif
+}
+"""
+WITHOUT_OPENMP = """case " $* " in
+*" -fopenmp "*) echo "clang: error: no OpenMP here" >&2; exit 1;;
+esac
+exec %s "$@"
 """
 
 
 @pytest.fixture(autouse=True)
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A library that is compiled in a moment, in a folder with a space in its name."""
+    monkeypatch.delenv("CXX", raising=False)
     folder = tmp_path / "the sources"
     folder.mkdir()
     (folder / "llama.cpp").write_text(SMALL)
@@ -41,31 +54,93 @@ def only_file(folder: Path) -> Path:
     return file
 
 
-def test_a_library_is_compiled_once_for_each_compiler_and_target(tmp_path: Path) -> None:
-    kept, compiler = tmp_path / "kept", find_compiler()
+@needs_compiler
+def test_a_library_is_compiled_once_for_each_target_and_each_cxx(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept"
     for _ in range(2):
-        assert library_for(compiler, (), kept).euryale_read
+        assert library_for((), kept).euryale_read
     first = only_file(kept).stat().st_mtime_ns
-    library_for(compiler, (), kept)
+    library_for((), kept)
     assert only_file(kept).stat().st_mtime_ns == first
-    library_for(compiler, ("-O1",), kept)
-    library_for((*compiler, "-DNAMED"), (), kept)
-    assert len(list(kept.iterdir())) == 3
+    library_for(("-O1",), kept)
+    assert len(list(kept.iterdir())) == 2
+    compiler = find_compiler()[0]
+    for named in (compiler, f"{compiler} -DNAMED"):
+        monkeypatch.setenv("CXX", named)
+        library_for((), kept)
+    assert len(list(kept.iterdir())) == 4
 
 
+@needs_compiler
+def test_a_kept_library_needs_no_compiler_and_asks_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, asked = tmp_path / "kept", tmp_path / "asked"
+    library_for((), kept)
+    monkeypatch.setenv("CXX", compiler_that(tmp_path, f"touch '{asked}'\nexec {find_compiler()[0]} \"$@\""))
+    library_for((), kept)
+    asked.unlink()
+    assert library_for((), kept).euryale_read
+    assert not asked.exists()
+    (tmp_path / "a compiler").unlink()
+    assert library_for((), kept).euryale_read
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert library_for((), kept).euryale_read
+
+
+@needs_compiler
+@pytest.mark.parametrize("other", ["processor", "sources", "C library", "CXX"])
+def test_a_library_of_another_machine_or_source_is_not_taken(
+    other: str, tmp_path: Path, sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept"
+    library_for((), kept)
+    match other:
+        case "processor":
+            monkeypatch.setattr(compile_module, "_processor", lambda: "flags: fpu vme")
+        case "sources":
+            (sources / "product.h").write_text("// new\n")
+        case "C library":
+            monkeypatch.setattr(compile_module.platform, "libc_ver", lambda: ("glibc", "2.17"))
+        case "CXX":
+            monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler"):
+        library_for((), kept)
+
+
+@needs_compiler
+def test_a_compiler_without_openmp_makes_a_library_of_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compile_module, "cache_folder", lambda: tmp_path / "kept")
+    monkeypatch.setenv("CXX", compiler_that(tmp_path, WITHOUT_OPENMP % find_compiler()[0]))
+    load_library.cache_clear()
+    with caplog.at_level(logging.INFO):
+        reason = why_one_thread()
+    assert "compiled without OpenMP, because with it: " in caplog.text and "no OpenMP here" in caplog.text
+    assert reason and reason.endswith(f"remove {only_file(tmp_path / 'kept')}")
+    monkeypatch.delenv("CXX")
+    load_library.cache_clear()
+    assert why_one_thread() is None
+    load_library.cache_clear()
+
+
+@needs_compiler
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_a_file_that_was_cut_short_is_compiled_anew(
     tmp_path: Path, share: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Loading it could end the process: what is mapped beyond the end of a file is a bus error."""
-    kept, compiler = tmp_path / "kept", find_compiler()
-    library_for(compiler, (), kept)
+    kept = tmp_path / "kept"
+    library_for((), kept)
     file = only_file(kept)
     whole = file.read_bytes()
     file.unlink()  # its pages are in use
     file.write_bytes(whole[: int(len(whole) * share)])
     with caplog.at_level(logging.WARNING):
-        assert library_for(compiler, (), kept).euryale_read
+        assert library_for((), kept).euryale_read
     assert "compiled anew (it was cut short)" in caplog.text
     assert len(only_file(kept).read_bytes()) == len(whole)
 
@@ -105,7 +180,7 @@ def test_a_compiler_that_fails_is_one_message_and_keeps_nothing(
 ) -> None:
     monkeypatch.setenv("CXX", compiler_that(tmp_path, does))
     with pytest.raises(UserError, match=told):
-        library_for(find_compiler(), (), tmp_path / "kept")
+        library_for((), tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
 
 
@@ -115,17 +190,19 @@ def test_a_compiler_that_cannot_be_started_is_one_message(tmp_path: Path, monkey
     path.chmod(0o755)
     monkeypatch.setenv("CXX", str(path))
     with pytest.raises(UserError, match="nothing that works came of .*Exec format error.*Name another"):
-        library_for(find_compiler(), (), tmp_path / "kept")
+        library_for((), tmp_path / "kept")
 
 
+@needs_compiler
 def test_a_library_that_lacks_what_it_links_to_is_not_kept(tmp_path: Path, sources: Path) -> None:
     """As a C compiler leaves out the library of C++."""
     (sources / "llama.cpp").write_text("extern void nowhere();\nvoid call() { nowhere(); }\n")
     with pytest.raises(UserError, match="undefined symbol.*Name another C"):
-        library_for(find_compiler(), ("-Wl,-z,now",), tmp_path / "kept")
+        library_for(("-Wl,-z,now",), tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
 
 
+@needs_compiler
 def test_a_full_disk_costs_the_cache_and_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -134,7 +211,7 @@ def test_a_full_disk_costs_the_cache_and_leaves_nothing_behind(
 
     monkeypatch.setattr(os, "replace", full)
     with caplog.at_level(logging.WARNING):
-        assert library_for(find_compiler(), (), tmp_path / "kept").euryale_read
+        assert library_for((), tmp_path / "kept").euryale_read
     assert "cannot be kept (No space left on device)" in caplog.text
     assert not list((tmp_path / "kept").iterdir())
 

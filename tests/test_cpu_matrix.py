@@ -9,7 +9,7 @@ from compiled_models import OWN
 from torch import Tensor
 from torch.nn.functional import pad
 
-from euryale.kernels.cpu.compile import find_compiler, library_for
+from euryale.kernels.cpu.compile import library_for
 from euryale.kernels.cpu_matrix import CpuLinear, CpuMatrix
 from euryale.kernels.few_bits import BLOCK, few_bits_product, to_blocks
 
@@ -24,7 +24,7 @@ def numbers(rows: int, inputs: int, seed: int = 0) -> Tensor:
 
 
 def product_on(target: str, x_MI: Tensor, weight: CpuMatrix, threads: int = 1) -> Tensor:
-    library = library_for(find_compiler(), TARGETS[target])
+    library = library_for(TARGETS[target])
     y_MO = torch.empty(len(x_MI), weight.num_outputs)
     library.euryale_product(
         ctypes.byref(weight.c),

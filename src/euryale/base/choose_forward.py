@@ -29,6 +29,7 @@ from euryale.base.kernel_llama import KernelLlama
 from euryale.base.tensor_parallel import ParallelForward
 from euryale.errors import UserError, check_option
 from euryale.kernels.backends import BACKENDS
+from euryale.kernels.cpu.compile import why_one_thread
 from euryale.kernels.packed_linear import has_room
 from euryale.kernels.registry import find
 
@@ -130,6 +131,9 @@ def _compiled(model: PreTrainedModel, sample: list[int]) -> CompiledLlama | None
     if is_half and torch.cpu._is_amx_tile_supported():  # oneDNN's products use it, the compiled ones do not
         return None
     try:
+        if torch.get_num_threads() > 1 and (reason := why_one_thread()):
+            log.info("the fast forward: the compiled one would run on one thread, because %s", reason)
+            return None
         compiled = CompiledLlama(model, 16 if is_half else 32)
     except UserError as error:
         log.info("the fast forward goes without compiled C++, which would be quicker: %s", error)
@@ -144,6 +148,8 @@ def _in_4_bits(model: PreTrainedModel, sample: list[int]) -> CompiledLlama:
     weight = model.get_input_embeddings().weight
     check_int4(model.config, weight.device, weight.dtype)
     fast = CompiledLlama(model, 4)
+    if torch.get_num_threads() > 1 and (reason := why_one_thread()):
+        log.warning("the compiled forward runs on one thread, because %s", reason)
     if not is_same_but_for_4_bits(model, fast.read_sample(sample), sample):
         raise UserError(
             f"base.quantization=int4: in 4 bits {type(model).__name__} is no longer the same model (its states differ "

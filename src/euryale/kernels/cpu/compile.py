@@ -1,7 +1,7 @@
 """The C++ of this folder to a shared library, by the compiler of the machine.
 
-What was compiled is kept under a name made of the sources, the compiler and the processor, with its checksum at the
-end, so a file there is either right or of no use.
+What was compiled is kept under a name made of the sources, the processor, the C library and what CXX says, with its
+checksum at the end, so a file there is either right or of no use. A library that is kept needs no compiler any more.
 """
 
 import ctypes
@@ -23,9 +23,11 @@ from euryale.kernels.compiled import cache_folder, keep
 FOLDER = Path(__file__).parent
 # A product and a sum after it become one instruction, in Clang too.
 FLAGS = (
-    "-std=c++17", "-O3", "-fopenmp", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
+    "-std=c++17", "-O3", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
 )  # fmt: skip
+_OPENMP = ("-fopenmp",)  # left out where the compiler comes without it
 _COMPILERS = ("g++", "c++", "clang++")
+_OF_A_PROCESSOR = ("vendor_id", "cpu family", "model", "flags", "CPU ", "Features")  # lines of /proc/cpuinfo
 _CHECKSUM = hashlib.sha256().digest_size
 log = logging.getLogger(__name__)
 
@@ -34,26 +36,40 @@ log = logging.getLogger(__name__)
 def load_library() -> ctypes.CDLL:
     """The functions of llama.cpp, draft.cpp and walk.cpp, compiled for this processor.
 
-    Raises UserError where there is no compiler, or where it refuses.
+    Raises UserError where none is kept and there is no compiler, or where it refuses.
     """
-    return library_for(find_compiler(), own_processor())
+    return library_for(own_processor())
+
+
+def why_one_thread() -> str | None:
+    """Why the library of `load_library` runs on one thread; None: it uses all that it is given. Raises as that does."""
+    if load_library().euryale_has_threads():
+        return None
+    return (
+        "it was compiled without OpenMP. Name a C++ compiler that has it by CXX, or install it for this one (clang++: "
+        f"apt install libomp-dev) and remove {_kept_as(own_processor(), cache_folder())}"
+    )
 
 
 def find_compiler() -> tuple[str, ...]:
     """Its path, and what CXX has after it. Raises UserError where there is none."""
-    named = os.environ.get("CXX", "")
+    named = _named()
     try:
-        commands = [shlex.split(named)] if named.strip() else [[name] for name in _COMPILERS]
+        commands = [shlex.split(named)] if named else [[name] for name in _COMPILERS]
     except ValueError as error:
         raise UserError(f"CXX must name a C++ compiler; got {named} ({error}).") from error
     for name, *more in commands:
         if path := shutil.which(name):
             return path, *more
-    missing = f"CXX={named} was not found" if named.strip() else f"none of {', '.join(_COMPILERS)} was found"
+    missing = f"CXX={named} was not found" if named else f"none of {', '.join(_COMPILERS)} was found"
     raise UserError(
         f"the compiled forward needs a C++ compiler; {missing}. Install one (apt install g++), or leave "
         "base.quantization=int4 out."
     )
+
+
+def _named() -> str:
+    return os.environ.get("CXX", "").strip()
 
 
 def own_processor() -> tuple[str, ...]:
@@ -61,20 +77,21 @@ def own_processor() -> tuple[str, ...]:
     return ("-march=native",) if platform.machine() in ("x86_64", "AMD64") else ("-mcpu=native",)
 
 
-def library_for(compiler: Sequence[str], target: Sequence[str], folder: Path | None = None) -> ctypes.CDLL:
+def library_for(target: Sequence[str], folder: Path | None = None) -> ctypes.CDLL:
     """The library for a target, from the cache or compiled now (seconds).
 
-    Raises UserError where the compiler refuses, and where what it makes does not load.
+    What CXX names has libraries of its own: one that another compiler made is not taken in its place.
+    Raises UserError as `load_library`, and where what the compiler makes does not load.
     """
-    kept = (folder or cache_folder()) / f"llama-{_digest(compiler, target)}.so"
+    kept = _kept_as(target, folder or cache_folder())
     if (library := _kept(kept)) is not None:
         return library
+    compiler = find_compiler()
     log.info("the compiled forward: compiling it with %s, once for this processor", compiler[0])
     try:
         with tempfile.TemporaryDirectory() as made_in:
             made = Path(made_in) / "llama.so"
-            _compile(compiler, target, made)
-            library = _loaded(made)  # what is loaded stays when its file is gone
+            library = _compiled(compiler, target, made)  # what is loaded stays when its file is gone
             code = made.read_bytes()
             keep(kept, code + hashlib.sha256(code).digest())
             return library
@@ -85,28 +102,40 @@ def library_for(compiler: Sequence[str], target: Sequence[str], folder: Path | N
         ) from error
 
 
-def _digest(compiler: Sequence[str], target: Sequence[str]) -> str:
+def _kept_as(target: Sequence[str], folder: Path) -> Path:
     digest = hashlib.sha256()
     for source in sorted([*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h")]):
         digest.update(hashlib.sha256(source.read_bytes()).digest())
+    c_library = platform.libc_ver()  # a library made for a newer one does not load
+    digest.update("\0".join([_named(), *c_library, _processor(), *target, *FLAGS, *_OPENMP]).encode())
+    return folder / f"llama-{digest.hexdigest()[:16]}.so"
+
+
+def _compiled(compiler: Sequence[str], target: Sequence[str], made: Path) -> ctypes.CDLL:
+    """With OpenMP, and where that fails without: clang++ often comes without its own.
+
+    Raises what the first raised, where both fail.
+    """
     try:
-        version = _run([*compiler, "--version"]).stdout
-    except OSError:  # compiling says so
-        version = ""
-    digest.update("\0".join([version, *compiler[1:], _processor(), *target, *FLAGS]).encode())
-    return digest.hexdigest()[:16]
-
-
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    english = os.environ | {"LC_ALL": "C"}
-    return subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", env=english
-    )
+        _compile([*compiler, *_OPENMP], target, made)
+        return _loaded(made)
+    except (UserError, OSError) as error:
+        try:
+            _compile(compiler, target, made)
+            library = _loaded(made)
+        except (UserError, OSError):
+            raise error from None
+        log.info("the compiled forward: compiled without OpenMP, because with it: %s", error)
+        return library
 
 
 def _compile(compiler: Sequence[str], target: Sequence[str], made: Path) -> None:
     sources = [str(path) for path in sorted(FOLDER.glob("*.cpp"))]
-    ended = _run([*compiler, *FLAGS, *target, *sources, "-o", str(made)])
+    command = [*compiler, *FLAGS, *target, *sources, "-o", str(made)]
+    english = os.environ | {"LC_ALL": "C"}
+    ended = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", env=english
+    )
     if ended.returncode:
         raise UserError(
             f"the compiled forward: {shlex.join(compiler)} refuses {', '.join(sources)}: "
@@ -141,12 +170,16 @@ def _loaded(path: Path) -> ctypes.CDLL:
 
 
 def _processor() -> str:
-    """What tells processors apart that a cache folder may be shared between."""
+    """What tells processors apart that a cache folder may be shared between.
+
+    Not its instructions alone: an older Linux does not list the newest, and the compiler uses them all the same.
+    """
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
     except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+        first = []
+    lines = [line for line in first if line.startswith(_OF_A_PROCESSOR)]
+    return "\n".join(lines) or platform.processor()
 
 
 def _first_error(text: str) -> str:

@@ -200,4 +200,13 @@ void euryale_product(const Matrix* matrix, const float* x_MI, int32_t M, int32_t
     }
     product(*matrix, rows.rows(), M, y_MO, false, threads);
 }
+
+// 1 where `threads` are used, 0 where this was compiled without OpenMP and all runs on one.
+int32_t euryale_has_threads() {
+#ifdef _OPENMP
+    return 1;
+#else
+    return 0;
+#endif
+}
 }
