@@ -28,8 +28,10 @@ from euryale.evaluation.evaluate import (
 )
 from euryale.evaluation.losslessness import ULPS, Places, first_divergence, judge, summarise
 from euryale.evaluation.prompts import choose_data, fit_prompts, load_prompts
+from euryale.evaluation.rank_vectors import Text, read_states
 from euryale.kernels.rms_norm import normalise
 from euryale.report.tables import evaluation_table
+from euryale.training.scoring import RANKS
 
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6], [5, 3, 5, 8, 9, 7], [2, 7]]
 TREE = Tree.from_paths([(0,), (0, 0), (1,), (0, 1), (2,)])
@@ -285,3 +287,26 @@ def test_text_in_4_bits_is_judged_by_the_base_in_4_bits() -> None:
         assert judge(base, prompt, ids, Sampling(), 0).emitted_gap == [0.0] * len(ids)
     whole = Base(base.model, base.tokenizer, base.path, base.fingerprint)
     assert any(sum(judge(whole, *each, Sampling(), 0).emitted_gap) for each in zip(prompts, answers, strict=True))
+
+
+def test_heads_are_counted_on_the_states_in_4_bits_that_they_read_when_they_draft() -> None:
+    base = int4_base(seed=7)
+    heads = random_heads(plain_heads(num_heads=2, width=1.0), base)
+    prompts = [[1, 2, 3], [5], [7, 8]]
+    answers = Engine(base, drafter="none").generate(prompts, 40)
+    found = head_accuracy(Engine(base, heads), written_batches(prompts, answers, batch_size=2))
+    whole = Base(base.model, base.tokenizer, base.path, base.fingerprint, forward="plain")
+    of_16_bits = head_accuracy(Engine(whole, heads), written_batches(prompts, answers, batch_size=2))
+    texts = [Text([*prompt, *answer.ids], len(prompt), 0) for prompt, answer in zip(prompts, answers, strict=True)]
+    for k in range(2):
+        ranks = []
+        for text in texts:
+            states_TD = read_states(base, heads, text)
+            for t in range(max(0, text.num_prompt - 2 - k), len(text.ids) - 2 - k):
+                known_JD = normalise(base.embed(torch.tensor(text.ids[t + 1 : t + 2 + k])))
+                x_1D = heads.head_hidden(k, states_TD[t : t + 1], known_JD[None])
+                scores_V = (x_1D @ heads.output_weight(k, base.lm_head_weight).T)[0]
+                ranks.append(int((scores_V > scores_V[text.ids[t + 2 + k]]).sum()))
+        for rank in RANKS:
+            assert found[k][f"top{rank}"] == pytest.approx(sum(r < rank for r in ranks) / len(ranks))
+    assert found != of_16_bits, "the case tells the two apart"

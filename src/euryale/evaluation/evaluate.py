@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from euryale.base.text_states import packed_states
 from euryale.data.batches import PADDING, Batch, build_batches
 from euryale.data.config import DataConfig
 from euryale.decoding.engine import Engine
@@ -147,12 +148,23 @@ def tau_by_depth(accepted: Iterable[Sequence[int]], max_depth: int) -> list[floa
 
 
 def head_accuracy(engine: Engine, batches: Sequence[Batch]) -> list[dict[str, float]]:
-    """The `accuracy` section of a report: per head the share of labels among its first 1, 5 and 10 guesses."""
-    if engine.heads is None:
+    """The `accuracy` section of a report: per head the share of labels among its first 1, 5 and 10 guesses.
+
+    Heads read the states that decoding gives them (text_states.py); they themselves are as they were trained.
+    """
+    base, heads = engine.base, engine.heads
+    if heads is None:
         return []
-    found = evaluate_heads(engine.base, engine.heads, batches, len(batches))
+    layers = heads.layers_read(base.num_layers)
+
+    def states_of(batch: Batch) -> torch.Tensor:
+        device = base.device
+        documents_BT = batch.documents_BT.to(device)
+        return packed_states(base, batch.ids_BT.to(device), batch.positions_BT.to(device), documents_BT, layers)
+
+    found = evaluate_heads(base, heads, batches, len(batches), states_of=states_of)
     shares: dict[int, list[float]] = {rank: found[f"head_top{rank}"] for rank in RANKS}  # type: ignore[misc]
-    return [{"head": k, **{f"top{rank}": shares[rank][k] for rank in RANKS}} for k in range(engine.heads.num_heads)]
+    return [{"head": k, **{f"top{rank}": shares[rank][k] for rank in RANKS}} for k in range(heads.num_heads)]
 
 
 def held_out_accuracy(engine: Engine, data: DataConfig) -> list[dict[str, float]]:

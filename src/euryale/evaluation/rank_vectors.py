@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from euryale.base.base import Base
-from euryale.base.compiled_llama import CompiledLlama
+from euryale.base.text_states import text_states
 from euryale.decoding.noise import gumbel
 from euryale.decoding.tree.tree import Path
 from euryale.heads.heads import Heads, PackedText
@@ -40,14 +40,8 @@ def positions(text: Text, num_heads: int) -> range:
 
 @torch.inference_mode()
 def read_states(base: Base, heads: Heads, text: Text) -> Tensor:
-    """What the heads read of every position, [T, C]: in the numbers of decoding, where its forward is compiled."""
-    forward = base.forward()
-    if isinstance(forward, CompiledLlama):
-        return forward.read_sample(text.ids, heads.layers_read(base.num_layers))[0]
-    ids_1T = torch.tensor(text.ids, device=base.device)[None]
-    positions_1T = torch.arange(len(text.ids), device=base.device)[None]
-    layers = heads.layers_read(base.num_layers)
-    return base.forward_packed(ids_1T, positions_1T, torch.zeros_like(positions_1T), layers)[0]
+    """What the heads read of every position, [T, C]."""
+    return text_states(base, text.ids, heads.layers_read(base.num_layers))
 
 
 @torch.inference_mode()

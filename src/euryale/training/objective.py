@@ -74,16 +74,24 @@ def pretrain_loss(
 
 
 def evaluate_heads(
-    base: Base, heads: Heads, batches: Iterable[Batch], max_batches: int, config: ObjectiveConfig | None = None
+    base: Base,
+    heads: Heads,
+    batches: Iterable[Batch],
+    max_batches: int,
+    config: ObjectiveConfig | None = None,
+    states_of: Callable[[Batch], Tensor] | None = None,
 ) -> dict[str, object]:
     """Held-out quality: loss_nats (mean over labels of all heads) and, per head, loss and top-1/5/10 accuracy.
 
-    With a draft vocabulary the loss is that of training; accuracies are shares of all labels, and a token that cannot
-    be drafted is a miss.
+    states_of: what the heads read of a batch, [B, T, C], where that is not what training reads. With a draft vocabulary
+    the loss is that of training; accuracies are shares of all labels, and a token that cannot be drafted is a miss.
     """
     config = config or ObjectiveConfig()
     chosen = list(islice(batches, max_batches))
-    means = score(_head_problem(base, heads, batch, config, heads.draft_ids) for batch in chosen)
+    means = score(
+        _head_problem(base, heads, batch, config, heads.draft_ids, states_of(batch) if states_of else None)
+        for batch in chosen
+    )
     if heads.draft_ids is not None:
         gaps = [FIRST_GAP + k for k in range(heads.num_heads)]
         selections = [select_labels(batch, gaps) for batch in chosen]
@@ -138,7 +146,7 @@ def _head_problem(
 ) -> Problem:
     """With `draft_ids`, a problem over these tokens alone: a label is then its place among them.
 
-    `hidden_BTC`: the base's states, for heads whose gradient goes on into the base; else they are computed here.
+    `hidden_BTC`: the base's states, with gradients that go on into the base or of another forward; else computed here.
     """
     ids_BT = batch.ids_BT.to(base.device)
     label_BT, allowed = ids_BT, None
