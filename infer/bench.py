@@ -9,6 +9,7 @@ Examples:
 """
 
 import euryale.cli.ctrl_c  # noqa: F401  (first: Ctrl-C ends with a line from here on)
+from euryale.cli.places import check_engine
 from euryale.cli.schemas import BenchConfig
 from euryale.cli.script import script, use_threads
 from euryale.cli.sweeps import swept
@@ -22,6 +23,7 @@ from euryale.system.provenance import provenance
 @script("bench", __doc__)
 def main(config: BenchConfig) -> dict[str, object]:
     check_result(config.output)
+    check_engine(config)
     # Here, so that a refusal and --help do not wait for torch.
     from euryale.cli.open_engine import open_checkpoint, open_engine
     from euryale.evaluation.bench import bench

@@ -13,6 +13,7 @@ Examples:
 from pathlib import Path
 
 import euryale.cli.ctrl_c  # noqa: F401  (first: Ctrl-C ends with a line from here on)
+from euryale.cli.places import check_base
 from euryale.cli.script import script, use_threads
 from euryale.cli.train_schemas import BenchStepsConfig
 from euryale.report.result_file import check_result, write_result
@@ -23,6 +24,8 @@ from euryale.system.provenance import provenance
 @script("bench_steps", __doc__)
 def main(config: BenchStepsConfig) -> dict[str, object]:
     check_result(config.output)
+    if config.shape.family is None:
+        check_base(config.base)
     # Here, so that a refusal and --help do not wait for torch.
     from euryale.base.shape import config_of_shape
     from euryale.evaluation.bench_steps import bench_steps, check_memory, check_steps_config

@@ -7,6 +7,7 @@ Examples:
 """
 
 import euryale.cli.ctrl_c  # noqa: F401  (first: Ctrl-C ends with a line from here on)
+from euryale.cli.places import check_base, check_checkpoint
 from euryale.cli.schemas import CalibrateScriptConfig
 from euryale.cli.script import script, use_threads
 from euryale.report.tables import calibration_table
@@ -14,6 +15,8 @@ from euryale.report.tables import calibration_table
 
 @script("calibrate", __doc__)
 def main(config: CalibrateScriptConfig) -> dict[str, object]:
+    check_checkpoint(config.checkpoint)
+    check_base(config.base)
     # Here, so that a refusal and --help do not wait for torch.
     from euryale.cli.pipeline import recalibrate
 

@@ -11,6 +11,7 @@ Examples:
 from typing import Any
 
 import euryale.cli.ctrl_c  # noqa: F401  (first: Ctrl-C ends with a line from here on)
+from euryale.cli.places import check_engine
 from euryale.cli.schemas import CompareConfig
 from euryale.cli.script import script, use_threads
 from euryale.evaluation.config import BenchSettings
@@ -23,6 +24,7 @@ from euryale.system.provenance import provenance
 @script("compare", __doc__)
 def main(config: CompareConfig) -> dict[str, object]:
     check_result(config.output)
+    check_engine(config)
     # Here, so that a refusal and --help do not wait for torch.
     from euryale.cli.open_engine import open_checkpoint, open_engine
     from euryale.evaluation.compare import compare, read_questions

@@ -7,6 +7,7 @@ Examples:
 """
 
 import euryale.cli.ctrl_c  # noqa: F401  (first: Ctrl-C ends with a line from here on)
+from euryale.cli.places import check_engine
 from euryale.cli.schemas import DoctorConfig
 from euryale.cli.script import script, use_threads
 from euryale.data.prompt_files import read_prompts
@@ -19,6 +20,7 @@ from euryale.system.provenance import provenance
 @script("doctor", __doc__)
 def main(config: DoctorConfig) -> dict[str, object]:
     check_result(config.output)
+    check_engine(config)
     # Here, so that a refusal and --help do not wait for torch.
     from euryale.cli.open_engine import open_checkpoint, open_engine
     from euryale.evaluation.diagnosis import diagnose

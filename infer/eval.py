@@ -11,6 +11,7 @@ Examples:
 from typing import Any
 
 import euryale.cli.ctrl_c  # noqa: F401  (first: Ctrl-C ends with a line from here on)
+from euryale.cli.places import check_engine
 from euryale.cli.schemas import EvalConfig
 from euryale.cli.script import script, use_threads
 from euryale.data.suites import read_suite
@@ -27,6 +28,7 @@ SUITE_CONTENDERS = ("euryale", "ar", "hf_generate")
 @script("eval", __doc__)
 def main(config: EvalConfig) -> dict[str, object]:
     check_result(config.output)
+    check_engine(config)
     # Here, so that a refusal and --help do not wait for torch.
     from euryale.cli.open_engine import open_checkpoint
     from euryale.system.hardware import hardware

@@ -13,6 +13,7 @@ import sys
 import time
 
 import euryale.cli.ctrl_c  # noqa: F401  (first: Ctrl-C ends with a line from here on)
+from euryale.cli.places import check_engine
 from euryale.cli.schemas import InferConfig
 from euryale.cli.script import script, use_threads
 
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 @script("infer", __doc__)
 def main(config: InferConfig) -> dict[str, object]:
+    check_engine(config)
     # Here, so that a refusal and --help do not wait for torch.
     from euryale.cli.chat import chat, notice_of_plain_text, read_all, stream_answer
     from euryale.cli.open_engine import open_checkpoint, open_engine

@@ -7,12 +7,14 @@ Examples:
 """
 
 import euryale.cli.ctrl_c  # noqa: F401  (first: Ctrl-C ends with a line from here on)
+from euryale.cli.places import check_engine
 from euryale.cli.script import script, use_threads
 from euryale.cli.serve_schema import ServeConfig
 
 
 @script("serve", __doc__)
 def main(config: ServeConfig) -> dict[str, object]:
+    check_engine(config)
     # Here, so that a refusal and --help do not wait for torch.
     from euryale.cli.open_engine import open_engine
     from euryale.cli.open_server import open_server

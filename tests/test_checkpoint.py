@@ -20,13 +20,13 @@ from euryale.base.config import BaseConfig
 from euryale.errors import UserError
 from euryale.heads.checkpoint import (
     check_initial,
-    find_checkpoint,
     load_heads,
     load_initial,
     read_description,
     save_heads,
 )
 from euryale.heads.config import HeadsConfig
+from euryale.heads.find_checkpoint import find_checkpoint
 from euryale.heads.heads import Heads, build_heads
 from euryale.system.files import check_writable, read_json, write_atomically, write_json
 from euryale.system.provenance import provenance

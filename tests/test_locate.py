@@ -14,7 +14,8 @@ from huggingface_hub import constants
 from euryale.base import locate as locate_module
 from euryale.base.base import load_base
 from euryale.base.config import BaseConfig
-from euryale.base.locate import check_folder, find_model, find_source, hub_answers
+from euryale.base.find_model import find_model, hub_answers
+from euryale.base.locate import check_folder, find_source
 from euryale.errors import UserError
 from euryale.system.paths import PROJECT
 

@@ -25,7 +25,8 @@ from tiny_llama import save_tiny_llama
 from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
 from euryale.errors import UserError
-from euryale.heads.checkpoint import find_checkpoint, load_heads, read_description
+from euryale.heads.checkpoint import load_heads, read_description
+from euryale.heads.find_checkpoint import find_checkpoint
 from euryale.heads.heads import build_heads
 from euryale.training.config import ObjectiveConfig, OptimConfig, wandb_mode
 from euryale.training.metrics_log import MetricsLog, truncate_metrics

@@ -20,7 +20,7 @@ from euryale.data.named_files import find_files
 from euryale.data.prompt_files import read_prompts
 from euryale.data.records import read_records
 from euryale.errors import UserError
-from euryale.heads.checkpoint import find_checkpoint
+from euryale.heads.find_checkpoint import find_checkpoint
 from euryale.system.paths import user_path
 
 LINES = '{"text": "one"}\n{"text": "two"}\n'

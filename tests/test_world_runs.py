@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from scripts import assert_refused, run_script
 
-from euryale.base.locate import find_model
+from euryale.base.find_model import find_model
 from euryale.cli.check_run import check_rows
 from euryale.cli.run_folder import whole_or_nothing
 from euryale.data.config import DataConfig

@@ -11,6 +11,7 @@ Examples:
 """
 
 import euryale.cli.ctrl_c  # noqa: F401  (first: Ctrl-C ends with a line from here on)
+from euryale.cli.places import check_base
 from euryale.cli.script import script, use_threads
 from euryale.cli.sweeps import swept
 from euryale.cli.train_schemas import MeasureConfig
@@ -22,6 +23,8 @@ from euryale.system.provenance import provenance
 @script("measure", __doc__)
 def main(config: MeasureConfig) -> dict[str, object]:
     check_result(config.output)
+    if config.shape.family is None:
+        check_base(config.base)
     # Here, so that a refusal and --help do not wait for torch.
     from euryale.cli.measure_training import measure, table
 

@@ -11,6 +11,7 @@ Examples:
 """
 
 import euryale.cli.ctrl_c  # noqa: F401  (first: Ctrl-C ends with a line from here on)
+from euryale.cli.places import check_base
 from euryale.cli.script import script, use_threads
 from euryale.cli.train_schemas import RegenerateScriptConfig
 from euryale.system import processes
@@ -23,6 +24,7 @@ def main(config: RegenerateScriptConfig) -> dict[str, object]:
 
     processes.join(config.base.device)
     processes.first(lambda: check_rows(config.data, needs_held_out=False))
+    processes.first(lambda: check_base(config.base))
     # Here, so that no refusal above, nor --help, waits for torch.
     from euryale.cli.text_stage import write_text, writing_base, written_questions
     from euryale.regenerate.manifest import MANIFEST

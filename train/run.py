@@ -12,6 +12,7 @@ Examples:
 import logging
 
 import euryale.cli.ctrl_c  # noqa: F401  (first: Ctrl-C ends with a line from here on)
+from euryale.cli.places import check_run
 from euryale.cli.run_folder import device_of, settle_run, whole_or_nothing
 from euryale.cli.script import script, use_threads
 from euryale.cli.train_schemas import TrainConfig
@@ -28,11 +29,12 @@ def main(config: TrainConfig) -> dict[str, object]:
     processes.join(device_of(config))
     config, folder = processes.first(lambda: settle_run(config))
     processes.first(lambda: check_settings(config))
+    log.info("run folder %s", folder)
+    processes.first(lambda: check_run(config))
     # Here, so that no refusal above, nor --help, waits for torch.
     from euryale.cli import pipeline, preflight, text_stage
 
     use_threads(config.threads, config.deterministic, config.seed)
-    log.info("run folder %s", folder)
     with whole_or_nothing(folder):
         if config.objective.kind == "pretrain":
             return pipeline.pretrain(config, folder)

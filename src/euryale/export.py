@@ -31,8 +31,9 @@ from euryale.base.lora import FOLDER as ADAPTER
 from euryale.decoding.tree.calibration import INT4_TREE_FILE, TREE_FILE
 from euryale.errors import UserError, check_option
 from euryale.heads.blocks import corrected
-from euryale.heads.checkpoint import DESCRIPTION, WEIGHTS, heads_config, load_heads, read_description, read_weights
+from euryale.heads.checkpoint import WEIGHTS, heads_config, load_heads, read_description, read_weights
 from euryale.heads.config import HeadsConfig
+from euryale.heads.find_checkpoint import DESCRIPTION
 from euryale.heads.heads import Heads
 from euryale.system.files import json_text, write_atomically
 

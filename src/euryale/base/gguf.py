@@ -17,13 +17,13 @@ import transformers
 from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
+from euryale.base.find_model import GGUF_SUFFIX
 from euryale.errors import UserError
 from euryale.system.files import check_writable, write_atomically, write_json
 from euryale.system.memory import free_bytes
 from euryale.system.paths import cache_root
 from euryale.system.units import gigabytes
 
-SUFFIX = ".gguf"
 SOURCE_FILE = "gguf.json"  # in the copy: which file it came from
 _FORMAT = 1  # of the copy; another number makes new copies
 _END_FIELDS = ("eos_token_id", "eot_token_id", "eom_token_id")  # of tokenizer.ggml: end of text, of turn, of message
@@ -37,10 +37,10 @@ def find_gguf(path: Path, asked: str) -> Path | None:
     Raises UserError for a folder with several.
     """
     if path.is_file():
-        return path if path.suffix == SUFFIX else None
+        return path if path.suffix == GGUF_SUFFIX else None
     if (path / "config.json").is_file():
         return None
-    files = sorted(path.glob(f"*{SUFFIX}"))
+    files = sorted(path.glob(f"*{GGUF_SUFFIX}"))
     if len(files) > 1:
         names = ", ".join(file.name for file in files[:4]) + (" ..." if len(files) > 4 else "")
         raise UserError(

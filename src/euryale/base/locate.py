@@ -1,65 +1,20 @@
-"""Location of a model, in a folder or on the hub, and checks that it is whole before its weights are read."""
+"""Checks that a model, in a folder or on the hub, is whole before its weights are read, and its config.json."""
 
 import hashlib
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import torch
-from huggingface_hub import constants
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, PreTrainedConfig
 
 from euryale.base.config import BaseConfig
-from euryale.base.gguf import SUFFIX, dequantised, find_gguf, source_digest
-from euryale.base.wheel_model import PREFIX, find_wheel_model
+from euryale.base.find_model import find_model, hub_answers
+from euryale.base.gguf import dequantised, find_gguf, source_digest
+from euryale.base.wheel_model import PREFIX
 from euryale.errors import UserError
 from euryale.system.memory import is_out_of_memory
-from euryale.system.paths import PROJECT, user_path
-
-log = logging.getLogger(__name__)
-
-
-def find_model(path: str) -> str:
-    """A folder or GGUF file (from here, from the project, or in an installed package) or a hub id."""
-    if path.startswith(PREFIX):
-        return find_wheel_model(path)
-    for candidate in (user_path(path, "base.path"), PROJECT / path):
-        if candidate.is_dir() or (candidate.is_file() and candidate.suffix == SUFFIX):
-            return str(candidate)
-    if not _is_hub_id(path) or path.endswith(SUFFIX) or path.startswith("checkpoints/"):
-        looked = " and ".join(dict.fromkeys([str(Path.cwd()), str(PROJECT)]))
-        raise UserError(
-            f"base.path={path}: there is no such folder (looked in {looked}). "
-            "Give a folder that holds a Hugging Face model, or a hub id like meta-llama/Llama-3.1-8B."
-        )
-    return path
-
-
-def _is_hub_id(path: str) -> bool:
-    try:
-        validate_repo_id(path)
-    except HFValidationError:
-        return False
-    return True
-
-
-def hub_answers(repo: str, revision: str | None) -> bool:
-    """Asks the hub once, briefly: its own client would retry for half a minute. A cached model needs no answer."""
-    try:
-        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=5.0)
-    except Exception as error:  # the HTTP library's errors differ between hub versions; the outcome is one
-        if isinstance(huggingface_hub.try_to_load_from_cache(repo, "config.json", revision=revision), str):
-            log.warning("the hub (%s) does not answer: using the copy of %s in the cache", constants.ENDPOINT, repo)
-            return False
-        raise UserError(
-            f"base.path={repo}: no such folder here, and the hub at {constants.ENDPOINT} cannot be reached "
-            f"({type(error).__name__}). Give a folder that holds the model, or base=tiny, which needs no download."
-        ) from error
-    return True
+from euryale.system.paths import PROJECT
 
 
 def check_folder(folder: Path, asked: str, is_whole: bool = True) -> None:

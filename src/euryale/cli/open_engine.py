@@ -18,7 +18,8 @@ from euryale.decoding.tree.calibration import find_tree, read_calibrations, tree
 from euryale.decoding.tree.choose import plan_tree
 from euryale.errors import UserError
 from euryale.evaluation.threads import use_calibrated_threads
-from euryale.heads.checkpoint import dtype_for, find_checkpoint, heads_config, read_description
+from euryale.heads.checkpoint import dtype_for, heads_config, read_description
+from euryale.heads.find_checkpoint import find_checkpoint
 from euryale.heads.heads import Heads
 from euryale.system.paths import PROJECT, argument
 

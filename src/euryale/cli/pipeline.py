@@ -36,7 +36,8 @@ from euryale.evaluation.evaluate import evaluate_text
 from euryale.evaluation.prompts import check_prompts, load_openings
 from euryale.evaluation.repetition import LOOPING_SHARE
 from euryale.evaluation.threads import use_fastest_threads
-from euryale.heads.checkpoint import DESCRIPTION, find_checkpoint, load_heads, load_initial, read_description
+from euryale.heads.checkpoint import load_heads, load_initial, read_description
+from euryale.heads.find_checkpoint import DESCRIPTION, find_checkpoint
 from euryale.heads.heads import Heads, build_heads
 from euryale.report.ranking import RESULT_FILE, numbers_of
 from euryale.system import processes

@@ -16,7 +16,8 @@ from euryale.base.precision import pick_device, pick_dtype
 from euryale.cli.train_schemas import TrainConfig
 from euryale.data.config import DataConfig
 from euryale.errors import UserError
-from euryale.heads.checkpoint import check_initial, find_checkpoint
+from euryale.heads.checkpoint import check_initial
+from euryale.heads.find_checkpoint import find_checkpoint
 from euryale.regenerate.regenerate import ROWS
 from euryale.regenerate.regenerate import check_settings as check_regeneration
 from euryale.system import processes

@@ -21,15 +21,14 @@ from euryale.base.precision import DTYPES, dtype_of_heads, pick_device
 from euryale.errors import UserError
 from euryale.heads.config import HeadsConfig
 from euryale.heads.draft_rows import IDS, add_rows, drop_rows, stored_shapes
+from euryale.heads.find_checkpoint import DESCRIPTION
 from euryale.heads.heads import Heads
 from euryale.system.files import json_text, read_json, write_atomically
-from euryale.system.paths import user_path
 from euryale.system.tensor_files import check_finite, read_tensors
 
 FORMAT_VERSION = 1
 _MOST_SIZE = 2**24  # of a vocabulary or a hidden state
 DRAFT_ROWS = "draft"  # corrections hold the rows of the draft vocabulary; a description without it: all rows
-DESCRIPTION = "heads.json"
 WEIGHTS = "heads.safetensors"
 # What older heads are, whose description does not say.
 _LATER_KEYS: dict[str, Any] = {"features": "last", "output_rank": 64, "residual": True, "induction": 0}
@@ -182,31 +181,6 @@ def read_description(folder: Path) -> dict:
                 "Restore the file, or use another checkpoint."
             )
     return description
-
-
-def find_checkpoint(name: str, root: Path, setting: str = "checkpoint") -> Path:
-    """The checkpoint folder a user means: `last` is the newest below `root`, anything else a path (also below `root`).
-
-    Raises UserError that names the `setting` and lists what exists.
-    """
-    if name != "last":
-        for folder in (user_path(name, setting), root / name):
-            if (folder / DESCRIPTION).is_file():
-                return folder
-            if inside := sorted(str(path.parent) for path in folder.glob(f"*/{DESCRIPTION}")):
-                raise UserError(
-                    f"{setting}={name} must be a checkpoint, a folder with {DESCRIPTION}; this folder holds some: "
-                    f"{', '.join(inside[:8])}. Name one of them."
-                )
-    known = sorted(root.rglob(DESCRIPTION), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    known = [path for path in known if not any(part.startswith(".") for part in path.relative_to(root).parts)]
-    if name == "last" and known:
-        return known[0].parent
-    listing = ", ".join(str(path.parent) for path in known[:8]) or "none yet"
-    raise UserError(
-        f"{setting}={name} must be a checkpoint, a folder with {DESCRIPTION}; there is none. "
-        f"Below {root} there are: {listing}. Name one of them, or train one with train/run.py."
-    )
 
 
 def _check_base(folder: Path, description: Mapping, identity: Objects) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from euryale.base.base import Base
-from euryale.heads.checkpoint import DESCRIPTION, read_description, save_heads
+from euryale.heads.checkpoint import read_description, save_heads
+from euryale.heads.find_checkpoint import DESCRIPTION
 from euryale.heads.heads import Heads
 from euryale.system.files import json_text, read_json, write_atomically
 from euryale.system.provenance import provenance
