@@ -21,12 +21,13 @@ def main(config: BenchKernelsConfig) -> dict[str, object]:
     check_result(config.output)
     # Here, so that a refusal and --help do not wait for torch.
     from euryale.base.precision import pick_device
-    from euryale.evaluation.bench_kernels import bench_dtype, bench_kernels, copy_bandwidth
+    from euryale.evaluation.bench_kernels import bench_dtype, bench_kernels, check_memory, copy_bandwidth
     from euryale.report.plot_kernels import kernel_plot
     from euryale.system.hardware import hardware
 
     use_threads(config.threads)
     device, dtype = pick_device(config.device, "device"), bench_dtype(config.dtype)
+    check_memory(config.shapes, max(config.nodes), dtype, device, config.kernels)
     gb_per_s = copy_bandwidth(device, config.repeats) / 1e9
     rows = []
     for num_nodes in config.nodes:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from profiled import peak_of_tensors
 from scripts import run_script
 
 from euryale.errors import UserError
-from euryale.evaluation.bench_kernels import bench_kernels, copy_bandwidth
+from euryale.evaluation.bench_kernels import META, bench_kernels, copy_bandwidth, needed_bytes
 from euryale.evaluation.config import KernelShapes
 from euryale.evaluation.kernel_cases import cases
 from euryale.kernels.registry import KERNELS, Choice
@@ -45,6 +46,14 @@ def test_a_kernel_goes_by_its_other_name_and_an_unknown_one_is_refused() -> None
         bench_kernels(KernelShapes(**SMALL), 2, torch.float32, CPU, ["flash"], repeats=1)
 
 
+@pytest.mark.parametrize("kernel", [kernel for kernel in KERNELS if kernel != "accept_walk"])  # takes some KB
+def test_the_memory_that_a_case_takes_is_foretold(kernel: str) -> None:
+    shapes = KernelShapes(**SMALL | dict(context=500, hidden=256, vocab=5000))
+    (case,) = cases(shapes, 64, torch.bfloat16, META, [kernel])
+    took = peak_of_tensors(lambda: bench_kernels(shapes, 64, torch.bfloat16, CPU, [kernel], repeats=1))
+    assert 0.9 * took <= needed_bytes(case) <= 1.25 * took
+
+
 def test_a_copy_has_a_speed() -> None:
     assert copy_bandwidth(CPU, repeats=2) > 1e8
 
@@ -72,9 +81,12 @@ def test_the_scripts_print_tables_and_keep_results(tmp_path: Path) -> None:
         ("nodes=[65]", "nodes must be numbers from 1 to 64"),
         ("dtype=int8", "dtype must be one of float32, bfloat16, float16; got int8"),
         ("shapes.vocab=0", "shapes.vocab must be at least 1; got 0"),
+        ("shapes.context=10000000", "at these sizes kv_commit of 4 nodes takes about"),
+        ("shapes.inner=10000000", "at these sizes nf4_linear of 4 nodes takes about"),
+        ("shapes.batch=10000000", "Take smaller shapes, or leave it out of kernels=[...]"),
         ("device=tpu", "device must be auto, cpu, cuda or cuda:N; got tpu"),
     ],
 )
 def test_what_cannot_be_is_refused(override: str, told: str) -> None:
-    result = run_script("infer/bench_kernels.py", *OVERRIDES, override)
+    result = run_script("infer/bench_kernels.py", *OVERRIDES, "nodes=[4]", override)
     assert result.status == 2 and told in result.err

@@ -6,7 +6,7 @@ from memory, as in a step. Times are medians. Every backend's result is compared
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,10 @@ from euryale.evaluation.config import KernelShapes
 from euryale.evaluation.kernel_cases import Case, cases
 from euryale.kernels.backends import BACKENDS
 from euryale.kernels.registry import ALIASES, KERNELS, Choice, find
+from euryale.system.memory import free_bytes
+from euryale.system.units import gigabytes
 
+META = torch.device("meta")
 _FLUSH_BYTES = 256 << 20  # five times the L2 cache of an H100
 _COPY_BYTES = {"cuda": 512 << 20, "cpu": 64 << 20}
 
@@ -46,12 +49,8 @@ def bench_kernels(
     Row: kernel, backend, num_nodes, us, bytes, gb_per_s, and difference: of its results from the specification's, as a
     share of their size. Raises UserError for a kernel that does not exist.
     """
-    known = {**dict.fromkeys(KERNELS), **dict.fromkeys(ALIASES)}
-    if unknown := [name for name in names if name not in known]:
-        raise UserError(f"kernels must be of {', '.join(known)}; got {unknown[0]}.")
-    wanted = list(dict.fromkeys(ALIASES.get(name, name) for name in names)) or list(KERNELS)
     rows = []
-    for case in cases(shapes, num_nodes, dtype, device, wanted):
+    for case in cases(shapes, num_nodes, dtype, device, known_kernels(names)):
         specification = find(case.kernel, device, "torch", **case.sizes)
         expected = _results(case, specification)
         for backend in BACKENDS:
@@ -72,6 +71,41 @@ def bench_kernels(
                 }
             )
     return rows
+
+
+def known_kernels(names: Sequence[str]) -> list[str]:
+    """The kernels of these names, each once; [] of names is all. Raises UserError for one that does not exist."""
+    known = {**dict.fromkeys(KERNELS), **dict.fromkeys(ALIASES)}
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"kernels must be of {', '.join(known)}; got {unknown[0]}.")
+    return list(dict.fromkeys(ALIASES.get(name, name) for name in names)) or list(KERNELS)
+
+
+def check_memory(
+    shapes: KernelShapes, num_nodes: int, dtype: torch.dtype, device: torch.device, names: Sequence[str]
+) -> None:
+    """Raises UserError where the largest case of these takes more memory than is free; nothing of it is made."""
+    needs = {case.kernel: needed_bytes(case) for case in cases(shapes, num_nodes, dtype, META, known_kernels(names))}
+    largest, free = max(needs, key=lambda name: needs[name]), free_bytes(device)
+    if needs[largest] > free:
+        raise UserError(
+            f"shapes must fit into memory: at these sizes {largest} of {num_nodes} nodes takes about "
+            f"{gigabytes(needs[largest])}, and {gigabytes(free)} are free on {device}. Take smaller shapes, or leave "
+            "it out of kernels=[...]."
+        )
+
+
+def needed_bytes(case: Case) -> int:
+    """What timing a case takes at its peak, of one that is made for torch's meta device.
+
+    Either two calls' arguments and results, the largest tensor of both in float64 and the difference, or what the
+    specification takes on its way.
+    """
+    arguments = case.make()
+    returned = find(case.kernel, torch.device("cpu"), "torch", **case.sizes).function(*arguments)
+    tensors = list(_tensors((returned, *arguments)))
+    held = sum(tensor.nbytes for tensor in tensors)
+    return held + max(held + 3 * 8 * max(tensor.numel() for tensor in tensors), case.work_bytes)
 
 
 def _choice(case: Case, device: torch.device, backend: str) -> Choice | None:

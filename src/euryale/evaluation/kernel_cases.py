@@ -23,6 +23,7 @@ class Case(NamedTuple):
     sizes: dict[str, object]  # what the registry asks about
     make: Callable[[], tuple[object, ...]]  # its arguments; the same numbers every time, in new memory
     num_bytes: int
+    work_bytes: int = 0  # what the specification takes on its way, beside arguments and results, where that is much
 
 
 def cases(
@@ -41,12 +42,16 @@ class _Maker:
         self.M = shapes.batch * num_nodes
         self.width = dtype.itemsize
 
+    def generator(self, seed: int) -> torch.Generator | None:
+        """None on torch's meta device, where nothing is drawn."""
+        return None if self.device.type == "meta" else torch.Generator(self.device).manual_seed(seed)
+
     def random(self, *shape: int) -> Tensor:
-        generator = torch.Generator(self.device).manual_seed(len(shape) + sum(shape))
+        generator = self.generator(len(shape) + sum(shape))
         return torch.randn(shape, generator=generator, device=self.device, dtype=torch.float32).to(self.dtype)
 
     def random_bytes(self, num: int) -> Tensor:
-        generator = torch.Generator(self.device).manual_seed(num)
+        generator = self.generator(num)
         return torch.randint(256, (num,), generator=generator, device=self.device, dtype=torch.uint8)
 
     def lengths(self) -> Tensor:
@@ -70,7 +75,9 @@ class _Maker:
 
         num_bytes = 2 * (self.M * s.heads + s.batch * s.kv_heads * (s.context + N)) * s.head_size * self.width
         sizes = dict(dtype=self.dtype, head_size=s.head_size, num_nodes=N, group_size=s.heads // s.kv_heads)
-        return Case("tree_attention", sizes, make, num_bytes)
+        scores = s.batch * s.heads * N * kv[2]
+        keys_and_values = 2 * s.batch * s.kv_heads * kv[2] * s.head_size
+        return Case("tree_attention", sizes, make, num_bytes, 8 * keys_and_values + 12 * scores)  # in float32
 
     def nf4_linear(self) -> Case:
         """The fused gate_up projection, the largest matrix of a layer."""
@@ -95,13 +102,17 @@ class _Maker:
         num_bytes = num_outputs * num_inputs // 2 + blocks + 4 * nested_blocks
         num_bytes += self.M * (num_inputs + num_outputs) * self.width
         sizes = dict(dtype=self.dtype, num_rows=self.M, num_outputs=num_outputs, num_inputs=num_inputs, block_size=64)
-        return Case("nf4_linear", sizes, make, num_bytes)
+        work_bytes = 19 * num_outputs * num_inputs  # measured: the codes of all weights as indices, and weights
+        return Case("nf4_linear", sizes, make, num_bytes, work_bytes)
+
+    def path(self) -> list[int]:
+        return [node for node in (0, 2, 6, 14) if node < self.N]
 
     def walk(self) -> reference.Walk:
         """A path of four nodes (fewer where the tree is smaller) that has to be moved."""
-        path = [node for node in (0, 2, 6, 14) if node < self.N]
+        path = self.path()
         return reference.Walk(
-            torch.tensor([path] * self.s.batch, dtype=torch.int32, device=self.device),
+            torch.tensor(path, dtype=torch.int32, device=self.device).repeat(self.s.batch, 1),
             self.lengths(),
             torch.full((self.s.batch,), len(path), dtype=torch.int32, device=self.device),
         )
@@ -125,12 +136,12 @@ class _Maker:
             words = reference.pack_ancestors(seen).to(self.device)
             return tokens, (tokens + 1) % 7, parents, words, answers, longest
 
-        return Case("accept_walk", dict(num_nodes=N), make, B * N * 28)
+        return Case("accept_walk", dict(num_nodes=N), make, B * N * 28, B * N * (N + 16))  # whether each sees each
 
     def kv_commit(self) -> Case:
         s = self.s
         shape = (2 * s.layers, s.batch, s.kv_heads, s.context + self.N, s.head_size)
-        moved = int((self.walk().paths_BP[0].cpu() != torch.arange(self.walk().paths_BP.shape[1])).sum())
+        moved = sum(node != place for place, node in enumerate(self.path()))
         num_bytes = 2 * moved * 2 * s.layers * s.batch * s.kv_heads * s.head_size * self.width
         return Case("kv_commit", dict(num_nodes=self.N), lambda: (self.random(*shape), self.walk()), num_bytes)
 
@@ -140,7 +151,7 @@ class _Maker:
 
         def make() -> tuple[object, ...]:
             angles = torch.arange(s.context + N, device=self.device)[:, None] * torch.rand(
-                s.head_size // 2, generator=torch.Generator(self.device).manual_seed(0), device=self.device
+                s.head_size // 2, generator=self.generator(0), device=self.device
             )
             depths = (self.ancestors().sum(-1) - 1).int().to(self.device)
             qkv = self.random(s.batch, N, s.heads + 2 * s.kv_heads, s.head_size)
@@ -162,7 +173,8 @@ class _Maker:
             scores = self.random(self.M, self.s.vocab)
             return scores, torch.full((self.M,), 0.8, device=self.device), rows, rows.int()
 
-        return Case("draw", dict(dtype=self.dtype), make, self.M * self.s.vocab * self.width)
+        numbers = self.M * self.s.vocab
+        return Case("draw", dict(dtype=self.dtype), make, numbers * self.width, 32 * numbers)  # measured: of its noise
 
     def rms_norm(self) -> Case:
         C = self.s.hidden
