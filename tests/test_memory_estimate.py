@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from compiled_models import compiled_base
 from killed_runs import make_batch
 from plain_heads import plain_heads
 from profiled import peak_of_tensors
@@ -13,6 +14,7 @@ from scripts import run_script
 from transformers import LlamaConfig
 
 from euryale.base.base import load_base
+from euryale.base.compiled_llama import CompiledLlama
 from euryale.base.config import BaseConfig, LoraConfig
 from euryale.base.lora import adapter_parameters, add_adapter, learning
 from euryale.cli.preflight import check_memory
@@ -98,13 +100,29 @@ def test_every_part_grows_with_what_it_is_for() -> None:
 
 def test_a_whole_run_counts_the_process_and_what_decoding_holds() -> None:
     steps, run = estimate(plan()), estimate(plan(process=10**9, decodes=True))
-    assert (run.process, run.packed, run.writing) == (10**9, steps.weights, 0)
-    assert run.total == steps.total + steps.weights + 10**9
+    assert (run.process, run.writing) == (10**9, 0)
+    assert run.total == steps.total + run.packed + 10**9
     assert estimate(plan(decodes=True, is_gpu=True)).packed == 0
     # The process is there already: only the rest has to find room.
     assert check_fits(plan(process=10**9), steps.total, "cpu").process == 10**9
     with pytest.raises(UserError, match="needs about"):
         check_fits(plan(process=10**9), steps.total - 1, "cpu")
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+@pytest.mark.parametrize("bits", [4, 16, 32])
+def test_the_copy_that_the_compiled_forward_reads_is_counted_exactly(bits: int, is_tied: bool) -> None:
+    base = compiled_base(bits, dtype=torch.bfloat16 if bits == 16 else torch.float32, tie_word_embeddings=is_tied)
+    quantization = "int4" if bits == 4 else "none"
+    of_base = base.model.config
+    forward = base.forward()
+    assert isinstance(forward, CompiledLlama)
+    filled_up = 16 * -(-base.vocab_size // 16) - base.vocab_size  # rows of zeros of the output matrix's last tile
+    more = filled_up * base.hidden_size * {4: 1.125, 16: 2, 32: 4}[bits]
+    found = estimate(plan(of_base, quantization=quantization, dtype=base.dtype, decodes=True)).packed
+    assert found == forward.num_bytes - more
+    assert estimate(plan(of_base, quantization="nf4", decodes=True)).packed == 0
+    assert estimate(plan(of_base, quantization=quantization)).packed == 0
 
 
 def test_text_that_the_base_writes_counts_as_its_cache_and_its_noise_do() -> None:

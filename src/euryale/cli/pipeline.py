@@ -43,7 +43,7 @@ from euryale.report.ranking import RESULT_FILE, numbers_of
 from euryale.system import processes
 from euryale.system.files import write_json
 from euryale.system.hardware import hardware
-from euryale.system.memory import begin_peak, let_go
+from euryale.system.memory import begin_peak, let_go, peak
 from euryale.system.paths import PROJECT, argument
 from euryale.system.provenance import provenance
 from euryale.training.new_base import make_base, shape_of
@@ -149,6 +149,9 @@ def measure(
     max_new_tokens, seed = config.evaluate.max_new_tokens, config.seed
     sampling, repeats = Sampling(temperature), config.evaluate.repeats
     settings = BenchSettings(repeats=repeats, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
+    evaluation = evaluate_text(engine, prompts, max_new_tokens, seed=seed, temperature=temperature)
+    on_host, on_device = peak(base.device)  # before `bench`, which counts anew for each contender
+    peak_bytes = max(trained["peak_memory_bytes"], on_host if on_device is None else on_device)
     adapted = {}
     if OBJECTIVES[config.objective.kind].trains_adapter:
         adapted = {"adapter": settings_of(config.lora), "base_kl_nats": trained.get("held_out_base_kl_nats")}
@@ -163,10 +166,10 @@ def measure(
             "masked_batches": trained["masked_batches"],
             **adapted,
         },
-        "memory": {"estimated_bytes": trained["estimated_memory"], "peak_bytes": trained["peak_memory_bytes"]},
+        "memory": {"estimated_bytes": trained["estimated_memory"], "peak_bytes": peak_bytes},
         "accuracy": accuracy_rows(trained),
         "calibration": content,
-        "evaluation": evaluate_text(engine, prompts, max_new_tokens, seed=seed, temperature=temperature),
+        "evaluation": evaluation,
         "bench": bench(engine, prompts, settings),
         **_breadth(engine, config, temperature),
         "hardware": hardware(),

@@ -6,7 +6,7 @@ report.json; any section or value may be absent, shares are between 0 and 1:
     training     steps, tokens, seconds, final_loss_nats, masked_batches; with adapters: adapter (LoraConfig as a dict),
                  base_kl_nats (KL of the adapted base from the base as it was, held-out)
     memory       estimated_bytes by what for (training/memory_estimate.py);
-                 peak_bytes until the heads are trained: of the GPU, else resident, the process itself included
+                 peak_bytes of the run up to `bench`: of the GPU, else resident, the process itself included
     accuracy     list over heads of {head, top1, top5, top10}: share of positions; head k looks k + 2 tokens ahead
     calibration  what tree.json holds: device, dtype, threads, calibrations (a list over temperatures)
     evaluation   num_prompts, temperature, tau (mean tokens per step), tau_by_depth (entry d - 1: share of steps that

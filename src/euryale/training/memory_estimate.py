@@ -2,9 +2,9 @@
 
 Sizes come from the base's config alone: its layers are built without memory, on torch's meta device. What is counted:
 
-    process      on a CPU: what it holds before the base is loaded, and the freed blocks that it keeps
+    process      on a CPU: what it holds before the base is loaded, what it grows by, and the freed blocks that it keeps
     weights      4-bit: half a byte a number, and a scale of one byte for 64 of them (double quantisation)
-    packed       on a CPU: the matrices once more, in the layout that decoding multiplies with
+    packed       on a CPU: the matrices once more, in the layout and the bits that decoding multiplies with
     adapters, heads    float32, whatever the base is in
     gradients    as large as what is trained
     optimizer    two moments a number: 8 bytes, or 2 with the 8-bit optimizers
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from euryale.base.config import FAMILIES, LoraConfig
 from euryale.base.lora import chosen_targets, linear_layers
@@ -33,6 +33,7 @@ from euryale.training.config import ObjectiveConfig, OptimConfig
 from euryale.training.objective import OBJECTIVES
 
 _BITS_4 = 0.5 + (1 + 4 / 256) / 64  # bytes a number: nibble, 8-bit scale of 64 numbers, float32 scale of 256 scales
+_INT4, _INT4_OUTPUT = 0.625, 1.125  # bytes a number of the compiled products in 4 and in 8 bits (kernels/few_bits.py)
 _MOMENTS = {"adamw": 8, "muon": 8, "paged_adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
 _NOISE_POSITIONS = 32  # of a row's noise that are made at once (decoding/noise.py)
 _PROMPT_CHUNK = 128  # tokens of a prompt that are read at once (decoding/prefill.py)
@@ -97,7 +98,6 @@ def estimate(plan: MemoryPlan) -> Need:
         num_adapters = plan.lora.rank * sum(layer.in_features + layer.out_features for layer in targets)
     trained = num_heads + num_adapters + (_size(model) if trains_base else 0)
     weights = _weights(model, plan) // plan.num_shares
-    packs = plan.decodes and not plan.is_gpu and plan.quantization == "none" and plan.base.model_type in FAMILIES
     of_training = {
         "adapters": 4 * num_adapters,
         "heads": 4 * num_heads,
@@ -108,7 +108,7 @@ def estimate(plan: MemoryPlan) -> Need:
     return Need(
         process=plan.process,
         weights=weights,
-        packed=weights if packs else 0,
+        packed=_packed(model, plan, vocab_size * hidden_size),
         writing=max(0, _writing(plan, vocab_size, hidden_size) - sum(of_training.values())),
         **of_training,
     )
@@ -165,6 +165,16 @@ def _weights(model: nn.Module, plan: MemoryPlan) -> int:
     if plan.quantization == "nf4":
         quantised = sum(x.weight.numel() for of_one in linear_layers(model).values() for x in of_one)
     return int((total - quantised) * plan.dtype.itemsize + quantised * _BITS_4)
+
+
+def _packed(model: PreTrainedModel, plan: MemoryPlan, output_size: int) -> int:
+    """The copies of the matrices that a fast or compiled forward reads; input embeddings have none."""
+    if not plan.decodes or plan.is_gpu or plan.quantization == "nf4" or plan.base.model_type not in FAMILIES:
+        return 0
+    layers = sum(x.weight.numel() for of_one in linear_layers(model).values() for x in of_one)
+    if plan.quantization == "int4":
+        return int(_INT4 * layers + _INT4_OUTPUT * output_size)
+    return (layers + output_size) * plan.dtype.itemsize
 
 
 class _Widths(NamedTuple):
