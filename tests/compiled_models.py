@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import torch
+from compilers import skip_without_compiler
 from random_models import random_base
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -34,7 +35,11 @@ def int4_base(
     eos: int | list[int] | None = None,
     **config: object,
 ) -> Base:
-    """A random base of two layers with the weights of a trained one's size, decoded in 4 bits."""
+    """A random base of two layers with the weights of a trained one's size, decoded in 4 bits.
+
+    Without a C++ compiler the test ends here as skipped.
+    """
+    skip_without_compiler()
     base = random_base(family, vocab_size, seed, dtype, max_length, eos, **(SIZES | config))
     with torch.no_grad():
         for parameter in base.model.parameters():

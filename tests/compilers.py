@@ -1,4 +1,6 @@
-"""Whether this machine has a C++ compiler, without which the tests of what is compiled are skipped."""
+"""Which compilers this machine has; tests of what they compile are skipped without them."""
+
+import shutil
 
 import pytest
 
@@ -16,6 +18,11 @@ def why_none() -> str:
 
 
 needs_compiler = pytest.mark.skipif(bool(why_none()), reason=why_none())
+
+
+needs_nvcc = pytest.mark.skipif(
+    not (shutil.which("nvcc") and shutil.which("gcc")), reason="nvcc, or the gcc that it calls, is not installed"
+)
 
 
 def skip_without_compiler() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from compilers import needs_nvcc
 
 from euryale.errors import UserError
 from euryale.kernels.cuda import compile as compile_module
@@ -93,7 +94,7 @@ def test_a_missing_or_unfit_nvcc_is_named(
         cubin("nf4_linear", 90, folder=tmp_path / "kept")
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+@needs_nvcc
 def test_nvcc_refuses_a_broken_source_with_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_HOME", raising=False)
     (tmp_path / "broken.cu").write_text("__global__ void f() { undeclared; }")

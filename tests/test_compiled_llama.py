@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from compiled_models import ODD_SIZES, OWN, SIZES, compiled_base, in_4_bits, int4_base, specified
+from compilers import needs_compiler
 from random_models import FAMILIES, HEAD_DESIGNS, random_base, random_heads, random_prompts, random_tree
 from torch import Tensor
 
@@ -168,6 +169,7 @@ def test_settings_that_it_excludes_are_refused_before_weights_are_read(
         load_base(BaseConfig(path=str(tiny_llama_folder), quantization="int4", device="cpu", **settings))  # type: ignore[arg-type]
 
 
+@needs_compiler
 def test_a_model_that_4_bits_destroy_is_refused() -> None:
     """One weight of a block that is a thousand times the others leaves these without a digit."""
     base = random_base("llama", 29, **SIZES)
@@ -198,6 +200,7 @@ class WithAdapter(torch.nn.Module):
         return self.base_layer(x)
 
 
+@needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_base_in_its_own_numbers_is_read_by_it(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -222,6 +225,7 @@ def test_a_base_in_its_own_numbers_is_read_by_it(
     load_library.cache_clear()
 
 
+@needs_compiler
 def test_a_library_without_openmp_is_taken_for_one_thread_and_said_for_two(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -240,6 +244,7 @@ def test_a_library_without_openmp_is_taken_for_one_thread_and_said_for_two(
     assert "the compiled forward runs on one thread, because it lacks OpenMP" in caplog.text
 
 
+@needs_compiler
 def test_a_forward_that_is_not_the_models_is_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

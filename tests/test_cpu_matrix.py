@@ -6,6 +6,7 @@ import platform
 import pytest
 import torch
 from compiled_models import OWN
+from compilers import needs_compiler, skip_without_compiler
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -24,6 +25,7 @@ def numbers(rows: int, inputs: int, seed: int = 0) -> Tensor:
 
 
 def product_on(target: str, x_MI: Tensor, weight: CpuMatrix, threads: int = 1) -> Tensor:
+    skip_without_compiler()
     library = library_for(TARGETS[target])
     y_MO = torch.empty(len(x_MI), weight.num_outputs)
     library.euryale_product(
@@ -68,6 +70,7 @@ def test_a_product_in_32_bits_is_that_of_float32(target: str, outputs: int, inpu
     torch.testing.assert_close(found.double(), expected, rtol=0.0, atol=1e-6 * inputs)
 
 
+@needs_compiler
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_inputs_that_are_no_whole_block_are_filled_up(bits: int) -> None:
     weight_OI, x_MI = numbers(20, 45), numbers(9, 45, 1)
@@ -138,6 +141,7 @@ def test_rounding_is_at_most_half_a_step() -> None:
         assert ((blocks.matrix() - weight_OI).abs() <= room * step_OI + 1e-3).all()
 
 
+@needs_compiler
 def test_blocks_of_one_number_and_of_zeros_are_kept() -> None:
     weight_OI = torch.zeros(16, 64)
     weight_OI[3:, 32:] = 0.5
@@ -147,6 +151,7 @@ def test_blocks_of_one_number_and_of_zeros_are_kept() -> None:
         assert torch.equal(found, torch.ones(2, 64) @ weight_OI.T)
 
 
+@needs_compiler
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])
 def test_what_is_not_finite_stays_so(broken: float) -> None:
     """A base that breaks must be seen to: a NaN that 8 bits hide would be text that looks right."""
@@ -157,6 +162,7 @@ def test_what_is_not_finite_stays_so(broken: float) -> None:
     assert found[[0, 2]].isfinite().all()
 
 
+@needs_compiler
 def test_a_linear_keeps_shape_and_dtype() -> None:
     linear = CpuLinear(numbers(48, 64), 8)
     x = numbers(6, 64).view(2, 3, 64).bfloat16()

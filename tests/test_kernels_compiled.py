@@ -5,17 +5,16 @@ are a little above what stands in docs/gpu.md.
 """
 
 import os
-import shutil
 import subprocess
 
 import pytest
 from compiled import compile_cuda
+from compilers import needs_nvcc
 from kernel_counts import ALU, CUDA_ATTENTION, CUDA_NF4, KERNELS, Kernel, compile_for, weights_in_loop
 
 from euryale.kernels.cuda.compile import FOLDER
 
 CARDS = pytest.mark.parametrize("capability", [80, 90], ids=["sm_80", "sm_90"])
-needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 
 
 @pytest.fixture(autouse=True)
