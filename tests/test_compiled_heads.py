@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from compilers import needs_compiler
 from plain_heads import plain_heads
 from random_models import HEAD_DESIGNS, random_base, random_heads, random_tree
 from torch import Tensor
@@ -19,8 +20,9 @@ from euryale.decoding.tree.calibration import Calibration
 from euryale.decoding.tree.tree import DynamicTree, Tree, chain
 from euryale.heads.config import HeadsConfig
 from euryale.heads.heads import Heads
-from euryale.kernels.cpu.compile import find_compiler, library_for
+from euryale.kernels.cpu.compile import library_for
 
+pytestmark = needs_compiler
 V = 67  # four vectors of scores, and some
 
 
@@ -115,7 +117,7 @@ if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_other_instructions_draft_the_same(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = library_for(find_compiler(), TARGETS[target])
+    library = library_for(TARGETS[target])
     monkeypatch.setattr(compiled_heads, "load_library", lambda: library)
     rng, base = random.Random(5), random_base("llama", V, seed=5)
     heads = small_heads(plain_heads("hydra", induction=3, vocab_share=0.8, output="lowrank", output_rank=3), base)

@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from compilers import needs_compiler
 from random_models import random_base, random_tree
 from torch import Tensor
 
@@ -11,6 +12,9 @@ from euryale.decoding.accept import VerifyOutput, walk_exact
 from euryale.decoding.compiled_walk import CompiledWalk, walk_of
 from euryale.decoding.drafters.interface import Draft
 from euryale.decoding.tree.tree import Shape
+
+
+pytestmark = needs_compiler
 
 
 def assert_same(draft: Draft, scores_BNV: Tensor) -> VerifyOutput:
