@@ -13,7 +13,6 @@ from euryale.decoding.compiled_walk import CompiledWalk, walk_of
 from euryale.decoding.drafters.interface import Draft
 from euryale.decoding.tree.tree import Shape
 
-
 pytestmark = needs_compiler
 
 
