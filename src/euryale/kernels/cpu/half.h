@@ -40,13 +40,15 @@ INLINE void half_tile(const Matrix& w, int t, const Rows& x, int m, Floats* foun
     Floats sums[HALF_SUMS][R] = {};
     for (int i = 0; i < w.inputs; i += 2 * HALF_SUMS)
 #pragma GCC unroll 2
-        for (int c = 0; c < HALF_SUMS; c++)
+        for (int c = 0; c < HALF_SUMS; c++) {
+            const int at = i + 2 * c;
+            if (R > 3) read_ahead(weights + at * LANES, 2048);
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
-                const int at = i + 2 * c;
                 const uint16_t* pair = x.halves + (size_t)(m + r) * w.inputs + at;
                 sums[c][r] = add_pairs(sums[c][r], weights + at * LANES, pair);
             }
+        }
     for (int r = 0; r < R; r++) {
         found[r] = sums[0][r];
         for (int c = 1; c < HALF_SUMS; c++) found[r] += sums[c][r];
