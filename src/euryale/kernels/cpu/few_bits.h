@@ -16,6 +16,14 @@
 #include "matrix.h"
 #include "narrow.h"
 
+#if defined(__AVX512BW__)
+typedef __m512i Register;
+#define SIMD(name) _mm512_##name
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+typedef __m256i Register;
+#define SIMD(name) _mm256_##name
+#endif
+
 constexpr int GROUPS = 8;
 #if defined(__AVX512F__)
 constexpr int FEW_ROWS = 8;  // at once: as many as registers hold
@@ -60,28 +68,28 @@ INLINE Ints whole_sums(const Bytes* groups, const int8_t* numbers) {
         total = _mm512_dpbusd_epi32(total, (__m512i)groups[j].part[0], _mm512_set1_epi32(four));
     }
     return {(Ints::Part)total};
-#elif defined(__AVX2__) && !defined(__AVX512F__)
-    __m256i found[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+#elif defined(SIMD)
+    Ints total;
+    for (int p = 0; p < Ints::PARTS; p++) {
+        Register found = {};
 #pragma GCC unroll 8
-    for (int j = 0; j < GROUPS; j++) {
-        int32_t four;
-        memcpy(&four, numbers + 4 * j, 4);
-        const __m256i a = _mm256_set1_epi32(four);
-        const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8), odd = _mm256_srai_epi16(a, 8);
-        for (int half = 0; half < 2; half++) {
-            const __m256i v = (__m256i)groups[j].part[half];
+        for (int j = 0; j < GROUPS; j++) {
+            int32_t four;
+            memcpy(&four, numbers + 4 * j, 4);
+            const Register v = (Register)groups[j].part[p], a = SIMD(set1_epi32)(four);
             if (BITS == 4) {  // 8 sums of two products of at most 15 * 127 fit into 16 bits
-                found[half] = _mm256_add_epi16(found[half], _mm256_maddubs_epi16(v, a));
+                found = SIMD(add_epi16)(found, SIMD(maddubs_epi16)(v, a));
             } else {
-                const __m256i of_even = _mm256_madd_epi16(_mm256_and_si256(v, _mm256_set1_epi16(255)), even);
-                const __m256i of_odd = _mm256_madd_epi16(_mm256_srli_epi16(v, 8), odd);
-                found[half] = _mm256_add_epi32(found[half], _mm256_add_epi32(of_even, of_odd));
+                const Register even = SIMD(srai_epi16)(SIMD(slli_epi16)(a, 8), 8), odd = SIMD(srai_epi16)(a, 8);
+                const Register of_even = SIMD(madd_epi16)(v & SIMD(set1_epi16)(255), even);
+                const Register of_odd = SIMD(madd_epi16)(SIMD(srli_epi16)(v, 8), odd);
+                found = SIMD(add_epi32)(found, SIMD(add_epi32)(of_even, of_odd));
             }
         }
+        if (BITS == 4) found = SIMD(madd_epi16)(found, SIMD(set1_epi16)(1));
+        total.part[p] = (Ints::Part)found;
     }
-    if (BITS == 4)
-        for (int half = 0; half < 2; half++) found[half] = _mm256_madd_epi16(found[half], _mm256_set1_epi16(1));
-    return {(Ints::Part)found[0], (Ints::Part)found[1]};
+    return total;
 #elif defined(__ARM_FEATURE_DOTPROD)
     Ints total = {};
     int32x4_t sum = {};  // of the numbers: with 8 bits, 128 is taken from every code, so that it has a sign
