@@ -181,38 +181,15 @@ def test_a_model_that_4_bits_destroy_is_refused() -> None:
         in_4_bits(base).forward()
 
 
-def test_matrices_with_an_adapter_beside_them_are_refused() -> None:
-    base = int4_base()
-    base.model.base_model.layers[0].mlp.up_proj = torch.nn.Sequential(base.model.base_model.layers[0].mlp.up_proj)
-    with pytest.raises(UserError, match=r"base\.quantization=int4 must have plain matrices; got"):
-        CompiledLlama(base.model, 4)
-
-
-class WithAdapter(torch.nn.Module):
-    """A matrix and something beside it, as peft wraps one."""
-
-    def __init__(self, linear: torch.nn.Linear) -> None:
-        super().__init__()
-        self.base_layer, self.out_features = linear, linear.out_features
-        self.weight = linear.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.base_layer(x)
-
-
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_base_in_its_own_numbers_is_read_by_it(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Not one with an adapter, nor without a compiler; in bfloat16 not on a processor with AMX."""
+    """Not without a compiler; in bfloat16 not on a processor with AMX."""
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
     base = random_base("llama", 29, dtype=dtype)
     assert isinstance(base.forward(), CompiledLlama) and base.is_exact
-    adapted = random_base("llama", 29, dtype=dtype)
-    layer = adapted.model.base_model.layers[0]
-    layer.mlp.up_proj = WithAdapter(layer.mlp.up_proj)
-    assert not isinstance(adapted.forward(), CompiledLlama)
     with monkeypatch.context() as patched:
         patched.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
         is_compiled = isinstance(random_base("llama", 29, dtype=dtype).forward(), CompiledLlama)

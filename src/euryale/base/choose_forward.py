@@ -19,13 +19,14 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from euryale.base.compiled_llama import CompiledLlama, check_int4, has_plain_matrices, why_not
+from euryale.base.compiled_llama import CompiledLlama, check_int4, why_not
 from euryale.base.config import FAMILIES, BaseConfig
 from euryale.base.fast_llama import fast_forward, fits, is_known
 from euryale.base.forward import Forward, PlainForward
 from euryale.base.forward_check import is_near, is_same_but_for_4_bits
 from euryale.base.kernel_layer import backend_for, layer_kernels
 from euryale.base.kernel_llama import KernelLlama
+from euryale.base.plain_matrices import has_plain_matrices
 from euryale.base.tensor_parallel import ParallelForward
 from euryale.errors import UserError, check_option
 from euryale.kernels.backends import BACKENDS

@@ -23,6 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from euryale.base.fast_llama import FAMILIES, is_known, state_of
+from euryale.base.plain_matrices import plain
 from euryale.base.rope import half_tables
 from euryale.errors import UserError
 from euryale.kernels.cpu.compile import load_library
@@ -101,7 +102,7 @@ class CompiledLlama:
         self._inner_width = first.mlp.gate_proj.out_features
         self._D, self._E, self._F = whole_blocks(width), _head_width(head), whole_blocks(self._inner_width)
         self._layers = (_Layer * len(inner.layers))(*map(self._layer, inner.layers))
-        output = model.get_output_embeddings()
+        [output] = plain([model.get_output_embeddings()])
         self._lm_head = CpuLinear(output.weight, max(bits, 8), output.bias)
         self._c = _Model(
             self._layers, self._norm(inner.norm, self._D), len(inner.layers), self._D,
@@ -134,13 +135,7 @@ class CompiledLlama:
         self, modules: Sequence[nn.Module], outputs: tuple[int, int], inputs: tuple[int, int] = (1, 1)
     ) -> CMatrix:
         """Linear layers that read the same rows, side by side. Runs of outputs, or inputs, are filled up (`filled`)."""
-        linears = [module for module in modules if type(module) is nn.Linear]
-        if len(linears) < len(modules):
-            raise UserError(
-                "base.quantization=int4 must have plain matrices; got "
-                f"{', '.join(sorted({type(module).__name__ for module in modules}))} (an adapter beside the layers?). "
-                "Merge the adapter (base.merge_adapter=true), or use base.quantization=none."
-            )
+        linears = plain(modules)
         biases = [x.weight.new_zeros(x.out_features) if x.bias is None else x.bias.detach() for x in linears]
         has_bias = any(linear.bias is not None for linear in linears)
         weight_OI = filled(torch.cat([linear.weight.detach() for linear in linears]), 0, *outputs)
@@ -229,16 +224,6 @@ def why_not(of_base: PreTrainedConfig, device: torch.device, dtype: torch.dtype)
 def _head_width(head: int) -> int:
     """What llama.cpp is compiled for, from this width on."""
     return next(width for width in _HEADS if width >= head)
-
-
-def has_plain_matrices(model: PreTrainedModel) -> bool:
-    """Whether no layer has an adapter, or is in 4 bits."""
-    inner: Any = model.base_model
-    return all(type(module) is nn.Linear for layer in inner.layers for module in layer.modules() if _has_weight(module))
-
-
-def _has_weight(module: nn.Module) -> bool:
-    return getattr(getattr(module, "weight", None), "ndim", 1) > 1
 
 
 def check_int4(of_base: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> None:
