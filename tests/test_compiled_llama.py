@@ -2,7 +2,9 @@
 
 import logging
 import random
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -138,6 +140,22 @@ def test_weights_that_change_are_packed_again() -> None:
     with torch.no_grad():
         base.model.base_model.layers[0].mlp.up_proj.weight.mul_(2)
     assert base.forward() is not before
+
+
+def test_a_pass_keeps_its_rope_while_another_thread_reserves_more_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = compiled_base(32)
+    forward, held = base.forward(), list[bool]()
+    assert isinstance(forward, CompiledLlama)
+    forward.reserve(64)
+    tables = [weakref.ref(table) for table in forward._tables]
+
+    def read_meanwhile(*given: object) -> None:
+        forward.reserve(4096)
+        held.extend(table() is not None for table in tables)
+
+    monkeypatch.setattr(forward, "_library", SimpleNamespace(euryale_read=read_meanwhile))
+    read(base, cache_of(base, [3]), torch.tensor([[1]]), causal(1))
+    assert held == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,7 @@ class CompiledLlama:
         """
         ours: Any = cache
         kv, lengths = ours.kv, ours.lengths
+        cos, sin = self._tables  # held: another thread may reserve longer ones while this pass reads
         (B, N), K = ids_BN.shape, len(layers)
         x_MD: Tensor = filled(self._embed(ids_BN.flatten()).float(), 1, self._width, self._D)
         positions_BN = positions_BN.expand(B, N).contiguous()
@@ -181,7 +182,7 @@ class CompiledLlama:
             ctypes.byref(
                 _Pass(
                     kv.data_ptr(), *kv.stride()[:4], seen, row_stride, node_stride, lengths_B,
-                    positions_BN.data_ptr(), self._tables[0].data_ptr(), self._tables[1].data_ptr(),
+                    positions_BN.data_ptr(), cos.data_ptr(), sin.data_ptr(),
                     layers_K, states_BNC.data_ptr(), B, N, ours.bound, K, kv.dtype == torch.bfloat16,
                     torch.get_num_threads(),
                 )
