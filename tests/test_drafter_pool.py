@@ -1,6 +1,9 @@
 """Every temperature and number of rows gets its drafter, over one set of matrices and within bounds."""
 
+import copy
 import logging
+import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from euryale.decoding.drafters.eagle import EagleDrafter
 from euryale.decoding.drafters.heads import HeadsDrafter
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree.calibration import Calibration
-from euryale.decoding.tree.tree import medusa63
+from euryale.decoding.tree.tree import chain, medusa63
 from euryale.heads.config import HeadsConfig
 
 PATHS = [[0], [1], [0, 0], [2], [0, 1]]
@@ -122,3 +125,15 @@ def test_the_name_of_the_tree_is_that_of_what_runs_and_another_than_asked_is_tol
     told = [record.message for record in caplog.records if "calibrated" in record.message]
     assert len(told) == (ran in ("chain", "dynamic") and tree != "dynamic")
     assert all(f"tree={ran}" in message for message in told)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda engine: pickle.loads(pickle.dumps(engine))])
+def test_an_engine_that_has_decoded_can_be_copied_and_pickled(copied: Callable[[Engine], Engine]) -> None:
+    """Where its base is read by compiled products, addresses stay behind."""
+    base = random_base("llama", 9)
+    engine = Engine(base, random_heads(HEAD_DESIGNS[0], base), tree=chain(3))
+    [expected] = engine.generate([[1, 2]], 12)
+    other = copied(engine)
+    assert other.base.model is not base.model
+    [found] = other.generate([[1, 2]], 12)
+    assert (found.ids, found.accepted, found.is_exact) == (expected.ids, expected.accepted, expected.is_exact)

@@ -14,12 +14,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from euryale.base.cache_config import written_by
 from euryale.base.choose_forward import ForwardSettings, choose_forward
@@ -80,6 +75,10 @@ class Base:
         self.max_length = context_length(model.config)
         self.eos_ids = eos_ids(self.vocab_size, model.generation_config, model.config)
         self.bos_id = one_id(self.vocab_size, tokenizer.bos_token_id)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copy.deepcopy and pickle take: a copy finds a forward of its own, for this one may hold addresses."""
+        return self.__dict__ | {"_forward": None}
 
     @property
     def device(self) -> torch.device:

@@ -82,6 +82,11 @@ class DrafterPool:
                 num_nodes, max_depth = tree.num_nodes + spare, tree.max_depth + spare
                 base.forward_settings.check_tree(base.device, num_nodes, max_depth)
 
+    def __getstate__(self) -> dict[str, object]:
+        """What copy.deepcopy and pickle take: a copy makes drafters of its own, for these may hold addresses."""
+        made = {"matrices": SharedMatrices(self._base, self._heads), "_drafters": OrderedDict()}
+        return self.__dict__ | made
+
     def tell_tree(self) -> None:
         """Logs that another tree is used than the calibrated one that was asked for."""
         if isinstance(self._asked, TreeConfig) and self._asked.name != self.tree_name:
