@@ -16,6 +16,7 @@ from euryale.base.compiled_llama import CompiledLlama
 from euryale.decoding.drafters import compiled_heads
 from euryale.decoding.drafters.heads import HeadsDrafter
 from euryale.decoding.drafters.interface import Draft, DraftInput
+from euryale.decoding.engine import Engine
 from euryale.decoding.tree.calibration import Calibration
 from euryale.decoding.tree.tree import DynamicTree, Tree, chain
 from euryale.heads.config import HeadsConfig
@@ -202,3 +203,22 @@ def test_what_it_does_not_take_is_asked_level_by_level() -> None:
     plain = Base(base.model, base.tokenizer, base.path, base.fingerprint, forward="plain")
     assert drafter_of(plain, heads, chain(2), 1)._compiled is None
     assert drafter_of(base, heads, Tree.from_paths([(V,)]), 1)._compiled is None  # torch says what is wrong
+    base.model.lm_head.double()  # states and embeddings in different numbers
+    assert drafter_of(base, heads, chain(2), 1)._compiled is None
+
+
+def test_embeddings_that_lie_column_by_column_are_read_as_they_are() -> None:
+    base = random_base("llama", V)
+    embedding = base.model.get_input_embeddings()
+    embedding.weight = torch.nn.Parameter(embedding.weight.T.contiguous().T, requires_grad=False)
+    heads = small_heads(plain_heads("hydra"), base)
+    assert_same(*both(drafter_of(base, heads, DynamicTree(20, 4), 1), random_input(base, heads, [[1]], 0.8, 1)))
+
+
+def test_a_base_that_is_moved_to_other_numbers_is_drafted_for_still() -> None:
+    base = random_base("llama", V)
+    engine = Engine(base, small_heads(plain_heads("hydra"), base), tree=chain(2))
+    engine.generate([[1, 2]], 4)
+    base.model.bfloat16()
+    [found], [expected] = engine.generate([[1, 2]], 12), Engine(base, drafter="none").generate([[1, 2]], 12)
+    assert found.ids == expected.ids

@@ -111,9 +111,11 @@ class CompiledHeads:
         embedding = matrices.base.model.get_input_embeddings()
         if not matrices.bits or type(embedding) is not nn.Embedding or not growth.max_depth:
             return None
+        if embedding.weight.dtype != matrices.base.dtype:
+            return None
         if isinstance(growth, FixedGrowth) and max(growth.tree.ranks) >= matrices.num_candidates:
             return None
-        return CompiledHeads(matrices, growth, embedding.weight.detach())
+        return CompiledHeads(matrices, growth, embedding.weight.detach().contiguous())
 
     def __init__(self, matrices: HeadMatrices, growth: TreeGrowth, embeddings_VD: Tensor) -> None:
         """matrices: prepared for the depth of the tree."""
@@ -133,13 +135,14 @@ class CompiledHeads:
 
     def takes(self, draft_input: DraftInput) -> bool:
         """Whether it drafts from this; else the levels are asked one by one."""
-        return draft_input.process is None and not draft_input.draws and draft_input.text is None
+        is_plain = draft_input.process is None and not draft_input.draws and draft_input.text is None
+        return is_plain and draft_input.hidden_BD.dtype == self._dtype  # not of a base that was moved since
 
     def propose(self, draft_input: DraftInput, texts: HostTexts) -> Draft:
         """As Drafter.propose; texts: of the live rows, read where heads look for what followed earlier."""
         states_BC, roots_B = draft_input.hidden_BD, draft_input.root_B.contiguous()
         B, N = len(roots_B), self._num_nodes
-        assert states_BC.dtype == self._dtype and states_BC.stride(1) == 1 and states_BC.shape[1] == self._heads.C
+        assert states_BC.stride(1) == 1 and states_BC.shape[1] == self._heads.C
         noise_BPV, temperature_B = draft_input.noise_BPV, None
         if noise_BPV is not None:
             temperature_B = torch.as_tensor(draft_input.temperature_B11, dtype=torch.float32).flatten().expand(B)
