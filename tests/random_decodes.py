@@ -47,6 +47,7 @@ from euryale.decoding.request import Generation, StopConditions
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree.calibration import Calibration
 from euryale.decoding.tree.tree import ROOT_ONLY, Tree, chain, medusa63
+from euryale.errors import UserError
 from euryale.heads.heads import Heads
 from euryale.system.progress import Progress
 
@@ -73,6 +74,7 @@ class Report:
     num_with_generate: int = 0
     num_with_ar: int = 0
     num_mixed: int = 0  # batches whose rows are drawn by different settings
+    num_refused: int = 0  # models that 4 bits destroy
     mismatches: list[Mismatch] = field(default_factory=list)
     near_ties: list[Mismatch] = field(default_factory=list)
     gained: Counter[int] = field(default_factory=Counter)  # steps by tokens gained
@@ -248,6 +250,9 @@ def random_decodes(
     start = time.perf_counter()
     while report.num_decodes < num:
         name, base, heads, model_seed = random_model(rng, dtype, next(families), is_int4)
+        if is_int4 and not survives_4_bits(base):
+            report.num_refused += 1
+            continue
         model = twin(base)
         plain = Engine(base, drafter="none")
         target = min(num, report.num_decodes + DECODES_PER_MODEL)
@@ -293,6 +298,14 @@ def random_decodes(
             report.kinds[f"{name.split()[0]} {'sampled' if batch[0].sampling.temperature else 'greedy'}"] += len(batch)
     report.seconds = time.perf_counter() - start
     return report
+
+
+def survives_4_bits(base: Base) -> bool:
+    try:
+        base.forward()
+    except UserError:  # of random weights one model in some hundreds
+        return False
+    return True
 
 
 def compare(
