@@ -202,9 +202,10 @@ def test_a_model_that_4_bits_destroy_is_refused() -> None:
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_base_in_its_own_numbers_is_read_by_it(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Not without a compiler; in bfloat16 not on a processor with AMX."""
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
     base = random_base("llama", 29, dtype=dtype)
     assert isinstance(base.forward(), CompiledLlama) and base.is_exact
@@ -217,6 +218,9 @@ def test_a_base_in_its_own_numbers_is_read_by_it(
         patched.setenv("EURYALE_CACHE", str(tmp_path))
         load_library.cache_clear()
         assert isinstance(random_base("llama", 29, dtype=dtype).forward(), FastLlama)
+        assert "Install one (apt install g++)" in caplog.text and "int4" not in caplog.text
+        with pytest.raises(UserError, match=r"int4: .* needs a C\+\+ compiler; .* Or leave base.quantization=int4 out"):
+            in_4_bits(random_base("llama", 29, dtype=dtype)).forward()
     load_library.cache_clear()
 
 

@@ -30,7 +30,7 @@ from euryale.base.plain_matrices import has_plain_matrices
 from euryale.base.tensor_parallel import ParallelForward
 from euryale.errors import UserError, check_option
 from euryale.kernels.backends import BACKENDS
-from euryale.kernels.cpu.compile import why_one_thread
+from euryale.kernels.cpu.compile import load_library, why_one_thread
 from euryale.kernels.packed_linear import has_room
 from euryale.kernels.registry import find
 
@@ -148,6 +148,10 @@ def _compiled(model: PreTrainedModel, sample: list[int]) -> CompiledLlama | None
 def _in_4_bits(model: PreTrainedModel, sample: list[int]) -> CompiledLlama:
     weight = model.get_input_embeddings().weight
     check_int4(model.config, weight.device, weight.dtype)
+    try:
+        load_library()
+    except UserError as error:
+        raise UserError(f"base.quantization=int4: {error} Or leave base.quantization=int4 out.") from error
     fast = CompiledLlama(model, 4)
     if torch.get_num_threads() > 1 and (reason := why_one_thread()):
         log.warning("the compiled forward runs on one thread, because %s", reason)

@@ -28,6 +28,7 @@ FLAGS = (
 _OPENMP = ("-fopenmp",)  # left out where the compiler comes without it
 _COMPILERS = ("g++", "c++", "clang++")
 _OF_A_PROCESSOR = ("vendor_id", "cpu family", "model", "flags", "CPU ", "Features")  # lines of /proc/cpuinfo
+_OTHERS = "Name another C++ compiler by CXX, or another folder for what it makes by TMPDIR."
 _CHECKSUM = hashlib.sha256().digest_size
 log = logging.getLogger(__name__)
 
@@ -62,10 +63,7 @@ def find_compiler() -> tuple[str, ...]:
         if path := shutil.which(name):
             return path, *more
     missing = f"CXX={named} was not found" if named else f"none of {', '.join(_COMPILERS)} was found"
-    raise UserError(
-        f"the compiled forward needs a C++ compiler; {missing}. Install one (apt install g++), or leave "
-        "base.quantization=int4 out."
-    )
+    raise UserError(f"the compiled forward needs a C++ compiler; {missing}. Install one (apt install g++).")
 
 
 def _named() -> str:
@@ -97,8 +95,7 @@ def library_for(target: Sequence[str], folder: Path | None = None) -> ctypes.CDL
             return library
     except OSError as error:  # of a compiler that cannot be started or links half, of a folder without room
         raise UserError(
-            f"the compiled forward: nothing that works came of {shlex.join(compiler)}: {error}. Name another C++ "
-            "compiler by CXX, or another folder for what it makes by TMPDIR, or leave base.quantization=int4 out."
+            f"the compiled forward: nothing that works came of {shlex.join(compiler)}: {error}. {_OTHERS}"
         ) from error
 
 
@@ -139,7 +136,7 @@ def _compile(compiler: Sequence[str], target: Sequence[str], made: Path) -> None
     if ended.returncode:
         raise UserError(
             f"the compiled forward: {shlex.join(compiler)} refuses {', '.join(sources)}: "
-            f"{_first_error(ended.stderr)}. Name another C++ compiler by CXX, or leave base.quantization=int4 out."
+            f"{_first_error(ended.stderr)}. {_OTHERS}"
         )
 
 
