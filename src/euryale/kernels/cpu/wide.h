@@ -22,7 +22,7 @@ INLINE void wide_tile(const Matrix& w, int t, const Rows& x, int m, Floats* foun
     for (int i = 0; i < w.inputs; i += WIDE_SUMS)
 #pragma GCC unroll 2
         for (int c = 0; c < WIDE_SUMS; c++) {
-            if (R > 1) read_ahead(weights + (size_t)(i + c) * LANES, 8192);
+            if (R > 1) read_ahead(weights + (size_t)(i + c) * LANES);
             const Floats weight = load<Floats>(weights + (size_t)(i + c) * LANES);
 #pragma GCC unroll 12
             for (int r = 0; r < R; r++) sums[c][r] += weight * rows[(size_t)r * w.inputs + i + c];
