@@ -208,7 +208,7 @@ class Corrected:
 def _compiled_bits(base: Base) -> int:
     """Bits of a weight in the compiled products, where the base is read by them; else 0.
 
-    A guess needs no more than 8, and a quarter of float32 is read; the layers of a narrow base are in the nearest cache.
+    A guess needs no more than 8, and a quarter of float32 is read. A narrow base is in the nearest cache anyway.
     """
     if not isinstance(base.forward(), CompiledLlama):
         return 0
