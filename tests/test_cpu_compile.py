@@ -219,7 +219,10 @@ def test_a_full_disk_costs_the_cache_and_leaves_nothing_behind(
 def test_two_that_compile_at_once_both_end_with_a_whole_file(tmp_path: Path) -> None:
     for code in (b"one", b"two"):
         keep(tmp_path / "kept" / "llama.so", code)
-    assert only_file(tmp_path / "kept").read_bytes() == b"two"
+    kept = only_file(tmp_path / "kept")
+    assert kept.read_bytes() == b"two"
+    (tmp_path / "new").touch()
+    assert kept.stat().st_mode == (tmp_path / "new").stat().st_mode, "a cache may be shared between users"
 
 
 def test_a_user_without_a_home_is_asked_for_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from euryale.errors import UserError
+from euryale.system.files import open_to_readers
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ def keep(target: Path, code: bytes) -> None:
             try:
                 staged.write(code)
                 staged.flush()  # a full disk shows here
+                open_to_readers(Path(staged.name))
                 os.replace(staged.name, target)
             except OSError:
                 os.unlink(staged.name)

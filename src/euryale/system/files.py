@@ -45,7 +45,7 @@ def write_atomically(target: Path, last: str = "") -> Iterator[Path]:
                 raise
             raise _refusal(target, moved, error) from error
         with _disk_errors(target, moved):
-            _open_to_readers(staged)
+            open_to_readers(staged)
             _flush(staged)
             if merges:
                 for source in sorted(staged.iterdir(), key=lambda path: (path.name == last, path.name)):
@@ -155,7 +155,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _open_to_readers(staged: Path) -> None:
+def open_to_readers(staged: Path) -> None:
     """Gives files the access that new files have here: safetensors leaves its own readable to their owner alone, and
     another user's server could not load them."""
     mask = os.umask(0)
