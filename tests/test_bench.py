@@ -13,6 +13,7 @@ from random_models import random_base, random_heads
 from transformers import GenerationConfig
 
 from euryale.base.base import Base
+from euryale.decoding.drafters import head_matrices
 from euryale.decoding.engine import Engine
 from euryale.decoding.sampling import Sampling
 from euryale.decoding.tree.tree import Tree
@@ -261,6 +262,7 @@ def test_the_ceiling_counts_what_a_step_reads(monkeypatch: pytest.MonkeyPatch) -
         assert found.as_dict()["step_ms"] == found.step_ms > 0
 
 
+@pytest.mark.usefixtures("no_compiled_forward")
 def test_heads_that_are_asked_in_bfloat16_are_counted_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """Next to a float32 base, on a processor that multiplies bfloat16."""
     monkeypatch.setattr(roofline, "_best_seconds", lambda work, device: 0.001)
@@ -268,7 +270,7 @@ def test_heads_that_are_asked_in_bfloat16_are_counted_so(monkeypatch: pytest.Mon
     engine = Engine(base, random_heads(plain_heads("medusa", num_heads=2, vocab_share=1.0), base), tree="chain")
     bytes_of: dict[torch.dtype, int] = {}
     for dtype in (torch.float32, torch.bfloat16):
-        monkeypatch.setattr(roofline, "draft_dtype", lambda base, dtype=dtype: dtype)
+        monkeypatch.setattr(head_matrices, "draft_dtype", lambda base, dtype=dtype: dtype)
         found = roofline.measure_ceiling(engine)
         bytes_of[dtype] = found.step_bytes - found.base_bytes
     assert bytes_of[torch.float32] == 2 * bytes_of[torch.bfloat16] > 0

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from euryale.base.base import Base
 from euryale.base.compiled_llama import CompiledLlama
-from euryale.decoding.drafters.head_matrices import draft_dtype
+from euryale.decoding.drafters.head_matrices import bytes_of_a_number, draft_dtype
 from euryale.decoding.engine import Engine
 from euryale.decoding.tree.tree import MOST_PARENTS, DynamicTree, Tree
 
@@ -61,10 +61,13 @@ def measure_ceiling(engine: Engine, temperature: float = 0.0) -> Ceiling:
     base_bytes, base_weights = weights_read(base)
     head_bytes = head_flops = 0
     if engine.heads is not None and engine.drafter.needs_heads:
+        # Eagle heads are asked in torch.
+        is_eagle = engine.heads.config.kind == "eagle"
+        num_bytes = draft_dtype(base).itemsize if is_eagle else bytes_of_a_number(base)
         for k in range(tree.max_depth):
             output = engine.heads.num_candidates * base.hidden_size  # the rows of its output matrix that drafting reads
             numbers = output + engine.heads.num_read(k)
-            head_bytes += numbers if base.quantization == "int4" else numbers * draft_dtype(base).itemsize
+            head_bytes += int(numbers * num_bytes)
             # Heads that read the path are asked for every parent of their level, the others once.
             head_flops += 2 * numbers * (_num_parents(tree, k) if engine.heads.config.reads_path else 1)
     return Ceiling(

@@ -215,6 +215,12 @@ def _compiled_bits(base: Base) -> int:
     return 32 if base.dtype == torch.float32 and base.hidden_size < _LARGE else 8
 
 
+def bytes_of_a_number(base: Base) -> float:
+    """What drafting reads for a number of a matrix of the heads."""
+    bits = _compiled_bits(base)
+    return {0: float(draft_dtype(base).itemsize), 8: 1.125, 32: 4.0}[bits]  # blocks of 32 with two numbers of 16 bits
+
+
 def draft_dtype(base: Base) -> torch.dtype:
     """The dtype that heads are asked in: for matrices worth it (packed_linear.py) bfloat16, where that is quick."""
     is_large = base.hidden_size >= _LARGE
