@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from plain_heads import plain_heads
 from random_models import random_base
 from scripts import run_script
@@ -18,6 +19,7 @@ from euryale.evaluation.bench_steps import bench_steps, check_memory
 from euryale.evaluation.config import StepsConfig
 from euryale.evaluation.step_ways import WAYS, AnyTokens, runs_on
 from euryale.report.step_tables import roofline_card, steps_table
+from euryale.system.paths import PROJECT
 
 CPU = torch.device("cpu")
 TINY = StepsConfig(ways=["dense", "dense_heads"], nodes=[1, 3], context_tokens=5, repeats=1, generate_tokens=2)
@@ -74,6 +76,13 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_built(monkeypatch: 
     monkeypatch.setattr(module, "free_bytes", lambda device: 1000)
     with pytest.raises(UserError, match="must fit into memory: at these sizes they take about"):
         check_memory(random_base().model.config, BaseConfig(device="cpu"), TINY)
+
+
+def test_the_defaults_fit_the_smallest_shape() -> None:
+    """`python infer/bench_steps.py shape=tiny` as it stands in the docs."""
+    steps = OmegaConf.load(PROJECT / "conf" / "bench_steps.yaml").steps
+    shape = OmegaConf.load(PROJECT / "conf" / "shape" / "tiny.yaml")
+    assert steps.context_tokens + steps.generate_tokens <= shape.max_length
 
 
 @pytest.mark.parametrize(

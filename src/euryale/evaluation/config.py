@@ -72,7 +72,7 @@ class StepsConfig:
 
     ways: list[str] = field(default_factory=list)
     nodes: list[int] = field(default_factory=lambda: [1, 8, 16, 32, 64])
-    context_tokens: int = 1000
+    context_tokens: int = 900
     repeats: int = 7
     generate_tokens: int = 64
 
