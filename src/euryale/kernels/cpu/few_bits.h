@@ -47,6 +47,13 @@ static void quantise(const float* x_I, int I, int8_t* numbers, float* sizes, flo
     }
 }
 
+// The numbers of group j, side by side as one of 32 bits.
+INLINE int32_t four_of(const int8_t* numbers, int j) {
+    int32_t four;
+    memcpy(&four, numbers + 4 * j, 4);
+    return four;
+}
+
 template <int BITS>
 INLINE void unpack(const uint8_t* codes, Bytes* groups) {
     for (int j = 0; j < (BITS == 4 ? 4 : GROUPS); j++) {
@@ -63,8 +70,7 @@ INLINE Ints whole_sums(const Bytes* groups, const int8_t* numbers) {
     __m512i total = _mm512_setzero_si512();
 #pragma GCC unroll 8
     for (int j = 0; j < GROUPS; j++) {
-        int32_t four;
-        memcpy(&four, numbers + 4 * j, 4);
+        const int32_t four = four_of(numbers, j);
         total = _mm512_dpbusd_epi32(total, (__m512i)groups[j].part[0], _mm512_set1_epi32(four));
     }
     return {(Ints::Part)total};
@@ -74,8 +80,7 @@ INLINE Ints whole_sums(const Bytes* groups, const int8_t* numbers) {
         Register found = {};
 #pragma GCC unroll 8
         for (int j = 0; j < GROUPS; j++) {
-            int32_t four;
-            memcpy(&four, numbers + 4 * j, 4);
+            const int32_t four = four_of(numbers, j);
             const Register v = (Register)groups[j].part[p], a = SIMD(set1_epi32)(four);
             if (BITS == 4) {  // 8 sums of two products of at most 15 * 127 fit into 16 bits
                 found = SIMD(add_epi16)(found, SIMD(maddubs_epi16)(v, a));
@@ -94,8 +99,7 @@ INLINE Ints whole_sums(const Bytes* groups, const int8_t* numbers) {
     Ints total = {};
     int32x4_t sum = {};  // of the numbers: with 8 bits, 128 is taken from every code, so that it has a sign
     for (int j = 0; j < GROUPS; j++) {
-        int32_t four;
-        memcpy(&four, numbers + 4 * j, 4);
+        const int32_t four = four_of(numbers, j);
         const int8x16_t a = vreinterpretq_s8_s32(vdupq_n_s32(four));
         sum = vdotq_s32(sum, a, vdupq_n_s8(1));
         for (int q = 0; q < Ints::PARTS; q++) {
