@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
 import threading
@@ -31,25 +32,32 @@ class Served:
 
 
 @contextmanager
-def served(*settings: str, seconds: float = 300.0, script: str = "infer/serve.py") -> Iterator[Served]:
-    """`python SCRIPT SETTINGS`, from the line that names its address on. It lives `seconds` at most.
+def served(*settings: str, seconds: float = 240.0, script: str = "infer/serve.py") -> Iterator[Served]:
+    """`python SCRIPT SETTINGS`, from the line that names its address on. It lives `seconds` at most, fewer than a test
+    may take: then it is aborted, and what it logged and where its threads stand is printed for the test's report.
 
-    Its stdout is a pipe that the test may read; what it logs after its start is thrown away.
+    Its stdout is a pipe that the test may read.
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHONFAULTHANDLER": "1"}
     command = [sys.executable, script, *settings]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:  # type: ignore[call-overload]
-        watchdog = threading.Timer(seconds, process.kill)
+        watchdog = threading.Timer(seconds, process.send_signal, [signal.SIGABRT])
         watchdog.start()
+        said: list[str] = []
+        # Read on, or the process stands still when the pipe is full.
+        reader = threading.Thread(target=lambda: said.extend(process.stderr), daemon=True)
         try:
             port = _port_of(process.stderr or ())
-            # Read on, or the process stands still when the pipe is full.
-            threading.Thread(target=process.stderr.read, daemon=True).start()
+            reader.start()
             yield Served(process, port)
         finally:
             process.kill()
             watchdog.cancel()
+            if process.wait() == -signal.SIGABRT:
+                reader.join(5)
+                print("".join(said))
 
 
 @contextmanager

@@ -5,7 +5,6 @@ import os
 import re
 import secrets
 import signal
-import threading
 import time
 from types import FrameType
 from typing import Any
@@ -87,10 +86,14 @@ def serve_on_ray(config: ServeRayConfig) -> dict[str, object]:
 
 
 class _Signals:
-    """SIGINT and SIGTERM: before `wait` they interrupt; then the first asks for an end, the second for one at once."""
+    """SIGINT and SIGTERM: before `wait` they interrupt; then the first asks for an end, the second for one at once.
+
+    Plain flags: a handler runs in the thread that waits, and would wait for ever for the lock of an Event that this
+    thread holds.
+    """
 
     def __init__(self) -> None:
-        self._asked = threading.Event()
+        self._is_asked = False
         self._is_serving = False
         self.is_urgent = False
 
@@ -105,14 +108,13 @@ class _Signals:
     def wait(self) -> None:
         """Returns after the first signal."""
         self._is_serving = True
-        while not self._asked.wait(0.5):
-            pass
+        while not self._is_asked:
+            time.sleep(0.2)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         if not self._is_serving:
             raise KeyboardInterrupt
-        self.is_urgent = self._asked.is_set()
-        self._asked.set()
+        self.is_urgent, self._is_asked = self._is_asked, True
 
 
 def _run(serve: Any, application: Any) -> None:

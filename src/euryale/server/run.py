@@ -47,17 +47,19 @@ class DrainingServer(uvicorn.Server):
             log.info("serving %s at %s: the live page; OpenAI's API at %s/v1", self._service.model.name, url, url)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Logs nothing itself: the signal may come while this thread writes a line, and a stream that is being written
+        to raises when the same thread writes to it again."""
         if self._loop is None or self._service.is_draining:
             self.should_exit = True
             self.force_exit = sig == signal.SIGINT
             self._cut()
         else:
             self._service.is_draining = True
-            log.info("draining for up to %g s; a second signal ends at once", self._drain_seconds)
             self._loop.call_soon_threadsafe(self.begin_drain)
 
     def begin_drain(self) -> None:
         """In the event loop."""
+        log.info("draining for up to %g s; a second signal ends at once", self._drain_seconds)
         self._service.is_draining = True
         self._drain_task = asyncio.get_running_loop().create_task(self._drain())
 

@@ -5,16 +5,24 @@ acts at once. Under torchrun it is ignored: a Ctrl-C reaches every
 process twice there, once from the terminal and once from torchrun, which itself ends what is too slow.
 """
 
-import logging
+import os
 import signal
 import threading
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
 from euryale.system.processes import is_first, is_supervised
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # the last is Slurm's, by submitit, before a time limit
-log = logging.getLogger(__name__)
+STDERR = 2
+
+
+def _say_at_once(line: str) -> None:
+    """On stderr, from within a signal handler. The signal may have come while this very thread wrote a line: a stream
+    that is being written to raises when the same thread writes to it again, so this goes past sys.stderr."""
+    with suppress(OSError):  # nobody reads stderr any more
+        os.write(STDERR, f"{line}\n".encode())
 
 
 class Interrupted(Exception):
@@ -47,7 +55,7 @@ class SignalGuard:
             self._restore()
         if is_new and is_first():
             again = "" if is_supervised() else " (again to stop at once)"
-            log.warning("%s: finishing this step, then saving%s", signal.Signals(number).name, again)
+            _say_at_once(f"{signal.Signals(number).name}: finishing this step, then saving{again}")
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
