@@ -28,6 +28,7 @@ from euryale.base.rope import half_tables
 from euryale.errors import UserError
 from euryale.kernels.cpu.compile import load_library
 from euryale.kernels.cpu_matrix import CMatrix, CpuLinear, CpuMatrix, filled, whole_blocks
+from euryale.kernels.large_pages import LargePages
 from euryale.kernels.rms_norm import NORMALISE_EPS
 
 _HEADS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256)  # widths that llama.cpp is compiled for
@@ -95,15 +96,16 @@ class CompiledLlama:
         self._model, self._inner, self._weights = model, inner, state_of(model)
         self._dtype = inner.embed_tokens.weight.dtype
         self._kept: list[CpuMatrix | Tensor] = []  # what C++ has addresses of
+        memory = LargePages()
         first = inner.layers[0]
         self._embed = inner.embed_tokens
         self._width = width = inner.embed_tokens.weight.shape[1]
         self._head = head = first.self_attn.head_dim
         self._inner_width = first.mlp.gate_proj.out_features
         self._D, self._E, self._F = whole_blocks(width), _head_width(head), whole_blocks(self._inner_width)
-        self._layers = (_Layer * len(inner.layers))(*map(self._layer, inner.layers))
+        self._layers = (_Layer * len(inner.layers))(*(self._layer(layer, memory) for layer in inner.layers))
         [output] = plain([model.get_output_embeddings()])
-        self._lm_head = CpuLinear(output.weight, max(bits, 8), output.bias)
+        self._lm_head = CpuLinear(output.weight, max(bits, 8), output.bias, memory)
         self._c = _Model(
             self._layers, self._norm(inner.norm, self._D), len(inner.layers), self._D,
             first.self_attn.q_proj.out_features // head, first.self_attn.k_proj.out_features // head, self._E, self._F,
@@ -116,15 +118,15 @@ class CompiledLlama:
         what = {4: "in 4 bits, the output matrix in 8", 16: "in bfloat16", 32: "in float32"}[bits]
         log.info("the compiled forward: layers %s, %d MB", what, self.num_bytes // 10**6)
 
-    def _layer(self, layer: Any) -> _Layer:
+    def _layer(self, layer: Any, memory: LargePages) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         width, head, E, F = self._width, self._head, self._E, self._F
         has_norms = hasattr(attention, "q_norm")
         return _Layer(
-            self._packed([attention.q_proj, attention.k_proj, attention.v_proj], outputs=(head, E)),
-            self._packed([attention.o_proj], inputs=(head, E), outputs=(width, self._D)),
-            self._packed([mlp.gate_proj, mlp.up_proj], outputs=(self._inner_width, F)),
-            self._packed([mlp.down_proj], outputs=(width, self._D)),
+            self._packed([attention.q_proj, attention.k_proj, attention.v_proj], memory, outputs=(head, E)),
+            self._packed([attention.o_proj], memory, inputs=(head, E), outputs=(width, self._D)),
+            self._packed([mlp.gate_proj, mlp.up_proj], memory, outputs=(self._inner_width, F)),
+            self._packed([mlp.down_proj], memory, outputs=(width, self._D)),
             self._norm(layer.input_layernorm, self._D),
             self._norm(layer.post_attention_layernorm, self._D),
             self._norm(attention.q_norm, E) if has_norms else None,
@@ -132,7 +134,11 @@ class CompiledLlama:
         )
 
     def _packed(
-        self, modules: Sequence[nn.Module], outputs: tuple[int, int], inputs: tuple[int, int] = (1, 1)
+        self,
+        modules: Sequence[nn.Module],
+        memory: LargePages,
+        outputs: tuple[int, int],
+        inputs: tuple[int, int] = (1, 1),
     ) -> CMatrix:
         """Linear layers that read the same rows, side by side. Runs of outputs, or inputs, are filled up (`filled`)."""
         linears = plain(modules)
@@ -140,7 +146,7 @@ class CompiledLlama:
         has_bias = any(linear.bias is not None for linear in linears)
         weight_OI = filled(torch.cat([linear.weight.detach() for linear in linears]), 0, *outputs)
         bias_O = filled(torch.cat(biases), 0, *outputs) if has_bias else None
-        made = CpuMatrix(filled(weight_OI, 1, *inputs), self._bits, bias_O)
+        made = CpuMatrix(filled(weight_OI, 1, *inputs), self._bits, bias_O, memory)
         self._kept.append(made)
         return made.c
 

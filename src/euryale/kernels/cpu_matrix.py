@@ -7,6 +7,7 @@ Letters: M rows, I inputs, O outputs, T tiles of 16 outputs, B blocks of 32 inpu
 """
 
 import ctypes
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch.nn.functional import pad
 
 from euryale.kernels.cpu.compile import load_library
 from euryale.kernels.few_bits import BLOCK, Blocks, to_blocks
+from euryale.kernels.large_pages import LargePages
 from euryale.kernels.packed_linear import LinearShape
 
 TILE = 16
@@ -37,18 +39,18 @@ class CpuMatrix:
     """A matrix [O, I] as the compiled products read it: 0.63 bytes a number in 4 bits, 1.13 in 8, then 2 and 4."""
 
     @torch.no_grad()
-    def __init__(self, weight_OI: Tensor, bits: int, bias_O: Tensor | None = None) -> None:
-        """bits is 4, 8, 16 or 32. I is filled up with zeros to a multiple of 32, which is `num_inputs`."""
+    def __init__(
+        self, weight_OI: Tensor, bits: int, bias_O: Tensor | None = None, memory: LargePages | None = None
+    ) -> None:
+        """bits is 4, 8, 16 or 32. I is filled up with zeros to a multiple of 32, which is `num_inputs`.
+
+        memory: where it lies, next to others; null: by itself.
+        """
         weight_OI = filled(weight_OI, 1, weight_OI.shape[1], whole_blocks(weight_OI.shape[1]))
         self.num_outputs, self.num_inputs = weight_OI.shape
         chunks = weight_OI.detach().split(max(1, _CHUNK // self.num_inputs // TILE) * TILE)
-        if bits == 32:
-            self._codes, self._scales = torch.cat([_wide(rows_OI.float()) for rows_OI in chunks]), torch.empty(0)
-        elif bits == 16:
-            self._codes, self._scales = torch.cat([_halves(rows_OI.bfloat16()) for rows_OI in chunks]), torch.empty(0)
-        else:
-            parts = [_few_bits(to_blocks(rows_OI, bits), bits) for rows_OI in chunks]
-            self._codes, self._scales = (torch.cat(same) for same in zip(*parts, strict=True))
+        laid_out = (_laid_out(rows_OI, bits) for rows_OI in chunks)
+        self._codes, self._scales = _joined(laid_out, -(-self.num_outputs // TILE), memory or LargePages())
         self._bias = None if bias_O is None else bias_O.detach().float().contiguous()
         self.c = CMatrix(
             self._codes.data_ptr(), self._scales.data_ptr(), None if self._bias is None else self._bias.data_ptr(),
@@ -65,9 +67,11 @@ class CpuLinear:
 
     shape: LinearShape | None = None  # rows never depend on each other: no counts need a proof
 
-    def __init__(self, weight_OI: Tensor, bits: int, bias_O: Tensor | None = None) -> None:
-        """Raises UserError where there is no C++ compiler."""
-        self.weight, self._num_inputs = CpuMatrix(weight_OI, bits, bias_O), weight_OI.shape[1]
+    def __init__(
+        self, weight_OI: Tensor, bits: int, bias_O: Tensor | None = None, memory: LargePages | None = None
+    ) -> None:
+        """As CpuMatrix. Raises UserError where there is no C++ compiler."""
+        self.weight, self._num_inputs = CpuMatrix(weight_OI, bits, bias_O, memory), weight_OI.shape[1]
         self._product = load_library().euryale_product
 
     def __call__(self, x_MI: Tensor) -> Tensor:
@@ -83,6 +87,28 @@ class CpuLinear:
     def onto(self, sum_MO: Tensor, x_MI: Tensor) -> Tensor:
         """sum + x W^T + b."""
         return sum_MO + self(x_MI)
+
+
+def _laid_out(weight_OI: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Codes and scales, a tile first."""
+    if bits == 32:
+        return _wide(weight_OI.float()), torch.empty(0)
+    if bits == 16:
+        return _halves(weight_OI.bfloat16()), torch.empty(0)
+    return _few_bits(to_blocks(weight_OI, bits), bits)
+
+
+def _joined(parts: Iterator[tuple[Tensor, Tensor]], num_tiles: int, memory: LargePages) -> list[Tensor]:
+    """Each of a pair of tensors whose parts come one after the other."""
+    whole: list[Tensor] = []
+    begin = 0
+    for part in parts:
+        whole = whole or [memory.empty((num_tiles, *x.shape[1:]) if len(x) else (0,), x.dtype) for x in part]
+        end = begin + len(part[0])
+        for to, x in zip(whole, part, strict=True):
+            to[begin:end] = x
+        begin = end
+    return whole
 
 
 def _wide(weight_OI: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from euryale.decoding.drafters.ngram_index import of_slots
 from euryale.heads.blocks import HeadBody, corrected
 from euryale.heads.heads import Heads
 from euryale.kernels.cpu_matrix import CpuLinear
+from euryale.kernels.large_pages import LargePages
 from euryale.kernels.packed_linear import Linear, packed
 from euryale.kernels.rms_norm import normalise
 
@@ -63,7 +64,7 @@ class HeadMatrices:
     def __init__(self, base: Base, heads: Heads) -> None:
         self.base = base
         self.dtype = draft_dtype(base)
-        self.bits = _compiled_bits(base)
+        self.bits, self._memory = _compiled_bits(base), LargePages()
         self.reads_path = heads.config.reads_path
         self.induction, self.num_states = heads.config.induction, heads.num_states
         self.draft_ids, self.num_candidates = heads.draft_ids, heads.num_candidates
@@ -102,7 +103,7 @@ class HeadMatrices:
 
     def _product(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> Linear:
         if self.bits:
-            return CpuLinear(weight_OI, self.bits, bias_O)
+            return CpuLinear(weight_OI, self.bits, bias_O, self._memory)
         return packed(weight_OI.to(self.dtype).contiguous(), None if bias_O is None else bias_O.to(self.dtype))
 
     def _tables_of_found(self, after_root: Sequence[Tensor | None]) -> list[Tensor] | None:

@@ -126,7 +126,10 @@ INLINE void few_bits_tile(const Matrix& w, int t, const Rows& x, int m, Floats* 
     const uint8_t* codes = w.codes + (size_t)t * blocks * BLOCK * LANES * BITS / 8;
     const uint16_t* scales = w.scales + (size_t)t * blocks * 2 * LANES;
     for (int b = 0; b < blocks; b++) {
-        for (int j = 0; (BITS == 8 || R > 4) && j < BITS; j++) read_ahead(codes + ((size_t)b * BITS + j) * 64);
+        if (R > (BITS == 8 ? 3 : 1)) {
+            for (int j = 0; j < BITS; j++) read_ahead(codes + ((size_t)b * BITS + j) * 64);
+            read_ahead(scales + b * 2 * LANES, AHEAD / BITS);  // of the same block
+        }
         Bytes groups[GROUPS];
         unpack<BITS>(codes + (size_t)b * BLOCK * LANES * BITS / 8, groups);
         const Floats scale = from_float16(scales + b * 2 * LANES), least = from_float16(scales + b * 2 * LANES + LANES);

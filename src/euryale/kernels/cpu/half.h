@@ -42,7 +42,7 @@ INLINE void half_tile(const Matrix& w, int t, const Rows& x, int m, Floats* foun
 #pragma GCC unroll 2
         for (int c = 0; c < HALF_SUMS; c++) {
             const int at = i + 2 * c;
-            if (R > 3) read_ahead(weights + at * LANES);
+            if (R > 4) read_ahead(weights + at * LANES);
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
                 const uint16_t* pair = x.halves + (size_t)(m + r) * w.inputs + at;

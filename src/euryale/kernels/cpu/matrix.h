@@ -27,6 +27,8 @@ extern "C" void euryale_product(
     const Matrix* matrix, const float* x_MI, int32_t M, int32_t given, float* y_MO, int32_t threads
 );
 
-// Asks for weights that come soon, into the second cache. With a row or two the processor's own guess of what is read next
-// is as quick; with more it falls behind, and the products wait. For which rows it pays is what a Zen 4 core was timed at.
-INLINE void read_ahead(const void* weights) { __builtin_prefetch((const char*)weights + 8192, 0, 2); }
+// Asks for weights that come soon, into the second cache. The processor guesses what is read next too, and with a row or two
+// its own guess is often as quick; with more it falls behind, and the products wait. For which rows it pays is what a Zen 4
+// core was timed at, weights in large pages.
+constexpr int AHEAD = 8192;  // bytes
+INLINE void read_ahead(const void* weights, int bytes = AHEAD) { __builtin_prefetch((const char*)weights + bytes, 0, 2); }

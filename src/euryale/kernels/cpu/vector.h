@@ -147,21 +147,22 @@ INLINE void convert_to(T* to, const V& v) {
 
 INLINE Floats fill(float x) { return x - Floats{}; }  // taken away, not added: -0.0 stays
 
-// The sum of 16 numbers, pair by pair.
-INLINE float sum(const Floats& v) {
-    float x[LANES];
-    store(x, v);
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) x[i] += x[i + half];
-    return x[0];
+// 16 numbers to one: each meets the one 8 places on, then 4, 2 and 1.
+template <class Meet>
+INLINE float folded(const Floats& v, Meet meet) {
+    typedef float Four __attribute__((vector_size(16)));
+    Four q[4];
+    store(q, v);
+    const Four four = meet(meet(q[0], q[2]), meet(q[1], q[3]));
+    float x[4];
+    memcpy(x, &four, sizeof x);
+    return meet(meet(x[0], x[2]), meet(x[1], x[3]));
 }
-
+INLINE float sum(const Floats& v) {
+    return folded(v, [](auto a, auto b) { return a + b; });
+}
 INLINE float largest(const Floats& v) {
-    float x[LANES];
-    store(x, v);
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
-    return x[0];
+    return folded(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 INLINE Floats choose(const Ints& which, const Floats& yes, const Floats& no) {
