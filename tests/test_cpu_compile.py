@@ -10,7 +10,7 @@ from compilers import needs_compiler
 from euryale.errors import UserError
 from euryale.kernels.compiled import cache_folder, keep
 from euryale.kernels.cpu import compile as compile_module
-from euryale.kernels.cpu.compile import find_compiler, library_for, load_library, why_one_thread
+from euryale.kernels.cpu.compile import FORWARD, NOISE, find_compiler, library_for, load_library, why_one_thread
 
 SMALL = """#include <vector>
 extern "C" { int euryale_read() { return 7; }
@@ -37,7 +37,8 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("CXX", raising=False)
     folder = tmp_path / "the sources"
     folder.mkdir()
-    (folder / "llama.cpp").write_text(SMALL)
+    for name in FORWARD.sources:
+        (folder / name).write_text(SMALL if name == "llama.cpp" else "")
     monkeypatch.setattr(compile_module, "FOLDER", folder)
     return folder
 
@@ -111,6 +112,15 @@ def test_a_library_of_another_machine_or_source_is_not_taken(
 
 
 @needs_compiler
+def test_what_is_compiled_apart_is_kept_apart(tmp_path: Path, sources: Path) -> None:
+    kept = tmp_path / "kept"
+    for change in ("", "// new"):
+        (sources / "noise.cpp").write_text(f'extern "C" void euryale_noise() {{}}\n{change}')
+        assert library_for((), kept, NOISE).euryale_noise and library_for((), kept).euryale_read
+    assert sorted(file.name.partition("-")[0] for file in kept.iterdir()) == ["llama", "noise", "noise"]
+
+
+@needs_compiler
 def test_a_compiler_without_openmp_makes_a_library_of_one_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -169,7 +179,7 @@ def test_a_machine_without_a_compiler_is_told_what_to_install(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("does", "told"),
     [
-        ("exit 1", "refuses .*llama.cpp: it said nothing. Name another"),
+        ("exit 1", "refuses .*llama.cpp, .*: it said nothing. Name another"),
         ("echo 'x: Error: no such instruction: vpdpbusd' >&2; exit 1", "no such instruction: vpdpbusd. Name another"),
         ("exit 0", "nothing that works came of .*: .*llama.so.*Name another"),
         ('while [ "$1" != -o ]; do shift || exit; done; echo text > "$2"', "nothing that works came of .*Name another"),

@@ -5,7 +5,7 @@ function of (seed, absolute position, token id): a 32-bit hash of the three. The
 tree, batch and order; and a drafter that ranks its candidates with the same noise guesses the draw, not only the
 distribution.
 
-Letters: B batch, W positions kept, V vocabulary, N nodes.
+Letters: B batch, W positions kept, X of them at a time, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,12 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from euryale.decoding.compiled_noise import compiled_noise
 from euryale.errors import UserError
 
 _MASK = 0xFFFFFFFF
 _IN_CACHE = 1 << 15  # numbers of 8 bytes, two of each
-_WINDOW = 32  # positions made at once: few kernel calls a token, and 16 MB a row at a vocabulary of 128 k
+_WINDOW = 8  # positions kept, at least: few kernel calls a token, and 4 MB a row at a vocabulary of 128 k
 
 
 def _mix_int(x: int) -> int:
@@ -48,18 +49,38 @@ def _mixed_tokens(vocab_size: int, device: torch.device) -> Tensor:
 
 
 def gumbel(seed: int, first_position: int, num_positions: int, vocab_size: int, device: torch.device) -> Tensor:
-    """Standard Gumbel noise [num_positions, vocab_size], float32.
+    """Standard Gumbel noise [num_positions, vocab_size], float32."""
+    noise_WV = torch.empty(num_positions, vocab_size, dtype=torch.float32, device=device)
+    fill_gumbel(noise_WV, seed, first_position)
+    return noise_WV
+
+
+def fill_gumbel(noise_WV: Tensor, seed: int, first_position: int) -> None:
+    """Overwrites noise_WV, contiguous, with the noise of W positions.
+
+    The one place where it is chosen how noise is made, for trees, plain decoding and what is compared with them: two
+    ways in one process could break a tie in two. Steps on a GPU alone make their own (device_verify.py).
+    """
+    compiled = compiled_noise() if noise_WV.device.type == "cpu" else None
+    if compiled is None:
+        fill_by_torch(noise_WV, seed, first_position)
+    else:
+        compiled(noise_WV, seed, first_position)
+
+
+def fill_by_torch(noise_WV: Tensor, seed: int, first_position: int) -> None:
+    """The same on every device, and what noise.cpp is compared with.
 
     Computed in float64: float32 has no room for the uniform numbers next to 1 that win the argmax. On a CPU some
     positions at a time, in place, so that all that is read and written stays in its cache.
     """
+    device, (num_positions, vocab_size) = noise_WV.device, noise_WV.shape
     key = _mix_int(seed & _MASK) ^ _mix_int((seed >> 32) + 0x9E3779B9)
     positions = [
         _mix_int(_mix_int(p + 0x85EBCA6B) ^ key) for p in range(first_position, first_position + num_positions)
     ]
     tokens_V = _mixed_tokens(vocab_size, device)
     positions_W1 = torch.tensor(positions, device=device)[:, None]
-    noise_WV = torch.empty(num_positions, vocab_size, device=device)
     size = max(1, _IN_CACHE // vocab_size) if device.type == "cpu" else num_positions
     for start in range(0, num_positions, size):
         hashed_XV = positions_W1[start : start + size] ^ tokens_V
@@ -68,7 +89,6 @@ def gumbel(seed: int, first_position: int, num_positions: int, vocab_size: int, 
         _mix(hashed_XV, spare_XV)
         uniform_XV = spare_XV.view(torch.float64).copy_(hashed_XV).add_(0.5).div_(2**32)
         noise_WV[start : start + size] = uniform_XV.log_().neg_().log_().neg_()
-    return noise_WV
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -92,7 +112,7 @@ class KeyedNoise:
         self.vocab_size = vocab_size
         self.device = device
         self._starts: list[int] = []
-        self._window = torch.empty(num_rows, 0, vocab_size, device=device)
+        self._window = torch.empty(num_rows, 0, vocab_size, dtype=torch.float32, device=device)
 
     def add(self, row: int, seed: int) -> None:
         """Makes `row` live: an ended row's place, or the next after the last."""
@@ -109,17 +129,25 @@ class KeyedNoise:
 
     def at(self, first_positions: Sequence[int], num_positions: int) -> Tensor:
         """[B, num_positions, V]: row b's noise at its first position and those after it. A view; do not write."""
-        W = max(_WINDOW, num_positions, self._window.shape[1])
+        W = max(_WINDOW, 2 * num_positions, self._window.shape[1])
         if self._window.shape[1] < W:
-            self._window = torch.empty(len(self._window), W, self.vocab_size, device=self.device)
+            self._window = self._window.new_empty(len(self._window), W, self.vocab_size)
             self._starts = [-1] * len(self.seeds)
         for row, first in enumerate(first_positions):
             start = self._starts[row]
             if start < 0 or first < start or first + num_positions > start + W:
-                self._window[row] = gumbel(int(self.seeds[row]), first, W, self.vocab_size, self.device)
-                self._starts[row] = first
+                self._begin_window(row, first)
         offsets = [first - start for first, start in zip(first_positions, self._starts, strict=True)]
         if len(set(offsets)) == 1:
             return self._window[: len(offsets), offsets[0] : offsets[0] + num_positions]
         index_BP = torch.tensor(offsets, device=self.device)[:, None] + torch.arange(num_positions, device=self.device)
         return self._window[torch.arange(len(offsets), device=self.device)[:, None], index_BP]
+
+    def _begin_window(self, row: int, first: int) -> None:
+        """Makes the row's window begin at `first`. What it holds of that, less than half, moves to its beginning."""
+        window_WV, start = self._window[row], self._starts[row]
+        W = len(window_WV)
+        num_kept = max(0, start + W - first) if 0 <= start <= first else 0
+        window_WV[:num_kept] = window_WV[W - num_kept :]
+        fill_gumbel(window_WV[num_kept:], int(self.seeds[row]), first + num_kept)
+        self._starts[row] = first

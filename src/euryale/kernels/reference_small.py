@@ -81,8 +81,8 @@ def draw(scores_MV: Tensor, temperature_M: Tensor, seeds_M: Tensor, positions_M:
 def gumbel_noise(seeds_M: Tensor, positions_M: Tensor, vocab_size: int) -> Tensor:
     """Standard Gumbel noise [M, V], float32, a pure function of (seed, position, token id).
 
-    seeds_M: int64 from 0 to 2^63 - 1. Equals the noise that the decoder draws with, bit for bit: two uses of one hash.
-    float64 inside, because float32 has no room for the uniform numbers next to 1 that win the argmax.
+    seeds_M: int64 from 0 to 2^63 - 1. Equals what the decoder makes by torch (noise.fill_by_torch), bit for bit: two
+    uses of one hash. float64 inside, because float32 has no room for the uniform numbers next to 1 that win the argmax.
     """
     keys_M = _mix(seeds_M & MASK32) ^ _mix((seeds_M >> 32) + 0x9E3779B9 & MASK32)
     rows_M = _mix(_mix(positions_M.long() + 0x85EBCA6B & MASK32) ^ keys_M)

@@ -35,7 +35,7 @@ from euryale.training.objective import OBJECTIVES
 _BITS_4 = 0.5 + (1 + 4 / 256) / 64  # bytes a number: nibble, 8-bit scale of 64 numbers, float32 scale of 256 scales
 _INT4, _INT4_OUTPUT = 0.625, 1.125  # bytes a number of the compiled products in 4 and in 8 bits (kernels/few_bits.py)
 _MOMENTS = {"adamw": 8, "muon": 8, "paged_adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
-_NOISE_POSITIONS = 32  # of a row's noise that are made at once (decoding/noise.py)
+_NOISE_POSITIONS = 8  # of a row's noise that are kept (decoding/noise.py)
 _PROMPT_CHUNK = 128  # tokens of a prompt that are read at once (decoding/prefill.py)
 _LOGITS = 20  # bytes for a label of a chunk and a token of the vocabulary
 

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from euryale.errors import UserError
 from euryale.kernels.compiled import cache_folder, keep
@@ -33,6 +34,23 @@ _CHECKSUM = hashlib.sha256().digest_size
 log = logging.getLogger(__name__)
 
 
+class Library(NamedTuple):
+    """What is compiled together."""
+
+    name: str
+    sources: tuple[str, ...]
+    functions: tuple[str, ...]  # that return nothing
+
+
+FORWARD = Library(
+    "llama",
+    ("draft.cpp", "llama.cpp", "walk.cpp"),
+    ("euryale_read", "euryale_product", "euryale_draft", "euryale_walk"),
+)
+# Apart, because it compiles in a second, and bases whose forward is not compiled are drawn from too.
+NOISE = Library("noise", ("noise.cpp",), ("euryale_noise",))
+
+
 @cache
 def load_library() -> ctypes.CDLL:
     """The functions of llama.cpp, draft.cpp and walk.cpp, compiled for this processor.
@@ -42,13 +60,19 @@ def load_library() -> ctypes.CDLL:
     return library_for(own_processor())
 
 
+@cache
+def load_noise() -> ctypes.CDLL:
+    """The function of noise.cpp. Raises as `load_library` does."""
+    return library_for(own_processor(), what=NOISE)
+
+
 def why_one_thread() -> str | None:
     """Why the library of `load_library` runs on one thread; None: it uses all that it is given. Raises as that does."""
     if load_library().euryale_has_threads():
         return None
     return (
         "it was compiled without OpenMP. Name a C++ compiler that has it by CXX, or install it for this one (clang++: "
-        f"apt install libomp-dev) and remove {_kept_as(own_processor(), cache_folder())}"
+        f"apt install libomp-dev) and remove {_kept_as(own_processor(), cache_folder(), FORWARD)}"
     )
 
 
@@ -63,7 +87,7 @@ def find_compiler() -> tuple[str, ...]:
         if path := shutil.which(name):
             return path, *more
     missing = f"CXX={named} was not found" if named else f"none of {', '.join(_COMPILERS)} was found"
-    raise UserError(f"the compiled forward needs a C++ compiler; {missing}. Install one (apt install g++).")
+    raise UserError(f"compiled C++ needs a C++ compiler; {missing}. Install one (apt install g++).")
 
 
 def _named() -> str:
@@ -75,59 +99,59 @@ def own_processor() -> tuple[str, ...]:
     return ("-march=native",) if platform.machine() in ("x86_64", "AMD64") else ("-mcpu=native",)
 
 
-def library_for(target: Sequence[str], folder: Path | None = None) -> ctypes.CDLL:
+def library_for(target: Sequence[str], folder: Path | None = None, what: Library = FORWARD) -> ctypes.CDLL:
     """The library for a target, from the cache or compiled now (seconds).
 
     What CXX names has libraries of its own: one that another compiler made is not taken in its place.
     Raises UserError as `load_library`, and where what the compiler makes does not load.
     """
-    kept = _kept_as(target, folder or cache_folder())
-    if (library := _kept(kept)) is not None:
+    kept = _kept_as(target, folder or cache_folder(), what)
+    if (library := _kept(kept, what)) is not None:
         return library
     compiler = find_compiler()
-    log.info("the compiled forward: compiling it with %s, once for this processor", compiler[0])
+    log.info("compiling %s with %s, once for this processor", ", ".join(what.sources), compiler[0])
     try:
         with tempfile.TemporaryDirectory() as made_in:
-            made = Path(made_in) / "llama.so"
-            library = _compiled(compiler, target, made)  # what is loaded stays when its file is gone
+            made = Path(made_in) / f"{what.name}.so"
+            library = _compiled(compiler, target, made, what)  # what is loaded stays when its file is gone
             code = made.read_bytes()
             keep(kept, code + hashlib.sha256(code).digest())
             return library
     except OSError as error:  # of a compiler that cannot be started or links half, of a folder without room
         raise UserError(
-            f"the compiled forward: nothing that works came of {shlex.join(compiler)}: {error}. {_OTHERS}"
+            f"compiled C++: nothing that works came of {shlex.join(compiler)}: {error}. {_OTHERS}"
         ) from error
 
 
-def _kept_as(target: Sequence[str], folder: Path) -> Path:
+def _kept_as(target: Sequence[str], folder: Path, what: Library) -> Path:
     digest = hashlib.sha256()
-    for source in sorted([*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h")]):
+    for source in [*(FOLDER / name for name in what.sources), *sorted(FOLDER.glob("*.h"))]:
         digest.update(hashlib.sha256(source.read_bytes()).digest())
     c_library = platform.libc_ver()  # a library made for a newer one does not load
     digest.update("\0".join([_named(), *c_library, _processor(), *target, *FLAGS, *_OPENMP]).encode())
-    return folder / f"llama-{digest.hexdigest()[:16]}.so"
+    return folder / f"{what.name}-{digest.hexdigest()[:16]}.so"
 
 
-def _compiled(compiler: Sequence[str], target: Sequence[str], made: Path) -> ctypes.CDLL:
+def _compiled(compiler: Sequence[str], target: Sequence[str], made: Path, what: Library) -> ctypes.CDLL:
     """With OpenMP, and where that fails without: clang++ often comes without its own.
 
     Raises what the first raised, where both fail.
     """
     try:
-        _compile([*compiler, *_OPENMP], target, made)
-        return _loaded(made)
+        _compile([*compiler, *_OPENMP], target, made, what)
+        return _loaded(made, what)
     except (UserError, OSError) as error:
         try:
-            _compile(compiler, target, made)
-            library = _loaded(made)
+            _compile(compiler, target, made, what)
+            library = _loaded(made, what)
         except (UserError, OSError):
             raise error from None
-        log.info("the compiled forward: compiled without OpenMP, because with it: %s", error)
+        log.info("%s is compiled without OpenMP, because with it: %s", made.name, error)
         return library
 
 
-def _compile(compiler: Sequence[str], target: Sequence[str], made: Path) -> None:
-    sources = [str(path) for path in sorted(FOLDER.glob("*.cpp"))]
+def _compile(compiler: Sequence[str], target: Sequence[str], made: Path, what: Library) -> None:
+    sources = [str(FOLDER / name) for name in what.sources]
     command = [*compiler, *FLAGS, *target, *sources, "-o", str(made)]
     english = os.environ | {"LC_ALL": "C"}
     ended = subprocess.run(
@@ -135,12 +159,12 @@ def _compile(compiler: Sequence[str], target: Sequence[str], made: Path) -> None
     )
     if ended.returncode:
         raise UserError(
-            f"the compiled forward: {shlex.join(compiler)} refuses {', '.join(sources)}: "
+            f"compiled C++: {shlex.join(compiler)} refuses {', '.join(sources)}: "
             f"{_first_error(ended.stderr)}. {_OTHERS}"
         )
 
 
-def _kept(path: Path) -> ctypes.CDLL | None:
+def _kept(path: Path, what: Library) -> ctypes.CDLL | None:
     """The library that was kept; None where there is none, or one that was cut short or cannot be read.
 
     Loading what was cut short would end the process, so its checksum, which follows it, is looked at first.
@@ -148,7 +172,7 @@ def _kept(path: Path) -> ctypes.CDLL | None:
     try:
         content = path.read_bytes()
         if hashlib.sha256(content[:-_CHECKSUM]).digest() == content[-_CHECKSUM:]:
-            return _loaded(path)
+            return _loaded(path, what)
         reason = "it was cut short"
     except FileNotFoundError:
         return None
@@ -158,10 +182,10 @@ def _kept(path: Path) -> ctypes.CDLL | None:
     return None
 
 
-def _loaded(path: Path) -> ctypes.CDLL:
+def _loaded(path: Path, what: Library) -> ctypes.CDLL:
     # torch has loaded the OpenMP that the library asks for, so both share one set of threads.
     library = ctypes.CDLL(str(path))
-    for name in ("euryale_read", "euryale_product", "euryale_draft", "euryale_walk"):
+    for name in what.functions:
         getattr(library, name).restype = None
     return library
 

@@ -61,6 +61,7 @@ OPERATOR(*)
 OPERATOR(/)
 OPERATOR(&)
 OPERATOR(|)
+OPERATOR(^)
 OPERATOR(<<)
 OPERATOR(>>)
 #undef OPERATOR
@@ -70,8 +71,8 @@ INLINE void operator+=(Many<T, C>& a, const Many<T, C>& b) {
     a = a + b;
 }
 
-INLINE Floats operator-(Floats v) {
-    typedef Floats V;
+template <class T, int C, class V = Many<T, C>>
+INLINE V operator-(Many<T, C> v) {
     EACH_PART v.part[p] = -v.part[p];
     return v;
 }
