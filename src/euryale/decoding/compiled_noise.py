@@ -30,9 +30,9 @@ class _Noise(ctypes.Structure):
 class CompiledNoise:
     """As noise.fill_by_torch.
 
-    Both round to float32 what is right to a unit in the last place of a float64. Of all 2^32 numbers 18 differ, by one
-    unit in the last place of numbers below 0.004; between compilers and processors, which make one instruction of a
-    product and a sum or not, 1 does (torch with MKL, GCC 12 and Clang 14 on x86).
+    Both round to float32 what is right to a unit in the last place of a float64. So of all 2^32 numbers that noise can
+    be 18 differ, by the last bit of a float32 below 0.004. Compilers and processors that make one instruction of a
+    product and a sum, and those that do not, differ from each other in 2 (torch with MKL, g++ 12, clang++ 14, x86).
     """
 
     def __init__(self) -> None:
