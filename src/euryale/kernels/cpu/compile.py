@@ -87,7 +87,7 @@ def find_compiler() -> tuple[str, ...]:
         if path := shutil.which(name):
             return path, *more
     missing = f"CXX={named} was not found" if named else f"none of {', '.join(_COMPILERS)} was found"
-    raise UserError(f"compiled C++ needs a C++ compiler; {missing}. Install one (apt install g++).")
+    raise UserError(f"the kernels of a CPU need a C++ compiler; {missing}. Install one (apt install g++).")
 
 
 def _named() -> str:
@@ -119,7 +119,7 @@ def library_for(target: Sequence[str], folder: Path | None = None, what: Library
             return library
     except OSError as error:  # of a compiler that cannot be started or links half, of a folder without room
         raise UserError(
-            f"compiled C++: nothing that works came of {shlex.join(compiler)}: {error}. {_OTHERS}"
+            f"the kernels of a CPU: nothing that works came of {shlex.join(compiler)}: {error}. {_OTHERS}"
         ) from error
 
 
@@ -159,7 +159,7 @@ def _compile(compiler: Sequence[str], target: Sequence[str], made: Path, what: L
     )
     if ended.returncode:
         raise UserError(
-            f"compiled C++: {shlex.join(compiler)} refuses {', '.join(sources)}: "
+            f"the kernels of a CPU: {shlex.join(compiler)} refuses {', '.join(sources)}: "
             f"{_first_error(ended.stderr)}. {_OTHERS}"
         )
 
