@@ -1,6 +1,7 @@
 """The compiled walk says what torch's own operations say: token, path and whether a score is finite."""
 
 import random
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -11,13 +12,21 @@ from torch import Tensor
 from euryale.decoding.accept import VerifyOutput, walk_exact
 from euryale.decoding.compiled_walk import CompiledWalk, walk_of
 from euryale.decoding.drafters.interface import Draft
+from euryale.decoding.noise import gumbel
+from euryale.decoding.random_streams import StepNoise
+from euryale.decoding.sampling import Sampling
+from euryale.decoding.sampling_batch import SamplingBatch
 from euryale.decoding.tree.tree import Shape
 
 pytestmark = needs_compiler
 
 
-def assert_same(draft: Draft, scores_BNV: Tensor) -> VerifyOutput:
-    found, expected = CompiledWalk()(draft, scores_BNV), walk_exact(draft, scores_BNV)
+def assert_same(
+    draft: Draft, logits_BNV: Tensor, samplings: Sequence[Sampling] | None = None, noise_BPV: Tensor | None = None
+) -> VerifyOutput:
+    settings = SamplingBatch.of(samplings or [Sampling()] * len(logits_BNV), logits_BNV.device)
+    asked = draft, logits_BNV, settings, StepNoise(noise_BPV, None, None)
+    found, expected = CompiledWalk()(*asked), walk_exact(*asked)
     for part, wanted in zip(found, expected, strict=True):
         assert part.dtype == wanted.dtype and torch.equal(part, wanted)
     return found
@@ -44,6 +53,33 @@ def test_it_takes_the_same_path(vocab_size: int, dtype: torch.dtype) -> None:
         found = assert_same(Draft(tokens_BN, shape, is_real_BN), scores_BNV)
         longest = max(longest, int(found.is_accepted_BN.sum(-1).max()))
     assert longest > 4
+
+
+SAMPLINGS = {
+    "one temperature": [Sampling(temperature=0.7)] * 3,
+    "some rows greedy": [Sampling(temperature=1.3), Sampling(), Sampling(temperature=0.1)],
+    "filters": [Sampling(temperature=0.7, top_k=3), Sampling(temperature=1.0, top_p=0.8), Sampling()],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("samplings", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_it_draws_the_same(samplings: list[Sampling], dtype: torch.dtype) -> None:
+    """The noise is a window into more positions, of rows apart from each other, as KeyedNoise gives it."""
+    rng, generator = random.Random(5), torch.Generator().manual_seed(5)
+    by_greedy = 0
+    for number, vocab_size in enumerate((2, 16, 37, 300)):
+        tree = random_tree(rng, 5, 3, 14)
+        shape = Shape.of_tree(tree)
+        B, N = len(samplings), tree.num_nodes
+        if number % 2:
+            shape = Shape.of_parents(shape.parents_RN.repeat(B, 1), 5)
+        logits_BNV = torch.randn(B, N, vocab_size, generator=generator).to(dtype)
+        noise_BWV = gumbel(7, 3, B * 16, vocab_size, torch.device("cpu")).unflatten(0, (B, 16))
+        draft = Draft(torch.randint(vocab_size, (B, N), generator=generator), shape)
+        found = assert_same(draft, logits_BNV, samplings, noise_BWV[:, 4:12])
+        by_greedy += int((found.targets_BN == logits_BNV.max(-1).indices).all())
+    assert by_greedy < 4
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])

@@ -67,14 +67,19 @@ class HostWalk(NamedTuple):
     lost_rows: list[int]  # of which a token on the path has a score that is not finite
 
 
-def walk_exact(draft: Draft, scores_BNV: Tensor) -> VerifyOutput:
-    """The base's own token at every node, and the path that they accept. scores_BNV: final_scores."""
+def walk_exact(draft: Draft, logits_BNV: Tensor, settings: SamplingBatch, noise: StepNoise) -> VerifyOutput:
+    """The base's own token at every node, and the path that they accept. logits_BNV: processed."""
+    return walk_by_best(draft, final_scores(logits_BNV, settings, noise.drawing(draft.shape.depths_RN)))
+
+
+def walk_by_best(draft: Draft, scores_BNV: Tensor) -> VerifyOutput:
+    """The same from scores whose argmax is the base's token (final_scores)."""
     best_BN, targets_BN = scores_BNV.max(-1)  # ties to the lowest id; of bfloat16 four times as quick as argmax
     is_accepted_BN = accept_exact(draft.tokens_BN, targets_BN, draft.shape, draft.is_real_BN)
     return VerifyOutput(targets_BN, is_accepted_BN, best_BN.isfinite())
 
 
-Walk = Callable[[Draft, Tensor], VerifyOutput]  # walk_exact, or its fast twin
+Walk = Callable[[Draft, Tensor, SamplingBatch, StepNoise], VerifyOutput]  # walk_exact, or its fast twin
 
 
 def verify(
@@ -89,8 +94,7 @@ def verify(
 
     logits_BNV: processed, of what follows each node.
     """
-    noise_BNV = noise.drawing(draft.shape.depths_RN)
-    output = walk_by_target(draft, final_scores(logits_BNV, settings, noise_BNV))
+    output = walk_by_target(draft, logits_BNV, settings, noise)
     if rule.name == "exact" or not settings.has_sampled:
         return output
     targets_BN, is_accepted_BN, is_finite_BN = output
@@ -99,7 +103,7 @@ def verify(
     if rule.name == "typical":
         by_rule_BN = accept_typical(draft, scores_BNV.log_softmax(-1), rule.threshold, rule.alpha)
         return VerifyOutput(targets_BN, torch.where(is_sampled_B1, by_rule_BN, is_accepted_BN), is_finite_BN)
-    uniform_BN = noise.uniform(draft.shape.depths_RN)
+    noise_BNV, uniform_BN = noise.drawing(draft.shape.depths_RN), noise.uniform(draft.shape.depths_RN)
     assert noise_BNV is not None and uniform_BN is not None, "rejection draws uniform numbers"
     walk = walk_by_rejection(draft, scores_BNV.softmax(-1), uniform_BN, noise_BNV)
     by_rule_BN = targets_BN.scatter(1, walk.last_B[:, None], walk.next_B[:, None])

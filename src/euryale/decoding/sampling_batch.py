@@ -73,6 +73,11 @@ class SamplingBatch:
         self.top_k_B11 = top_k_B11.long()
         self.is_sampled_B11 = is_sampled_B11.bool()
 
+    @property
+    def has_filters(self) -> bool:
+        """Whether sampling is more than a temperature."""
+        return bool(self.most_k or self.has_top_p or self.has_min_p)
+
     @staticmethod
     def of(samplings: Sequence[Sampling], device: torch.device) -> "SamplingBatch":
         return SamplingBatch(Asked.by(samplings), columns_of(samplings, device))
