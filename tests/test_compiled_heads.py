@@ -14,6 +14,7 @@ from torch import Tensor
 from euryale.base.base import Base
 from euryale.base.compiled_llama import CompiledLlama
 from euryale.decoding.drafters import compiled_heads
+from euryale.decoding.drafters.head_matrices import bytes_of_a_number
 from euryale.decoding.drafters.heads import HeadsDrafter
 from euryale.decoding.drafters.interface import Draft, DraftInput
 from euryale.decoding.engine import Engine
@@ -136,14 +137,21 @@ def test_a_large_vocabulary_keeps_the_correction_apart(threads: int, monkeypatch
         assert_same(*both(drafter_of(base, heads, random_tree(rng, 4, 5, 12), 2), known))
 
 
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("design", [HEAD_DESIGNS[0], HEAD_DESIGNS[-1]], ids=["hydra", "medusa"])
-def test_few_bits_change_scores_by_rounding_alone(design: HeadsConfig) -> None:
+def test_few_bits_change_scores_by_rounding_alone(
+    design: HeadsConfig, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4 where the base is in 4 bits, and both are wide; else 8."""
+    monkeypatch.setattr("euryale.decoding.drafters.head_matrices._LARGE", 32)
     base = random_base("llama", V, seed=2, dtype=torch.bfloat16, hidden_size=32, intermediate_size=32)
     base._forward = CompiledLlama(base.model, 16)
+    base.quantization = "int4" if bits == 4 else "none"
     heads = small_heads(design, base, 3)
     for seed in range(4):
         drafter = drafter_of(base, heads, Tree.from_paths([(rank,) for rank in range(12)]), 3)
-        assert drafter._matrices.bits == 8
+        assert drafter._matrices.bits == bits
+        assert bytes_of_a_number(base) == bits / 8 + 4 / 32  # two numbers of 16 bits for 32
         known = random_input(base, heads, [[seed, 5, seed], [1, 2], [2]], 0.0, seed)
         entry = drafter._matrices.enter(known, 1)
         search, ends_BP = drafter._search(known)
