@@ -92,17 +92,77 @@ static void weigh(float* scores, const Seen& seen, int m, int stride) {
     }
 }
 
-// The next 16 states of a cache, each of `head` numbers, as float [16, E]; zeros after `end` and after `head`.
-template <class T, int V>
-INLINE void widen_block(const T* states, int head, int begin, int end, float* block) {
-    for (int s = 0; s < LANES; s++)
-        for (int v = 0; v < V; v++) {
-            const int rest = head - v * LANES;
-            const T* state = states + (size_t)(begin + s) * head + v * LANES;
-            Floats numbers = {};
-            if (begin + s < end) numbers = rest >= LANES ? widen(state) : widen_some(state, rest > 0 ? rest : 0);
-            store(block + (s * V + v) * LANES, numbers);
+// Numbers v LANES to (v + 1) LANES of a state of a cache, which has `head`; zeros after that, and from slot `end` on.
+template <class T>
+INLINE Floats widen_part(const T* states, int head, int end, int slot, int v) {
+    const int rest = head - v * LANES;
+    const T* state = states + (size_t)slot * head + v * LANES;
+    if (slot >= end || rest <= 0) return {};
+    return rest >= LANES ? widen(state) : widen_some(state, rest);
+}
+
+// Rows of queries at once, for which keys and values are read once: as many as registers hold sums of.
+#if defined(__AVX512F__)
+constexpr int SCORED_ROWS = 4, SUMMED_VECTORS = 16;
+#else
+constexpr int SCORED_ROWS = 1, SUMMED_VECTORS = 1;
+#endif
+
+// What the queries of all nodes and heads read and write, a row each.
+template <int E>
+struct QueryRows {
+    const float* queries;
+    float *scores, *out;
+    size_t query_stride, stride, out_stride;  // from a node to the next, of scores from a row to the next
+    int R, count;                             // rows of a node, and all
+
+    const float* query(int row) const { return queries + row / R * query_stride + row % R * E; }
+    float* score(int row) const { return scores + row * stride; }
+    float* sum(int row) const { return out + row / R * out_stride + row % R * E; }
+};
+
+// Scores of 16 keys, the e-th numbers of all in columns[e], for ROWS rows from `row` on, and then for the rest.
+template <int ROWS, int E>
+INLINE void score_keys(const QueryRows<E>& rows, const Floats* columns, int begin, float scaling, int row) {
+    for (; row + ROWS <= rows.count; row += ROWS) {
+        Floats sums[ROWS][4] = {};  // four of a row, so that one need not wait for the other
+        const float* queries[ROWS];
+        for (int r = 0; r < ROWS; r++) queries[r] = rows.query(row + r);
+        for (int e = 0; e < E; e += 4)
+#pragma GCC unroll 4
+            for (int c = 0; c < 4; c++)
+#pragma GCC unroll 4
+                for (int r = 0; r < ROWS; r++) sums[r][c] += queries[r][e + c] * columns[e + c];
+        for (int r = 0; r < ROWS; r++) {
+            const Floats found = (sums[r][0] + sums[r][1]) + (sums[r][2] + sums[r][3]);
+            store(rows.score(row + r) + begin, found * scaling);
         }
+    }
+    if constexpr (ROWS > 1)
+        if (row < rows.count) score_keys<ROWS - 1, E>(rows, columns, begin, scaling, row);
+}
+
+// Adds 16 values to the sums of ROWS rows, one after the other, each by its weight, and then to those of the rest. A weight
+// of 0 changes nothing.
+template <int ROWS, int E>
+INLINE void add_values(const QueryRows<E>& rows, const float* block, int begin, int row) {
+    constexpr int V = E / LANES;
+    for (; row + ROWS <= rows.count; row += ROWS) {
+        Floats sums[ROWS][V];
+        for (int r = 0; r < ROWS; r++)
+            for (int v = 0; v < V; v++) sums[r][v] = load<Floats>(rows.sum(row + r) + v * LANES);
+        for (int s = 0; s < LANES; s++)
+#pragma GCC unroll 16
+            for (int v = 0; v < V; v++) {
+                const Floats value = load<Floats>(block + s * E + v * LANES);
+#pragma GCC unroll 16
+                for (int r = 0; r < ROWS; r++) sums[r][v] += rows.score(row + r)[begin + s] * value;
+            }
+        for (int r = 0; r < ROWS; r++)
+            for (int v = 0; v < V; v++) store(rows.sum(row + r) + v * LANES, sums[r][v]);
+    }
+    if constexpr (ROWS > 1)
+        if (row < rows.count) add_values<ROWS - 1, E>(rows, block, begin, row);
 }
 
 // Rows m to m + N of one row of the batch, and of each the R query heads that share a key/value head. queries: of each
@@ -112,45 +172,29 @@ static void attend(
     const Seen& seen, int m, int N, int R, const float* queries, size_t query_stride, const T* keys, const T* values,
     int head, float scaling, std::vector<float>& scores, float* out, size_t out_stride
 ) {
-    constexpr int E = LANES * V;
+    constexpr int E = LANES * V, VALUE_ROWS = SUMMED_VECTORS > V ? SUMMED_VECTORS / V : 1;
     int end = 0;
     for (int n = 0; n < N; n++) end = seen.end[m + n] > end ? seen.end[m + n] : end;
-    const int stride = (end + LANES - 1) / LANES * LANES;
-    scores.resize((size_t)N * R * stride);
-    float block[LANES * E];
+    const size_t stride = (end + LANES - 1) / LANES * LANES;
+    scores.resize(N * R * stride);
+    const QueryRows<E> rows{queries, scores.data(), out, query_stride, stride, out_stride, R, N * R};
     for (int begin = 0; begin < end; begin += LANES) {
-        widen_block<T, V>(keys, head, begin, end, block);
         Floats columns[E];  // of 16 keys: the e-th numbers of all
         for (int v = 0; v < V; v++) {
-            for (int s = 0; s < LANES; s++) columns[v * LANES + s] = load<Floats>(block + (s * V + v) * LANES);
+            for (int s = 0; s < LANES; s++) columns[v * LANES + s] = widen_part(keys, head, end, begin + s, v);
             transpose(columns + v * LANES);
         }
-        for (int n = 0; n < N; n++)
-            for (int h = 0; h < R && begin < seen.end[m + n]; h++) {
-                const float* query = queries + n * query_stride + h * E;
-                Floats sums[4] = {};  // four, so that one need not wait for the other
-                for (int e = 0; e < E; e += 4)
-                    for (int c = 0; c < 4; c++) sums[c] += query[e + c] * columns[e + c];
-                const Floats found = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-                store(&scores[(size_t)(n * R + h) * stride + begin], found * scaling);
-            }
+        score_keys<SCORED_ROWS, E>(rows, columns, begin, scaling, 0);
     }
-    for (int n = 0; n < N; n++)
-        for (int h = 0; h < R; h++) {
-            weigh(&scores[(size_t)(n * R + h) * stride], seen, m + n, stride);
-            memset(out + n * out_stride + h * E, 0, sizeof(float) * E);
-        }
+    for (int row = 0; row < N * R; row++) {
+        weigh(rows.score(row), seen, m + row / R, (int)stride);
+        memset(rows.sum(row), 0, sizeof(float) * E);
+    }
+    float block[LANES * E];
     for (int begin = 0; begin < end; begin += LANES) {
-        widen_block<T, V>(values, head, begin, end, block);
-        for (int n = 0; n < N; n++)
-            for (int h = 0; h < R && begin < seen.end[m + n]; h++) {
-                const float* weights = &scores[(size_t)(n * R + h) * stride + begin];
-                float* to = out + n * out_stride + h * E;
-                Floats found[V];
-                for (int v = 0; v < V; v++) found[v] = load<Floats>(to + v * LANES);
-                for (int s = 0; s < LANES; s++)  // one after the other: a weight of 0 changes nothing
-                    for (int v = 0; v < V; v++) found[v] += weights[s] * load<Floats>(block + (s * V + v) * LANES);
-                for (int v = 0; v < V; v++) store(to + v * LANES, found[v]);
-            }
+        for (int s = 0; s < LANES; s++)
+            for (int v = 0; v < V; v++)
+                store(block + s * E + v * LANES, widen_part(values, head, end, begin + s, v));
+        add_values<VALUE_ROWS, E>(rows, block, begin, 0);
     }
 }
