@@ -9,6 +9,7 @@
 #include <cmath>
 #include <vector>
 
+#include "half.h"
 #include "narrow.h"
 #include "transpose.h"
 
@@ -108,38 +109,74 @@ constexpr int SCORED_ROWS = 4, SUMMED_VECTORS = 16;
 constexpr int SCORED_ROWS = 1, SUMMED_VECTORS = 1;
 #endif
 
+// How queries meet the keys of a cache. A score is a sum of STEPS products, each of 32 bits of the query with as many of 16
+// keys: of a float, or of two numbers in bfloat16 where keys are so and the processor multiplies them.
+template <class T, int V>
+struct Meeting {
+    static constexpr int STEPS = LANES * V;
+
+    static void put(float* to, const float* query) { memcpy(to, query, sizeof(float) * STEPS); }
+    INLINE Floats part(const T* keys, int head, int end, int slot, int at) {
+        return widen_part(keys, head, end, slot, at);
+    }
+    INLINE Floats add(const Floats& sum, const float* query, const Floats& keys) {
+        return sum + *query * keys;
+    }
+};
+
+#if defined(__AVX512BF16__)
+template <int V>
+struct Meeting<uint16_t, V> {
+    static constexpr int STEPS = (V + 1) / 2 * LANES;
+
+    static void put(float* to, const float* query) {
+        uint16_t halves[2 * STEPS] = {};
+        for (int e = 0; e < LANES * V; e += LANES) narrow(halves + e, load<Floats>(query + e));
+        memcpy(to, halves, sizeof halves);
+    }
+    INLINE Floats part(const uint16_t* keys, int head, int end, int slot, int at) {
+        const int rest = slot < end ? head - at * 2 * LANES : 0;
+        const uint16_t* key = keys + (size_t)slot * head + at * 2 * LANES;
+        if (rest >= 2 * LANES) return load<Floats>(key);
+        return {(Floats::Part)_mm512_maskz_loadu_epi16(rest > 0 ? (1u << rest) - 1 : 0, key)};
+    }
+    INLINE Floats add(const Floats& sum, const float* query, const Floats& keys) {
+        return add_pairs(sum, (const uint16_t*)&keys, (const uint16_t*)query);
+    }
+};
+#endif
+
 // What the queries of all nodes and heads read and write, a row each.
 template <int E>
 struct QueryRows {
-    const float* queries;
     float *scores, *out;
-    size_t query_stride, stride, out_stride;  // from a node to the next, of scores from a row to the next
-    int R, count;                             // rows of a node, and all
+    size_t stride, out_stride;  // of scores from a row to the next, of sums from a node to the next
+    int R, count;               // rows of a node, and all
 
-    const float* query(int row) const { return queries + row / R * query_stride + row % R * E; }
     float* score(int row) const { return scores + row * stride; }
     float* sum(int row) const { return out + row / R * out_stride + row % R * E; }
 };
 
-// Scores of 16 keys, the e-th numbers of all in columns[e], for ROWS rows from `row` on, and then for the rest.
-template <int ROWS, int E>
-INLINE void score_keys(const QueryRows<E>& rows, const Floats* columns, int begin, float scaling, int row) {
+// Scores of 16 keys for ROWS rows from `row` on, and then for the rest.
+template <int ROWS, class M, int E>
+INLINE void score_keys(
+    const QueryRows<E>& rows, const float* queries, const Floats* keys, int begin, float scaling, int row
+) {
     for (; row + ROWS <= rows.count; row += ROWS) {
         Floats sums[ROWS][4] = {};  // four of a row, so that one need not wait for the other
-        const float* queries[ROWS];
-        for (int r = 0; r < ROWS; r++) queries[r] = rows.query(row + r);
-        for (int e = 0; e < E; e += 4)
+        for (int step = 0; step < M::STEPS; step += 4)
 #pragma GCC unroll 4
             for (int c = 0; c < 4; c++)
 #pragma GCC unroll 4
-                for (int r = 0; r < ROWS; r++) sums[r][c] += queries[r][e + c] * columns[e + c];
+                for (int r = 0; r < ROWS; r++)
+                    sums[r][c] = M::add(sums[r][c], queries + (row + r) * M::STEPS + step + c, keys[step + c]);
         for (int r = 0; r < ROWS; r++) {
             const Floats found = (sums[r][0] + sums[r][1]) + (sums[r][2] + sums[r][3]);
             store(rows.score(row + r) + begin, found * scaling);
         }
     }
     if constexpr (ROWS > 1)
-        if (row < rows.count) score_keys<ROWS - 1, E>(rows, columns, begin, scaling, row);
+        if (row < rows.count) score_keys<ROWS - 1, M>(rows, queries, keys, begin, scaling, row);
 }
 
 // Adds 16 values to the sums of ROWS rows, one after the other, each by its weight, and then to those of the rest. A weight
@@ -177,14 +214,18 @@ static void attend(
     for (int n = 0; n < N; n++) end = seen.end[m + n] > end ? seen.end[m + n] : end;
     const size_t stride = (end + LANES - 1) / LANES * LANES;
     scores.resize(N * R * stride);
-    const QueryRows<E> rows{queries, scores.data(), out, query_stride, stride, out_stride, R, N * R};
+    const QueryRows<E> rows{scores.data(), out, stride, out_stride, R, N * R};
+    typedef Meeting<T, V> M;
+    std::vector<float> asked((size_t)N * R * M::STEPS);
+    for (int row = 0; row < N * R; row++)
+        M::put(&asked[(size_t)row * M::STEPS], queries + row / R * query_stride + row % R * E);
     for (int begin = 0; begin < end; begin += LANES) {
-        Floats columns[E];  // of 16 keys: the e-th numbers of all
-        for (int v = 0; v < V; v++) {
-            for (int s = 0; s < LANES; s++) columns[v * LANES + s] = widen_part(keys, head, end, begin + s, v);
-            transpose(columns + v * LANES);
+        Floats columns[M::STEPS];  // of 16 keys: what they bring to each step
+        for (int step = 0; step < M::STEPS; step += LANES) {
+            for (int s = 0; s < LANES; s++) columns[step + s] = M::part(keys, head, end, begin + s, step / LANES);
+            transpose(columns + step);
         }
-        score_keys<SCORED_ROWS, E>(rows, columns, begin, scaling, 0);
+        score_keys<SCORED_ROWS, M>(rows, asked.data(), columns, begin, scaling, 0);
     }
     for (int row = 0; row < N * R; row++) {
         weigh(rows.score(row), seen, m + row / R, (int)stride);
