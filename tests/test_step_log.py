@@ -46,6 +46,15 @@ def test_without_a_file_nothing_is_called_and_afterwards_neither(tmp_path: Path)
         pass
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")
+@pytest.mark.parametrize("num_tokens", [4, 400])  # told as the file is closed, and in the middle
+def test_a_full_disk_is_told(num_tokens: int) -> None:
+    engine = Engine(random_base("llama", vocab_size=13, seed=3, max_length=512), drafter="none")
+    with pytest.raises(UserError, match="steps=/dev/full cannot be written"), log_steps(engine, "/dev/full"):
+        engine.generate([[3, 1, 4]], num_tokens)
+    assert engine.on_step is None
+
+
 def test_run_and_bench_log_their_steps(tmp_path: Path, tiny_llama_folder: Path) -> None:
     (tmp_path / "p.txt").write_text("the quick\n")
     arguments = ["checkpoint=null", "drafter=lookup", f"base.path={tiny_llama_folder}", "base.device=cpu", "threads=1",

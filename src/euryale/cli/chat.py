@@ -18,7 +18,7 @@ HELP = "Type a message and press Enter. An empty line or Ctrl-D ends the chat; /
 
 
 def read_all(source: TextIO) -> str:
-    """The prompt on stdin, without a byte order mark. Raises UserError when it is not text."""
+    """The prompt on stdin, without a byte order mark. Raises UserError when it is not text or cannot be read."""
     return _as_text(source.read).removeprefix("\ufeff")
 
 
@@ -28,6 +28,8 @@ def _as_text(read: Callable[[], str]) -> str:
         text.encode()  # a terminal in the C locale gives half characters
     except UnicodeError as error:
         raise UserError(f"stdin must be UTF-8 text; got other bytes ({error}). Convert it first.") from error
+    except OSError as error:  # one that is open for writing alone, or lost
+        raise UserError(f"stdin must be readable; got: {error}. Give a file or a terminal.") from error
     return text
 
 

@@ -1,5 +1,7 @@
 """Ctrl-C ends a script with one line and status 130, from the import of this module on.
 
+Standard streams that are closed are opened to nowhere here too, before another file can take their numbers.
+
 Every script imports it before anything else of the project: torch and transformers take seconds to import, and a
 Ctrl-C in between would end in a traceback of their files. The part that has something to save catches Ctrl-C itself
 (euryale/training/signals.py); what nothing catches arrives here.
@@ -9,7 +11,7 @@ import sys
 from types import TracebackType
 from typing import NoReturn
 
-from euryale.system import processes
+from euryale.system import processes, streams
 
 STATUS = 130  # what a shell reports for SIGINT: 128 + 2
 
@@ -17,7 +19,8 @@ STATUS = 130  # what a shell reports for SIGINT: 128 + 2
 def end() -> NoReturn:
     """Ends the process as interrupted; under torchrun the first process says so for all."""
     if processes.is_first():
-        print("interrupted; what was saved before is kept", file=sys.stderr, flush=True)
+        with streams.guarded():
+            print("interrupted; what was saved before is kept", file=sys.stderr, flush=True)
     sys.exit(STATUS)
 
 
@@ -29,3 +32,4 @@ def _hook(kind: type[BaseException], error: BaseException, at: TracebackType | N
 
 
 sys.excepthook = _hook
+streams.open_missing()

@@ -36,7 +36,7 @@ from euryale.cli.overrides import (
 from euryale.cli.schemas import SCHEMAS, BenchConfig, EvalConfig, InferConfig
 from euryale.cli.serve_schema import ServeConfig
 from euryale.errors import UserError, check_threads
-from euryale.system import processes
+from euryale.system import processes, streams
 from euryale.system.determinism import be_deterministic, refusal
 from euryale.system.paths import PROJECT
 from euryale.training.signals import Interrupted
@@ -57,7 +57,8 @@ def script(
 
     The dictionary that main returns becomes the last line on stdout, as JSON, and its `metric` entry is what a
     sweeper sees. A UserError, or a setting that Hydra refuses, ends with its message and status 2. Nothing here imports
-    torch, nor does a script before its main runs: a refusal and --help come at once.
+    torch, nor does a script before its main runs: a refusal and --help come at once. Streams that take nothing are
+    those of euryale/system/streams.py.
     """
 
     def decorate(main: Callable[[Any], dict[str, object]]) -> Callable[[], None]:
@@ -78,6 +79,7 @@ def script(
             is_composed = False  # a sweep composes the next job
             return result.get("metric")
 
+        @streams.guarded()
         def run() -> None:
             if sys.flags.optimize > 1:  # transformers reads the docstrings that it drops
                 sys.exit(_refuse("PYTHONOPTIMIZE must be at most 1, and python started without -OO; got 2."))

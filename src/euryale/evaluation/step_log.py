@@ -32,23 +32,31 @@ def log_steps(engine: Engine, file: str | None) -> Iterator[None]:
         yield
         return
     path = user_path(file, "steps")
-    try:
+    with _told(file):
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = path.open("a", encoding="utf-8")
+    engine.on_step = _Writer(engine, stream, file)
+    try:
+        yield
+    finally:
+        engine.on_step = None
+        with _told(file):
+            stream.close()
+
+
+@contextmanager
+def _told(file: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise UserError(f"steps={file} cannot be written: {error}. Give another file.") from error
-    with stream:
-        engine.on_step = _Writer(engine, stream)
-        try:
-            yield
-        finally:
-            engine.on_step = None
+        raise UserError(f"steps={file} cannot be written: {error}. Give another file, or make room.") from error
 
 
 class _Writer:
-    def __init__(self, engine: Engine, stream: TextIO) -> None:
+    def __init__(self, engine: Engine, stream: TextIO, file: str) -> None:
         self._engine = engine
         self._stream = stream
+        self._file = file
         self._before = dict(engine.seconds)
 
     def __call__(self, seen: StepSeen) -> None:
@@ -59,4 +67,5 @@ class _Writer:
         line |= parts | {"host_bytes": resident()}
         if device.type == "cuda":
             line["device_bytes"] = torch.cuda.memory_allocated(device)
-        self._stream.write(json.dumps(line) + "\n")
+        with _told(self._file):
+            self._stream.write(json.dumps(line) + "\n")
