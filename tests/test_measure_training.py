@@ -166,7 +166,8 @@ def test_a_config_alone_is_enough_of_a_base(tmp_path: Path) -> None:
 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr("euryale.system.processes.HOLD_BACK_S", 0.0)
     assert_refused(run_script("train/measure.py", *SMALL), "2 processes were started", "Leave torchrun out")
 

@@ -252,6 +252,32 @@ def test_a_single_process_is_the_first_and_waits_for_nobody(monkeypatch: pytest.
     assert processes.first(lambda: "done") == "done"
 
 
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "junk"}, "WORLD_SIZE in the environment must be a whole number of at least 1.*got junk"),
+        ({"WORLD_SIZE": "-3"}, "WORLD_SIZE in the environment must be .*got -3"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE in the environment must be .*got 0"),
+        ({"LOCAL_RANK": "q"}, "LOCAL_RANK in the environment must be a whole number of at least 0"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE must come with RANK and MASTER_ADDR.*nproc_per_node=2, or unset"),
+        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "x"}, "RANK must fit WORLD_SIZE=2; got 2"),
+        ({"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "x", "LOCAL_WORLD_SIZE": "3"}, "LOCAL_WORLD_SIZE must fit"),
+    ],
+)
+def test_what_another_job_left_in_the_environment_is_refused(
+    environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    processes.check_environment()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        processes.check_environment()
+    result = run_script("infer/run.py", "checkpoint=null")
+    assert result.status == 2 and result.err.count("\n") == 1 and result.err.startswith("error: ")
+
+
 def test_a_device_that_processes_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="base.device=cuda:0 names one GPU, and 2 processes cannot share it"):

@@ -106,6 +106,11 @@ def script(
 def _settle_command_line(name: str) -> None:
     """Checks sys.argv and makes it what Hydra reads as it is meant. Ends the process for a wrong one."""
     try:
+        processes.check_environment()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)  # which process this is cannot be asked
+        sys.exit(USER_ERROR_STATUS)
+    try:
         check_are_settings(sys.argv[1:])
         check_keys(sys.argv[1:], SCHEMAS[name], _groups())
         sys.argv[1:] = sweeps.settle_arguments(sys.argv[1:])

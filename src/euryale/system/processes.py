@@ -21,17 +21,45 @@ HOLD_BACK_S = 5.0  # longer than a process with torch takes to end on a busy mac
 
 def count() -> int:
     """The number of processes that the launcher started; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
+    return _told("WORLD_SIZE", 1)
 
 
 def count_here() -> int:
     """How many of them run on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or count()) if count() > 1 else 1
+    return _told("LOCAL_WORLD_SIZE", count()) if count() > 1 else 1
 
 
 def number() -> int:
     """Which of them this is, from 0."""
-    return int(os.environ.get("RANK") or 0) if count() > 1 else 0
+    return _told("RANK", 0) if count() > 1 else 0
+
+
+def check_environment() -> None:
+    """Raises UserError for numbers of the environment that no launcher has set so: left over, or in part."""
+    here, rank, _ = count_here(), number(), _told("LOCAL_RANK", 0)
+    missing = [name for name in ("RANK", "MASTER_ADDR") if count() > 1 and not os.environ.get(name)]
+    if missing:
+        raise UserError(
+            f"WORLD_SIZE must come with {' and '.join(missing)}, as torchrun sets them; got WORLD_SIZE={count()} "
+            f"alone. Start with torchrun --nproc_per_node={count()}, or unset WORLD_SIZE."
+        )
+    for name, value, bound in (("RANK", rank, count()), ("LOCAL_WORLD_SIZE", here - 1, count())):
+        if value >= bound:
+            raise UserError(
+                f"{name} must fit WORLD_SIZE={count()}; got {os.environ[name]}. Start with torchrun, or unset both."
+            )
+
+
+def _told(name: str, default: int) -> int:
+    """A number of the environment. Raises UserError for what cannot be one."""
+    text = os.environ.get(name) or str(default)
+    least = 1 if name.endswith("SIZE") else 0
+    if not text.isdecimal() or int(text) < least:
+        raise UserError(
+            f"{name} in the environment must be a whole number of at least {least}, as torchrun sets it; got {text}. "
+            "Unset it."
+        )
+    return int(text)
 
 
 def is_first() -> bool:
