@@ -15,7 +15,7 @@ from euryale.report.tables import calibration_table
 
 @script("calibrate", __doc__)
 def main(config: CalibrateScriptConfig) -> dict[str, object]:
-    check_checkpoint(config.checkpoint)
+    check_checkpoint(config.checkpoint, is_written=True)
     check_base(config.base)
     # Here, so that a refusal and --help do not wait for torch.
     from euryale.cli.pipeline import recalibrate

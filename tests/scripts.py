@@ -107,6 +107,7 @@ def run_main(main: Callable[[], object], *argv: str, stdin: str = "") -> Result:
         root.handlers[:], root.level = handlers, level
         torch.set_num_threads(threads)
         logging.captureWarnings(False)
+        logging.disable(logging.NOTSET)
     assert status is None or isinstance(status, int), status
     return Result(status or 0, out.getvalue(), err.getvalue())
 

@@ -23,6 +23,12 @@ def test_ctrl_c_in_the_middle_of_an_import_is_one_line_and_status_130() -> None:
     assert ended.stderr == "interrupted; what was saved before is kept\n"
 
 
+def test_nothing_is_logged_after_that_line() -> None:
+    code = "import euryale.cli.ctrl_c, atexit, logging; atexit.register(logging.warning, 'cache_hits: 0')"
+    ended = ends(f"{code}; raise KeyboardInterrupt")
+    assert ended.stderr == "interrupted; what was saved before is kept\n"
+
+
 def test_bugs_keep_their_traceback() -> None:
     ended = ends("import euryale.cli.ctrl_c; 1 / 0")
     assert ended.returncode == 1

@@ -7,6 +7,7 @@ Ctrl-C in between would end in a traceback of their files. The part that has som
 (euryale/training/signals.py); what nothing catches arrives here.
 """
 
+import logging
 import sys
 from types import TracebackType
 from typing import NoReturn
@@ -21,6 +22,7 @@ def end() -> NoReturn:
     if processes.is_first():
         with streams.guarded():
             print("interrupted; what was saved before is kept", file=sys.stderr, flush=True)
+    logging.disable()  # torch, where its import was cut short, logs at the end of the process
     sys.exit(STATUS)
 
 

@@ -7,6 +7,7 @@ from euryale.cli.train_schemas import TrainConfig
 from euryale.decoding.config import EngineConfig
 from euryale.errors import UserError
 from euryale.heads.find_checkpoint import find_checkpoint
+from euryale.system.files import check_writable
 from euryale.system.paths import PROJECT, output_root
 
 
@@ -29,10 +30,15 @@ def check_run(config: TrainConfig) -> None:
         find_checkpoint(config.heads.init, output_root(config.output), "heads.init")
 
 
-def check_checkpoint(name: str | None) -> None:
-    """Raises UserError for a checkpoint that is not there. None: a base alone."""
+def check_checkpoint(name: str | None, is_written: bool = False) -> None:
+    """Raises UserError for a checkpoint that is not there, or cannot be written to where it is going to be.
+
+    None: a base alone.
+    """
     if name is not None:
-        find_checkpoint(name, PROJECT / "checkpoints")
+        folder = find_checkpoint(name, PROJECT / "checkpoints")
+        if is_written:
+            check_writable(folder, f"checkpoint={name}")
 
 
 def check_base(base: BaseConfig) -> None:

@@ -30,6 +30,7 @@ from euryale.report.ranking import (
     summary,
 )
 from euryale.system import processes
+from euryale.system.files import check_writable
 from euryale.system.paths import argument, output_root
 
 PLUGINS = {
@@ -150,7 +151,12 @@ class Ranking(Callback):
         self.metric = metric
 
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
-        """Notes where the sweep is, for launching."""
+        """Notes where the sweep is, for launching. Ends the process where no job could write there."""
+        try:
+            check_writable(Path(config.hydra.sweep.dir), f"output={config.output}")
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.exit(FAILED_STATUS)  # Hydra turns any other exception of a callback into a warning
         begun = deepcopy(config)
         with open_dict(begun):
             begun.hydra.sweep.dir = str(config.hydra.sweep.dir)  # its time was read first: one folder for all jobs
