@@ -112,7 +112,7 @@ class Planner:
         X, M, _ = piece.scores_XMW.shape
         order = tree_order(seen_NN, length - start, width - start, edge - start)
         shape = (X, N, R, width - start)
-        later_XMC = torch.zeros(X, 0 if order.later_places is None else M, shape[3])
+        later_XMC = piece.scores_XMW.new_zeros(X, 0 if order.later_places is None else M, shape[3])
         piece.tail = Tail(
             start,
             piece.scores_XMW[:, : N * R, start:].view(shape),
@@ -137,8 +137,8 @@ class Planner:
         G, R, E, _ = self._heads
         B, N = out_BNGRE.shape[:2]
         M = -(-N * R // self._blocks.unit) * self._blocks.unit
-        query_XME = torch.zeros(B * G, M, E)
-        scores_XMW, sums_XME = torch.empty(B * G, M, width), torch.empty(B * G, M, E)
+        query_XME = torch.zeros(B * G, M, E, dtype=torch.float32)
+        scores_XMW, sums_XME = query_XME.new_empty(B * G, M, width), torch.empty_like(query_XME)
         first, more = self._cut(num_keys, width)
         return Piece(
             rows,
@@ -153,7 +153,7 @@ class Planner:
             sums_XME,
             by_node(sums_XME, N, G, R),
             out_BNGRE,
-            None if self._dtype == torch.float32 else torch.empty(B * G, width, E),
+            None if self._dtype == torch.float32 else query_XME.new_empty(B * G, width, E),
         )
 
     def _cut(self, num_keys: int, width: int) -> tuple[int, list[tuple[int, int]]]:
@@ -177,10 +177,10 @@ def _is_chain(seen_NN: Tensor) -> bool:
 
 
 def _hidden_from(num_keys: int, width: int) -> Tensor:
-    mask = torch.zeros(1, 1, width)
+    mask = torch.zeros(1, 1, width, dtype=torch.float32)
     mask[..., num_keys:] = -torch.inf
     return mask
 
 
 def _as_mask(is_hidden: Tensor) -> Tensor:
-    return torch.zeros(is_hidden.shape).masked_fill_(is_hidden, -torch.inf)
+    return torch.zeros(is_hidden.shape, dtype=torch.float32).masked_fill_(is_hidden, -torch.inf)

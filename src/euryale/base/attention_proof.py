@@ -42,7 +42,7 @@ def proven_blocks(head_dim: int, threads: int) -> Blocks | None:
 
 def _cancelling(num: int, width: int, generator: torch.Generator) -> Tensor:
     """[num, width]: half of the lines are the negative of another."""
-    half_XE = torch.randn(-(-num // 2), width, generator=generator)
+    half_XE = torch.randn(-(-num // 2), width, generator=generator, dtype=torch.float32)
     return torch.cat([half_XE, -half_XE])[torch.randperm(2 * len(half_XE), generator=generator)[:num]]
 
 
@@ -52,7 +52,7 @@ def _row_counts(unit: int) -> list[int]:
 
 def _scores_agree(unit: int, query_ME: Tensor, keys_KE: Tensor) -> bool:
     """Whether scores and their softmax are those of the fewest rows, whatever the rows, columns and batch."""
-    mask_W = torch.zeros(1, 1, len(keys_KE))
+    mask_W = torch.zeros(1, 1, len(keys_KE), dtype=torch.float32)
 
     narrow_MW = torch.baddbmm(mask_W[..., :STEP], query_ME[None], keys_KE[None, :STEP].transpose(1, 2), alpha=0.3)[0]
 
@@ -68,7 +68,7 @@ def _scores_agree(unit: int, query_ME: Tensor, keys_KE: Tensor) -> bool:
         shares_MW = expected_MW.softmax(-1)
         for count in _row_counts(unit):
             found_MW = scores(query_ME[:count], width, 1 + count % 3)[-1]
-            wider_MW = torch.full((count, width + 3 * STEP), -torch.inf)
+            wider_MW = torch.full((count, width + 3 * STEP), -torch.inf, dtype=torch.float32)
             wider_MW[:, :width] = found_MW
             torch.softmax(wider_MW, -1, out=wider_MW)
             if not (
@@ -86,7 +86,7 @@ def _sums_agree(unit: int, most: int, values_KE: Tensor, generator: torch.Genera
     for num in (1, 3, STEP, 37, 64, 100, most - STEP, most):
         if num > most:
             continue
-        weights_MK = torch.randn(rows[-1], num, generator=generator)
+        weights_MK = torch.randn(rows[-1], num, generator=generator, dtype=torch.float32)
         stop = -(-num // STEP) * STEP
         packed_MK = torch.cat([weights_MK, weights_MK.new_zeros(rows[-1], stop - num)], 1)
         blocks_XMK = packed_MK.view(-1, unit, stop)
@@ -94,7 +94,8 @@ def _sums_agree(unit: int, most: int, values_KE: Tensor, generator: torch.Genera
         for at, count in enumerate(rows):
             total = min(most, stop + at * 7)
             places = torch.randperm(total, generator=generator)[:num].sort().values
-            spread_MK, moved_KE = torch.zeros(count, total), torch.randn(total, values_KE.shape[1])
+            spread_MK = torch.zeros(count, total, dtype=torch.float32)
+            moved_KE = torch.randn(total, values_KE.shape[1], dtype=torch.float32)
             spread_MK[:, places], moved_KE[places] = weights_MK[:count], values_KE[:num]
             found = torch.bmm(spread_MK[None], moved_KE[None])[0]
             onto = torch.zeros_like(found)[None].baddbmm_(spread_MK[None], moved_KE[None])[0]

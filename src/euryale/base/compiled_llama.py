@@ -111,7 +111,7 @@ class CompiledLlama:
             first.self_attn.q_proj.out_features // head, first.self_attn.k_proj.out_features // head, self._E, self._F,
             width, head, inner.norm.variance_epsilon, first.self_attn.scaling, NORMALISE_EPS,
         )  # fmt: skip
-        self._tables = torch.empty(0, 0), torch.empty(0, 0)
+        self._tables = (torch.empty(0, 0, dtype=torch.float32),) * 2
         matrices = [part for part in [*self._kept, self._lm_head.weight] if isinstance(part, CpuMatrix)]
         self.num_bytes = sum(matrix.num_bytes for matrix in matrices)  # what a step reads
         self.num_weights = sum(matrix.num_inputs * matrix.num_outputs for matrix in matrices)

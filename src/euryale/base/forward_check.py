@@ -71,7 +71,7 @@ def _in_float32(inner: Any, ids_1T: Tensor, positions_1T: Tensor) -> Tensor:
     x_1TD = inner.embed_tokens(ids_1T).float()
     rope = copy.deepcopy(inner.rotary_emb).float()(x_1TD, positions_1T)
     T = ids_1T.shape[1]
-    mask_11TT = torch.full((T, T), torch.finfo(torch.float32).min, device=x_1TD.device).triu(1)[None, None]
+    mask_11TT = x_1TD.new_full((T, T), torch.finfo(torch.float32).min).triu(1)[None, None]
     for layer in inner.layers:
         out = copy.deepcopy(layer).float()(
             x_1TD, attention_mask=mask_11TT, position_ids=positions_1T, position_embeddings=rope

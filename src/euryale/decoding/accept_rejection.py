@@ -43,7 +43,7 @@ def walk_by_rejection(draft: Draft, p_BNV: Tensor, uniform_BN: Tensor, noise_BNV
     last_B = torch.zeros_like(rows_B)
     left_BV = p_BNV[:, 0]  # p of the node at which the path ends, less what was refused there
     q_BNV = None if draft.log_q_BNV is None else draft.log_q_BNV.exp()
-    q_BV = torch.empty(0) if q_BNV is None else q_BNV[:, 0]
+    q_BV = left_BV.new_empty(0) if q_BNV is None else q_BNV[:, 0]
     for node in range(1, tokens_BN.shape[1]):
         token_B1 = tokens_BN[:, node, None]
         is_tried_B = parents_BN[:, node] == last_B

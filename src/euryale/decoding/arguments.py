@@ -2,6 +2,8 @@
 
 import os
 
+import torch
+
 from euryale.base.base import Base
 from euryale.decoding.config import DrafterConfig
 from euryale.decoding.numbers import shown, whole_number
@@ -10,14 +12,26 @@ from euryale.heads.heads import Heads
 
 
 def check_parts(base: object, heads: object) -> None:
-    """Raises UserError for what is no loaded base, or no loaded heads."""
+    """Raises UserError for what is no loaded base, or no loaded heads, and for a default device elsewhere."""
     if not isinstance(base, Base):
         raise UserError(
             f"base must be a loaded Base; got {shown(base)}. Load one: load_base(BaseConfig(path=...)), or heads with "
             "their base: Engine.load(FOLDER)."
         )
+    check_default_device(base.device)
     if heads is not None and not isinstance(heads, Heads):
         raise UserError(f"heads must be loaded Heads; got {shown(heads)}. Engine.load(FOLDER) loads a checkpoint.")
+
+
+def check_default_device(device: torch.device) -> None:
+    """Raises UserError where torch makes new tensors in another place than the base's (torch.set_default_device):
+    compiled code is given their addresses."""
+    default = torch.get_default_device()
+    if default.type not in ("cpu", device.type):
+        raise UserError(
+            f"torch's default device must be cpu, or {device} as the base's; got {default}. Leave "
+            "torch.set_default_device out, or call the engine outside of it."
+        )
 
 
 def drafter_config(drafter: object) -> DrafterConfig:

@@ -11,7 +11,7 @@ from euryale.base.base import Base, load_base
 from euryale.base.config import BaseConfig
 from euryale.base.lora import check_adapter
 from euryale.base.precision import quantization_of_heads
-from euryale.decoding.arguments import at_least, check_parts, drafter_config, path_of
+from euryale.decoding.arguments import at_least, check_default_device, check_parts, drafter_config, path_of
 from euryale.decoding.config import AcceptConfig, DrafterConfig, TreeConfig
 from euryale.decoding.drafter_pool import DrafterPool
 from euryale.decoding.drafters.none import NoDrafter
@@ -254,6 +254,7 @@ class Engine:
         chunked_prefill: bool = False,
         drafter: str | None = None,
     ) -> Scheduler:
+        check_default_device(self.base.device)
         is_drafted = has_drafts(drafter)
         chosen = self._pool.drafter(sampling.temperature, self._most_nodes(num_rows)) if is_drafted else None
         scheduler = Scheduler(

@@ -54,15 +54,15 @@ class TokenTables:
             self._is_in_text_BV[row].zero_()[list(prompt)] = True
         if counts(sampling):
             if self._in_answer_BV is None:
-                self._in_answer_BV = torch.zeros(self._shape, device=self._device)
+                self._in_answer_BV = torch.zeros(self._shape, dtype=torch.float32, device=self._device)
             self._in_answer_BV[row] = 0
         bias = dict(sampling.logit_bias) | {word[0]: -math.inf for word in sampling.banned_words() if len(word) == 1}
         if bias and self._bias_BV is None:
-            self._bias_BV = torch.zeros(self._shape, device=self._device)
+            self._bias_BV = torch.zeros(self._shape, dtype=torch.float32, device=self._device)
         if self._bias_BV is not None:
             self._bias_BV[row] = 0
             if bias:
-                self._bias_BV[row, list(bias)] = torch.tensor(list(bias.values()), device=self._device)
+                self._bias_BV[row, list(bias)] = self._bias_BV.new_tensor(list(bias.values()))
         if sampling.min_new_tokens:
             if self._is_end_BV is None:
                 self._is_end_BV = torch.zeros(self._shape, dtype=torch.bool, device=self._device)

@@ -126,7 +126,7 @@ def _build(source: Path, published: _Published, base: Base) -> Heads:
     for name, expected in heads.state_dict().items():
         tensor = found.pop(name, None)
         if tensor is None and name.endswith(".bias"):
-            tensor = torch.zeros(expected.shape)  # vLLM writes none where medusa_fc_bias is false
+            tensor = torch.zeros(expected.shape, dtype=torch.float32)  # vLLM writes none where medusa_fc_bias is false
         _check(source, name, tensor, tuple(expected.shape), base)
         assert tensor is not None, "_check refuses it"
         state[name] = tensor.to(base.dtype, copy=True)

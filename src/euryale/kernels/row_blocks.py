@@ -79,7 +79,7 @@ def agreeing_counts(shape: LinearShape, threads: int) -> frozenset[int]:
 def _halves(rows: int, order_I: Tensor, sign: float, generator: torch.Generator) -> Tensor:
     """[rows, I]: random numbers at half of the places, the same times `sign` at the other half."""
     half = len(order_I) // 2
-    numbers = torch.randn(rows, half, generator=generator)
-    out = torch.zeros(rows, len(order_I))
+    numbers = torch.randn(rows, half, generator=generator, dtype=torch.float32)
+    out = numbers.new_zeros(rows, len(order_I))
     out[:, order_I[:half]], out[:, order_I[half : 2 * half]] = numbers, sign * numbers
     return out

@@ -189,7 +189,7 @@ class DynamicGrowth:
         if self.max_depth:
             self.num_nodes = min(tree.num_nodes, 1 + R + (self.max_depth - 1) * self.num_parents * R)
 
-        self._least = torch.tensor(_LEAST_CHANCE, device=device)
+        self._least = torch.tensor(_LEAST_CHANCE, dtype=torch.float32, device=device)
         self.usual_halves_KR: Tensor | None = None
         if calibration is not None:
             self.usual_halves_KR = _rank_chances(calibration, self.max_depth, R).log().to(device) / 2
@@ -198,7 +198,7 @@ class DynamicGrowth:
         """As FixedGrowth.grow; candidates are named with certainty, because the tree chooses among what was drawn."""
         root_B, R = draft_input.root_B, self.num_ranks
         B = len(root_B)
-        chance_BP = torch.zeros(B, 1, device=self._device)  # logarithms, of the parents of this level
+        chance_BP = torch.zeros(B, 1, dtype=torch.float32, device=self._device)  # logarithms, of this level's parents
         parents_BP = torch.zeros(B, 1, dtype=torch.long, device=self._device)  # their places among all candidates
         tokens, chances, above = [root_B[:, None]], [chance_BP + 1.0], [parents_BP]
         parents: Parents | None = None
@@ -233,8 +233,8 @@ class DynamicGrowth:
 
 def _rank_chances(calibration: Calibration, num_depths: int, num_ranks: int) -> Tensor:
     """[K, R]: how often the candidate of this rank was right, given that the path above it was."""
-    right_KR = torch.zeros(num_depths, num_ranks)
-    reached_K = torch.zeros(num_depths + 1)
+    right_KR = torch.zeros(num_depths, num_ranks, dtype=torch.float32)
+    reached_K = torch.zeros(num_depths + 1, dtype=torch.float32)
     reached_K[0] = 1.0
     for path, chance in zip(calibration.paths, calibration.probabilities, strict=True):
         if len(path) <= num_depths:

@@ -183,7 +183,7 @@ class Shape(NamedTuple):
         Paths double in every round: a node sees what its ancestor so far sees.
         """
         N = parents_RN.shape[1]
-        self_NN = torch.eye(N, device=parents_RN.device)
+        self_NN = torch.eye(N, dtype=torch.float32, device=parents_RN.device)
         reach_RNN = torch.maximum(self_NN[parents_RN], self_NN)
         reached = 1
         while reached < max_depth:
