@@ -29,7 +29,7 @@ def check_default_device(device: torch.device) -> None:
     default = torch.get_default_device()
     if default.type not in ("cpu", device.type):
         raise UserError(
-            f"torch's default device must be cpu, or {device} as the base's; got {default}. Leave "
+            f"torch's default device must be cpu or that of the base ({device}); got {default}. Leave "
             "torch.set_default_device out, or call the engine outside of it."
         )
 
