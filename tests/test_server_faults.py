@@ -1,5 +1,6 @@
 """What the server does when steps fail, clients leave, everything comes at once, or it is told to stop."""
 
+import asyncio
 import gc
 import http.client
 import json
@@ -17,6 +18,7 @@ from fake_engine import INFO, FakeEngine
 from on_loopback import MODEL, Reply, Running, running
 
 from euryale.server.limits import Timeouts
+from euryale.server.run import LAST_SECONDS
 
 
 def in_background(work: Any) -> tuple[threading.Thread, list[Reply]]:
@@ -233,6 +235,31 @@ def test_what_is_not_finished_when_the_time_for_draining_is_over_gets_an_error()
         assert (whole[1][0].status, whole[1][0].error["code"]) == (503, "shutting_down")
         server.thread.join(10)
         assert not server.thread.is_alive()
+
+
+def test_a_body_that_never_comes_does_not_hold_up_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    engine = FakeEngine(step_seconds=0.01)
+    with running(engine) as server:
+        client = server.connect()
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99\r\n\r\n{")
+        assert server.complete().status == 200  # the other one has been read
+        server.server._loop.call_soon_threadsafe(server.server.begin_drain)
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 503") and b"shutting_down" in answer
+        client.close()
+        server.thread.join(LAST_SECONDS - 1)
+        assert not server.thread.is_alive()
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_a_reader_that_is_cut_off_at_the_end_leaves_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    with running(FakeEngine(step_seconds=0.001)):
+        uvicorn = logging.getLogger("uvicorn.error")
+        for error in (asyncio.CancelledError("timeout graceful shutdown exceeded"), ValueError("a bug")):
+            uvicorn.error("Exception in ASGI application", exc_info=error)
+        uvicorn.error("Traceback ...\n    await getter\nasyncio.exceptions.CancelledError\n")
+    assert [type(record.exc_info[1]) for record in caplog.records if record.exc_info] == [ValueError]
+    assert "getter" not in caplog.text
 
 
 def test_the_warm_up_sees_the_longest_prompt_and_a_full_batch_before_ready() -> None:

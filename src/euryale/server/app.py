@@ -66,7 +66,7 @@ def build_app(service: Service, config: ServerConfig, page_folder: Path = FOLDER
     async def watch(websocket: WebSocket) -> None:
         await Socket(service, websocket, security.is_key).serve()
 
-    return Contain(Guard(security, service.timeouts))
+    return Contain(Guard(security, service.timeouts, service.stopping))
 
 
 class Contain:

@@ -6,7 +6,7 @@ A plain ASGI layer: Starlette's BaseHTTPMiddleware would hide from the routes th
 import asyncio
 
 from euryale.server.asgi import App, Message, Receive, Scope, Send, header, refuse
-from euryale.server.errors import ApiError
+from euryale.server.errors import ApiError, shutting_down
 from euryale.server.limits import BODY_BYTES, HEAD_BYTES, Timeouts
 
 # A body up to here is read, and forgotten, before it is refused: a client that still writes when the connection closes
@@ -15,11 +15,15 @@ READ_BYTES = 8 * BODY_BYTES
 
 
 class Guard:
-    """Reads the whole body, at most BODY_BYTES within the time for it, and hands it on in one piece."""
+    """Reads the whole body, at most BODY_BYTES within the time for it, and hands it on in one piece.
 
-    def __init__(self, app: App, timeouts: Timeouts) -> None:
+    Where `stopping` is set no body is waited for any more.
+    """
+
+    def __init__(self, app: App, timeouts: Timeouts, stopping: asyncio.Event) -> None:
         self._app = app
         self._timeouts = timeouts
+        self._stopping = stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -30,7 +34,7 @@ class Guard:
             if scope["type"] == "websocket":
                 await self._app(scope, receive, send)
                 return
-            body = await self._body(scope, receive)
+            body = await self._body_unless_stopping(scope, receive)
         except ApiError as error:
             await refuse(error, scope, send)
             return
@@ -42,6 +46,19 @@ class Guard:
             return unread.pop() if unread else await receive()
 
         await self._app(scope, again, send)
+
+    async def _body_unless_stopping(self, scope: Scope, receive: Receive) -> bytes | None:
+        """Raises ApiError 413, 408 or 503."""
+        reading = asyncio.ensure_future(self._body(scope, receive))
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait((reading, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                raise shutting_down()
+            return reading.result()
+        finally:
+            reading.cancel()
+            stopping.cancel()
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
         """Raises ApiError 413 or 408."""

@@ -16,7 +16,17 @@ from euryale.server.protocol import guarded
 from euryale.server.service import Service
 
 LAST_SECONDS = 5  # for responses that were cut off to reach their clients
+_CUT = "asyncio.exceptions.CancelledError"
 log = logging.getLogger(__name__)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a record of uvicorn is more than a request, or the application's own task, that was cut off at the end.
+
+    What Starlette says of the latter is a traceback as a text.
+    """
+    is_cut = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not is_cut and not record.getMessage().rstrip().endswith(_CUT)
 
 
 class DrainingServer(uvicorn.Server):
@@ -80,6 +90,7 @@ class DrainingServer(uvicorn.Server):
 def make_server(service: Service, app: App, config: ServerConfig) -> DrainingServer:
     """The server, not yet listening."""
     http, websocket = guarded(service.timeouts)
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     settings = uvicorn.Config(
         app,
         host=config.host,
