@@ -1,12 +1,15 @@
 """The terminal shows what the engine says: one answer, or a conversation that remembers and can start over."""
 
 import io
+import os
+from unittest.mock import patch
 
 import pytest
 from plain_heads import plain_heads
 from random_models import random_heads
 from tiny_llama import character_tokenizer
 
+import euryale.cli.chat
 from euryale.base.base import Base
 from euryale.cli.chat import HELP, chat, notice_of_plain_text, read_all, stream_answer
 from euryale.cli.schemas import InferConfig
@@ -130,6 +133,12 @@ def test_a_whole_prompt_is_read_as_it_is() -> None:
 
 
 def test_bytes_that_are_no_text_are_refused(engine: Engine) -> None:
+    with patch.object(euryale.cli.chat, "MOST_CHARACTERS", 4):
+        assert read_all(io.StringIO("two")) == "two"
+        with pytest.raises(UserError, match="stdin must be a prompt of fewer than 4 characters; got more"):
+            read_all(io.StringIO("four"))
+    with open(os.devnull, "w") as unreadable, pytest.raises(UserError, match="stdin must be readable"):
+        read_all(unreadable)
     with pytest.raises(UserError, match="stdin must be UTF-8 text; got other bytes"):
         read_all(io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8"))
     with pytest.raises(UserError, match="stdin must be UTF-8 text"):

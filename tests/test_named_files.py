@@ -1,10 +1,15 @@
 """Files that data.files names, and what a folder holds beside them."""
 
+import os
 from pathlib import Path
+
+import pytest
 
 from euryale.data.config import DataConfig
 from euryale.data.named_files import find_files
+from euryale.data.prompt_files import read_prompts
 from euryale.data.sources import notices
+from euryale.errors import UserError
 
 
 def fill(folder: Path, *names: str) -> Path:
@@ -51,3 +56,12 @@ def test_the_parts_of_a_mix_are_looked_at_too(tmp_path: Path) -> None:
     part = {"kind": "files", "files": str(tmp_path), "weight": 1.0}
     assert len(notices(DataConfig(kind="mix", mix=[part, {"kind": "stdlib", "weight": 1.0}]))) == 1
     assert notices(DataConfig(kind="stdlib")) == []
+
+
+def test_a_pipe_is_refused_for_what_it_is(tmp_path: Path) -> None:
+    """As a shell's <(...) gives one: it was called missing."""
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(UserError, match="pipe.txt must be a file or folder; got a pipe or a device"):
+        find_files([str(tmp_path / "pipe.txt")])
+    with pytest.raises(UserError, match="pipe.txt must be a file; got a folder, a pipe or a device"):
+        read_prompts(tmp_path / "pipe.txt")

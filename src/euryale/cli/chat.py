@@ -14,22 +14,26 @@ from euryale.errors import UserError
 if TYPE_CHECKING:  # transformers takes seconds to import and is only named in a signature here
     from transformers import PreTrainedTokenizerBase
 
+MOST_CHARACTERS = 1 << 27  # of a prompt: no context holds as many, and what writes without an end is told
 HELP = "Type a message and press Enter. An empty line or Ctrl-D ends the chat; /new forgets what was said."
 
 
 def read_all(source: TextIO) -> str:
-    """The prompt on stdin, without a byte order mark. Raises UserError when it is not text or cannot be read."""
+    """The prompt on stdin, without a byte order mark. Raises UserError when it is not text, cannot be read, or never
+    ends."""
     return _as_text(source.read).removeprefix("\ufeff")
 
 
-def _as_text(read: Callable[[], str]) -> str:
+def _as_text(read: Callable[[int], str]) -> str:
     try:
-        text = read()
+        text = read(MOST_CHARACTERS)
         text.encode()  # a terminal in the C locale gives half characters
     except UnicodeError as error:
         raise UserError(f"stdin must be UTF-8 text; got other bytes ({error}). Convert it first.") from error
     except OSError as error:  # one that is open for writing alone, or lost
         raise UserError(f"stdin must be readable; got: {error}. Give a file or a terminal.") from error
+    if len(text) == MOST_CHARACTERS:
+        raise UserError(f"stdin must be a prompt of fewer than {MOST_CHARACTERS:,} characters; got more. Give less.")
     return text
 
 

@@ -63,6 +63,8 @@ def _matches(name: str) -> list[Path]:
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty. Remove it from data.files or write rows into it")
         return [path]
+    if path.exists():
+        raise UserError(f"data.files={name} must be a file or folder; got a pipe or a device. Write a file of it.")
     if not glob.has_magic(name):
         raise UserError(f"data.files={name}: there is no such file or folder (looked in {Path.cwd()})")
     matches = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if not p.is_dir())

@@ -38,6 +38,8 @@ class Prompt:
 def read_prompts(path: str | Path, limit: int | None = None) -> list[Prompt]:
     """The first `limit` prompts of a file, in its order; UserError names the file and line of what is wrong."""
     file = user_path(str(path), "prompts")
+    if file.exists() and not file.is_file():
+        raise UserError(f"prompts={path} must be a file; got a folder, a pipe or a device. Write a file.")
     if not file.is_file():
         raise UserError(f"prompts={path}: there is no such file (looked in {Path.cwd()}). Bundled: data/prompts.txt")
     suffix = Path(file.name.lower().removesuffix(".gz")).suffix
