@@ -126,7 +126,7 @@ def test_what_is_written_reads_back_and_an_engine_uses_it(base: Base, tmp_path: 
         assert set(calibration.tau) == set(calibration.step_ms) and min(calibration.step_ms.values()) > 0
         assert max(itertools.chain(*calibration.paths)) < 5
     engine = Engine(base, heads, calibrations=found)
-    assert [engine.tree(c.temperature).num_nodes for c in found] == [c.num_nodes for c in found]
+    assert [engine.tree(c.temperature).num_nodes for c in found] == [c.chosen().num_nodes for c in found]
     [plain], [drafted] = (e.generate([[4, 1, 7]], 20) for e in (Engine(base, drafter="none"), engine))
     assert plain.ids == drafted.ids
 

@@ -168,6 +168,30 @@ def test_a_checkpoint_that_cannot_be_loaded_is_refused(checkpoint: Path, tiny_ba
         TREE_JSON.replace('"num_nodes": 3', '"num_nodes": 3, "dynamic_depth": 0'),
         TREE_JSON.replace('"num_nodes": 3', '"num_nodes": 3, "dynamic_nodes": "many"'),
         TREE_JSON.replace('"num_nodes": 3', '"num_nodes": 3, "dynamic": [{"num_nodes": 4, "max_depth": 2, "tau": 2}]'),
+        TREE_JSON.replace("0.5, 0.3, 0.1", "0.5, 0.3"),
+        TREE_JSON.replace("0.5", "9223372036854775808"),
+        TREE_JSON.replace("0.5", "NaN"),
+        TREE_JSON.replace("0.5", '"0.5"'),
+        TREE_JSON.replace("[1]]", "[]]"),
+        TREE_JSON.replace("[1]]", "[1.5]]"),
+        TREE_JSON.replace("[1]]", "[1], null]").replace("0.1]", "0.1, 0.1]"),
+        *(
+            TREE_JSON.replace('"num_nodes": 3', f'"num_nodes": 3, {more}')
+            for more in (
+                '"tau": null',
+                '"tau": {"a": 1}',
+                '"tau": {"2": "x"}',
+                '"step_ms": {"2": 0}',
+                '"step_ms": Infinity',
+                '"step_ms": {"0": 1}',
+                '"max_depth": "x"',
+                '"dynamic_nodes": 0',
+                '"shallow": 1',
+                '"shallow": [null]',
+                '"shallow": [{"num_nodes": 2, "max_depth": 1, "tau": 1.5, "step_ms": []}]',
+            )  # fmt: skip
+        ),
+        "[" * 100_000,
     ],
 )
 def test_a_damaged_tree_file_is_refused(checkpoint: Path, tiny_base: Base, content: str) -> None:

@@ -475,7 +475,8 @@ def test_heads_train_beside_a_half_precision_base(tiny_llama_folder: Path, tmp_p
 
 def test_metrics_after_the_resumed_step_and_torn_lines_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+    torn = b'{"step": 1}\n5\n{"step": "x"}\n{"other": 1}\n\x00\x00\xff\n{"step": 2}\n{"step": 3}\n{"ste'
+    path.write_bytes(torn)
     truncate_metrics(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 

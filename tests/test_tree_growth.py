@@ -92,6 +92,13 @@ def test_what_was_counted_is_mixed_in() -> None:
     assert paths_of(counted, 0) == [(), (0,), (0, 0)], "the second candidate was hardly ever right"
 
 
+def test_chances_beyond_all_bounds_put_no_child_before_its_parent() -> None:
+    logits_11V = torch.tensor([[[2.0, 1.9, 0.0]]])
+    usual = Calibration(0.0, 3, [[0], [0, 0], [1]], [2.0**63, 2.0**70, 0.01], 100)
+    draft = grown(DynamicGrowth(DynamicTree(4, 2), 3, torch.device("cpu"), usual), [1], logits_11V)
+    assert paths_of(draft, 0)[:3] == [(), (0,), (0, 0)]
+
+
 @pytest.mark.parametrize(("num_nodes", "depth", "expected"), [(1, 4, 1), (2, 4, 2), (50, 1, 4), (50, 2, 13)])
 def test_a_small_vocabulary_fills_fewer_nodes(num_nodes: int, depth: int, expected: int) -> None:
     growth = DynamicGrowth(DynamicTree(num_nodes, depth), 3, torch.device("cpu"))

@@ -77,7 +77,7 @@ def save_heads(
 def dtype_for(asked: str, description: Mapping[str, Any], device: str) -> str:
     """base.dtype for these heads: `auto` is the dtype that they were trained and calibrated on, where heads.json says
     it and the device is quick in it."""
-    stored = description.get("dtype")
+    stored = str(description.get("dtype"))
     return dtype_of_heads(stored, pick_device(device)) if asked == "auto" and stored in DTYPES else asked
 
 

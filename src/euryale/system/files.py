@@ -125,7 +125,7 @@ def read_json(path: Path) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}). Is this the folder of a finished save?") from error
-    except ValueError as error:  # broken JSON, or bytes that are not text
+    except (ValueError, RecursionError) as error:  # broken JSON, or bytes that are not text
         raise UserError(f"{path} is damaged: {error}. Copy it again or use another checkpoint.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object; got {type(content).__name__}. Use another checkpoint.")

@@ -47,14 +47,15 @@ class MetricsLog:
 
 
 def truncate_metrics(path: Path, last_step: int) -> None:
-    """Drops lines of steps after `last_step`, and a line that a kill cut short: they will be written again."""
+    """Drops lines of steps after `last_step`, which will be written again, and what a kill or the loss of power left
+    that is no line."""
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             is_kept = json.loads(line)["step"] <= last_step
-        except ValueError:
+        except (ValueError, KeyError, TypeError):
             is_kept = False
         if is_kept:
             kept.append(line + "\n")

@@ -232,7 +232,10 @@ class DynamicGrowth:
 
 
 def _rank_chances(calibration: Calibration, num_depths: int, num_ranks: int) -> Tensor:
-    """[K, R]: how often the candidate of this rank was right, given that the path above it was."""
+    """[K, R]: how often the candidate of this rank was right, given that the path above it was.
+
+    At most 1, whatever is in the file: what is likelier than its parent would be kept before it.
+    """
     right_KR = torch.zeros(num_depths, num_ranks, dtype=torch.float32)
     reached_K = torch.zeros(num_depths + 1, dtype=torch.float32)
     reached_K[0] = 1.0
@@ -241,7 +244,7 @@ def _rank_chances(calibration: Calibration, num_depths: int, num_ranks: int) -> 
             reached_K[len(path)] += chance
             if path[-1] < num_ranks:
                 right_KR[len(path) - 1, path[-1]] += chance
-    return (right_KR / reached_K[:-1, None].clamp(min=1e-6)).clamp(min=1e-4)
+    return (right_KR / reached_K[:-1, None].clamp(min=1e-6)).clamp(1e-4, 1.0)
 
 
 TreeGrowth = FixedGrowth | DynamicGrowth

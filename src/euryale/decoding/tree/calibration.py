@@ -6,6 +6,7 @@ nodes that every step arranges anew are faster still, and how many.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,23 +124,79 @@ def read_calibrations(folder: Path, quantization: str = "none") -> list[Calibrat
             raise ValueError(f"it has format {version}; this version reads {TREE_FORMAT}")
         found = [Calibration(**entry) for entry in content["calibrations"]]
         for calibration in found:
-            if not 1 <= calibration.num_nodes <= len(calibration.paths) + 1:
-                raise ValueError(f"num_nodes={calibration.num_nodes} with {len(calibration.paths)} paths")
-            for name in ("dynamic_depth", "dynamic_nodes"):
-                number = getattr(calibration, name)
-                if number is not None and (type(number) is not int or number < 1):
-                    raise ValueError(f"{name}={number!r}")
-            for entry in calibration.dynamic:
-                if min(entry[key] for key in ("num_nodes", "max_depth", "tau", "step_ms")) <= 0:
-                    raise ValueError(f"dynamic={entry!r}")
-            if isinstance(calibration.temperature, bool) or not isinstance(calibration.temperature, int | float):
-                raise ValueError(f"temperature={calibration.temperature!r}")
-            calibration.tree()
-    except (KeyError, TypeError, ValueError) as error:  # broken JSON, or paths that are not a tree
+            check_calibration(calibration)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:  # broken JSON, or paths that are not a tree
         raise UserError(f"{file} cannot be read ({error!r:.200}). Make it again with infer/calibrate.py.") from error
     if not found:
         raise UserError(f"{file} holds no calibration. Make it again with infer/calibrate.py.")
     return found
+
+
+def check_calibration(calibration: Calibration) -> None:
+    """Raises ValueError, or UserError for paths that are no tree, for what no calibration writes.
+
+    Decoding divides by these numbers, and orders trees by the chances: of more than 1 a child would stand before its
+    parent.
+    """
+    facts: dict[str, bool] = {
+        "temperature": _is_number(calibration.temperature, 0.0),
+        "paths": all(_is_path(path) for path in _listed(calibration.paths)),
+        "probabilities": len(_listed(calibration.probabilities)) == len(calibration.paths)
+        and all(_is_number(chance, 0.0, 1.0) for chance in calibration.probabilities),
+        "num_nodes": _is_count(calibration.num_nodes) and calibration.num_nodes <= len(calibration.paths) + 1,
+        "tau": _are_by_nodes(calibration.tau),
+        "step_ms": _are_by_nodes(calibration.step_ms),
+        "max_depth": _is_depth(calibration.max_depth),
+        "shallow": all(_is_timed(entry) for entry in _listed(calibration.shallow)),
+        "dynamic": all(_is_timed(entry) for entry in _listed(calibration.dynamic)),
+        "dynamic_depth": _is_depth(calibration.dynamic_depth),
+        "dynamic_nodes": calibration.dynamic_nodes is None or _is_count(calibration.dynamic_nodes),
+    }
+    for name, is_right in facts.items():
+        if not is_right:
+            raise ValueError(f"{name}={getattr(calibration, name)!r:.80}")
+    calibration.tree_of(len(calibration.paths) + 1)
+
+
+def _listed(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"a list is expected; got {value!r:.80}")
+    return value
+
+
+def _is_number(value: object, least: float, most: float = math.inf) -> bool:
+    return type(value) in (int, float) and least <= float(value) <= most and math.isfinite(float(value))  # type: ignore[arg-type]
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_depth(value: object) -> bool:
+    return value is None or _is_count(value)
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(rank) is int and rank >= 0 for rank in value)
+
+
+def _is_positive(value: object) -> bool:
+    return _is_number(value, 0.0) and value != 0
+
+
+def _are_by_nodes(value: object) -> bool:
+    """Numbers above 0 by number of nodes, which JSON has as texts."""
+    return isinstance(value, dict) and all(
+        name.isdecimal() and int(name) >= 1 and _is_positive(number) for name, number in value.items()
+    )
+
+
+def _is_timed(entry: object) -> bool:
+    return (
+        isinstance(entry, dict)
+        and all(_is_count(entry.get(name)) for name in ("num_nodes", "max_depth"))
+        and all(_is_positive(entry.get(name)) for name in ("tau", "step_ms"))
+    )
 
 
 def nearest(calibrations: Sequence[Calibration], temperature: float) -> Calibration:

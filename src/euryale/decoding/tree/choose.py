@@ -83,7 +83,7 @@ def plan_sizes(
                 planned = calibration.fastest_dynamic(n, asked.max_depth or heads.num_heads) or planned
             if planned.num_nodes == n:
                 sizes[n] = planned
-    if len(sizes) < 2 or calibration is None or "1" not in calibration.step_ms:
+    if len(sizes) < 2 or calibration is None or not {"1"} <= calibration.step_ms.keys() & calibration.tau.keys():
         raise UserError(
             f"tree.size=adaptive chooses among trees whose steps were timed, and {len(sizes) - 1} were here. "
             "Calibrate with infer/calibrate.py, or use tree.size=fixed."
