@@ -228,6 +228,10 @@ def damage(folder: Path, how: str) -> None:
         manifest.write_text(manifest.read_text()[:-30])
     elif how == "a manifest without its counts":
         write_json(manifest, {"format_version": 1, "shards": [], "is_complete": True})
+    elif how == "a manifest whose shards are no names":
+        write_json(manifest, read_json(manifest) | {"shards": [["x"]]})
+    elif how == "a manifest whose counts are none":
+        write_json(manifest, read_json(manifest) | {"num_duplicates": []})
     else:
         write_json(manifest, read_json(manifest) | {"format_version": 0})
 
@@ -235,7 +239,8 @@ def damage(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     "how",
     ["a missing shard", "a shard cut short", "an empty shard", "another shard's rows", "a manifest cut short",
-     "a manifest without its counts", "an old format"],
+     "a manifest without its counts", "a manifest whose shards are no names", "a manifest whose counts are none",
+     "an old format"],
 )  # fmt: skip
 def test_a_damaged_set_is_written_anew(
     copied: Path, written: Path, tiny_base: Base, caplog: pytest.LogCaptureFixture, how: str

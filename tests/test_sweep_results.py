@@ -74,6 +74,7 @@ def test_the_table_gives_every_result_a_line(tmp_path: Path) -> None:
         ("", "it is empty"),
         ("{broken", "cannot be read"),
         ('{"tau": 2}\n', "line 1 is not a result of infer/bench.py"),
+        ('{"contenders": {"ar": 3.5}}\n', "line 1 is not a result of infer/bench.py"),
         ("[1, 2]\n", "line 1 is not a result of infer/bench.py"),
     ],
 )

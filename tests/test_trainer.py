@@ -223,6 +223,19 @@ def test_a_run_whose_saves_were_deleted_does_not_begin_again(finished: Path, tmp
         find_run("run", tmp_path)
 
 
+def test_an_edited_state_is_refused(tiny_base: Base, tmp_path: Path) -> None:
+    make_trainer(tiny_base, tmp_path / "run", optim={"num_steps": 1}).fit()
+    path = tmp_path / "run/resume/step-00000001/state.json"
+    state = json.loads(path.read_text())
+    for key, value in (("moments", {"x": 1}), ("step", None), ("cursor", 5), ("settings", [])):
+        path.write_text(json.dumps(state | {key: value}))
+        with pytest.raises(UserError, match="state.json is damaged: its checksum does not fit"):
+            make_trainer(tiny_base, tmp_path / "run", optim={"num_steps": 1}, resume=True)
+    del state["checksum"]  # as older runs have none
+    path.write_text(json.dumps(state))
+    assert make_trainer(tiny_base, tmp_path / "run", optim={"num_steps": 1}, resume=True).step == 1
+
+
 @pytest.mark.parametrize("file", ["tensors.safetensors", "state.json"])
 def test_a_damaged_save_is_refused(tiny_base: Base, tmp_path: Path, file: str) -> None:
     trainer = make_trainer(tiny_base, tmp_path / "run", optim={"num_steps": 1})

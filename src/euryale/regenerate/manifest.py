@@ -97,8 +97,13 @@ def _find_damage(folder: Path, manifest: dict[str, Any], keys: list[str]) -> str
     """What is wrong with a set that was written earlier; "" when it is whole. Reads the end of every shard."""
     if manifest.get("format_version") != FORMAT_VERSION or set(manifest) != set(keys):
         return f"{MANIFEST} is of another format"
+    counts = [manifest[key] for key in ("num_rows", "num_tokens", "num_duplicates")]
+    names = manifest["shards"]
+    are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not are_names or not all(type(count) is int and count >= 0 for count in counts):
+        return f"{MANIFEST} does not say what there is"
     num_rows = 0
-    for name in manifest["shards"]:
+    for name in names:
         try:
             num_rows += pyarrow.parquet.read_metadata(folder / name).num_rows
         except (OSError, pyarrow.ArrowException) as error:

@@ -124,7 +124,7 @@ def _read_rows(file: Path) -> list[dict[str, Any]]:
 
 def _is_result(row: dict[str, Any]) -> bool:
     contenders = row.get("contenders")
-    return isinstance(contenders, dict) and bool(contenders)
+    return isinstance(contenders, dict) and bool(contenders) and all(isinstance(c, dict) for c in contenders.values())
 
 
 def series_of(points: Sequence[Point]) -> dict[str, list[Point]]:

@@ -6,6 +6,8 @@ appears whole by one rename; only then is the older one removed, so a kill at an
 Tensors are safetensors and the rest is JSON: nothing in it is executed.
 """
 
+import hashlib
+import json
 import random
 import shutil
 from collections.abc import Mapping, Sequence
@@ -26,6 +28,7 @@ from euryale.training.optimizer import moments, restore_moments
 from euryale.training.saves import complete_saves
 
 FORMAT_VERSION = 4  # 4: the averaged gradient of torch.optim.Muon
+CHECKSUM = "checksum"  # of everything else in state.json
 # What may differ between a run and its continuation, because no weight depends on it.
 FREE_SETTINGS = ("eval_every", "eval_batches", "save_every", "log_every")
 # Only the product with the number of processes decides a weight.
@@ -40,7 +43,8 @@ def save_resume(
     tensors = {f"weights/{name}": parameter.detach() for name, parameter in parameters.items()}
     tensors |= {f"{key}/{name}": value for name, of_one in remembered.items() for key, value in of_one.items()}
     shapes = {name: {key: list(value.shape) for key, value in of_one.items()} for name, of_one in remembered.items()}
-    facts = json_text({"format_version": FORMAT_VERSION, "step": step, "moments": shapes} | state)
+    whole = {"format_version": FORMAT_VERSION, "step": step, "moments": shapes} | state
+    facts = json_text(whole | {CHECKSUM: _checksum(whole)})
     folder = run / "resume" / f"step-{step:08d}"
     older = [path for path in complete_saves(run) if path != folder]
     # The same state is not saved again, for example by a resumed run that was stopped at once.
@@ -62,13 +66,28 @@ def load_resume(run: Path, settings: Mapping[str, object]) -> tuple[Path, dict]:
     saves = complete_saves(run)
     if not saves:
         raise UserError(f"resume={run}: nothing is saved there to go on from. Start anew without resume.")
-    state = read_json(saves[-1] / "state.json")
-    if state.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"{saves[-1]} has format_version {state.get('format_version')!r}, this euryale reads {FORMAT_VERSION}."
-        )
+    state = _read_state(saves[-1])
     _check_settings(run, state["settings"], settings)
     return saves[-1], state
+
+
+def _read_state(save: Path) -> dict:
+    """Raises UserError for one of another format, and for one that is damaged or was edited."""
+    state = read_json(save / "state.json")
+    if state.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{save} has format_version {state.get('format_version')!r}, this euryale reads {FORMAT_VERSION}."
+        )
+    if state.pop(CHECKSUM, None) not in (None, _checksum(state)):  # None: a save of before there were checksums
+        raise UserError(
+            f"{save / 'state.json'} is damaged: its checksum does not fit. Copy it again, or start anew without resume."
+        )
+    return state
+
+
+def _checksum(state: Mapping[str, object]) -> str:
+    """Of what JSON makes of it: tuples are lists, and keys are texts."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(state)), sort_keys=True).encode()).hexdigest()
 
 
 def share_batches(run: Path, optim: OptimConfig, num_processes: int) -> OptimConfig:
@@ -77,7 +96,7 @@ def share_batches(run: Path, optim: OptimConfig, num_processes: int) -> OptimCon
     Raises UserError when these cannot be shared evenly.
     """
     saves = complete_saves(run)
-    settings = read_json(saves[-1] / "state.json").get("settings", {}) if saves else {}
+    settings = _read_state(saves[-1])["settings"] if saves else {}
     whole = settings.get("optim.batches_per_step", optim.gradient_accumulation * num_processes)
     if whole % num_processes:
         fitting = ", ".join(str(n) for n in range(1, whole + 1) if whole % n == 0)
