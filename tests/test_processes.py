@@ -29,7 +29,7 @@ from euryale.regenerate.config import RegenerateConfig
 from euryale.system import processes
 from euryale.system.files import read_json, write_json
 from euryale.training.config import OptimConfig
-from euryale.training.resume import share_batches
+from euryale.training.resume import FORMAT_VERSION, share_batches
 
 
 @pytest.fixture(scope="session")
@@ -185,6 +185,7 @@ def test_ctrl_c_under_torchrun_saves_once_and_one_process_goes_on(
     settings = (folder / "config.yaml").read_text().replace("num_steps: 100000", f"num_steps: {state['step'] + 2}")
     (folder / "config.yaml").write_text(settings)
     state["settings"]["optim.num_steps"] = state["step"] + 2
+    del state["checksum"]  # of the state as it was
     write_json(save / "state.json", state)
     result = run_script("train/run.py", f"resume={folder}")
     assert result.status == 0, result.err
@@ -233,8 +234,11 @@ def test_too_little_data_to_share_is_said_once(
     assert caplog.text.count("it is too little to share") == 1 and "Start fewer processes" in caplog.text
 
 
+SAVED = {"format_version": FORMAT_VERSION, "settings": {"optim.batches_per_step": 6}}
+
+
 def test_batches_of_a_step_are_shared_evenly_or_the_number_of_processes_is_refused(tmp_path: Path) -> None:
-    write_json(tmp_path / "resume" / "step-00000001" / "state.json", {"settings": {"optim.batches_per_step": 6}})
+    write_json(tmp_path / "resume" / "step-00000001" / "state.json", SAVED)
     optim = OptimConfig(gradient_accumulation=6)
     shares = {n: share_batches(tmp_path, optim, n).gradient_accumulation for n in (1, 2, 3, 6)}
     assert shares == {1: 6, 2: 3, 3: 2, 6: 1}
