@@ -188,6 +188,8 @@ def test_lists_of_wrong_length_say_which_lengths_there_are(untouched: Running) -
     turn = {"role": "user", "content": "a"}
     error = untouched.chat(messages=[turn] * 2049).error
     assert error["message"] == "messages must have at most 2048 entries; got 2049."
+    error = untouched.chat(messages=[turn], logit_bias={str(token): 1 for token in range(301)}).error
+    assert error["message"] == "logit_bias must have at most 300 entries; got 301."
     error = untouched.chat(messages=[turn], stop=["a"] * 17).error
     assert error["message"].startswith("stop must be a string or a list of at most 16 strings, of 1 to 256 characters")
 

@@ -106,7 +106,8 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
         rule = f"{param} must be {rule.removeprefix('Input should be ')}; got {shown(first['input'])}."
     elif first["type"] in _LENGTHS:
         bound, name = _LENGTHS[first["type"]]
-        rule = f"{param} must have {bound} {first['ctx'][name]} entries; got {first['ctx']['actual_length']}."
+        count = first["ctx"]["actual_length"] or len(first["input"])  # of an object pydantic says none
+        rule = f"{param} must have {bound} {first['ctx'][name]} entries; got {count}."
     elif first["type"] != "value_error":
         rule = f"{param}: {rule}; got {shown(first['input'])}."
     return bad_request(rule, param)
