@@ -1,6 +1,7 @@
 """The compiled forward says what transformers says with the same products; every tree gives plain decoding's bits."""
 
 import logging
+import math
 import random
 import weakref
 from pathlib import Path
@@ -131,6 +132,23 @@ def test_heads_give_the_text_of_plain_decoding_in_batches_too(family: str, tempe
             engine.generate([p], 24, seed=s, temperature=temperature)[0] for p, s in zip(prompts, seeds, strict=True)
         ]
         assert [one.ids for one in alone] == [one.ids for one in expected]
+
+
+@pytest.mark.parametrize("bits", [4, 16, 32])
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_token_without_numbers_breaks_no_node_that_does_not_see_it(bits: int, broken: float) -> None:
+    """As a drafted one may be: plain decoding never reads it."""
+    base = compiled_base(bits, seed=3)
+    with torch.no_grad():
+        base.model.get_input_embeddings().weight[28] = broken
+    ids_1N, seen_1NN = torch.tensor([[3, 28, 4, 28, 5]]), torch.eye(5, dtype=torch.bool)[None]
+    seen_1NN[..., 0] = True  # children of one root, each apart from the others
+    found_1ND = read(base, cache_of(base, [0]), ids_1N, seen_1NN)
+    for node in (0, 2, 4):
+        path = [0, node] if node else [0]
+        [alone_MD] = read(base, cache_of(base, [0]), ids_1N[:, path], causal(len(path)))
+        assert alone_MD.isfinite().all() and torch.equal(found_1ND[0, node], alone_MD[-1])
+    assert not found_1ND[0, 1].isfinite().all() and not found_1ND[0, 3].isfinite().all()
 
 
 def test_weights_that_change_are_packed_again() -> None:

@@ -180,7 +180,7 @@ INLINE void score_keys(
 }
 
 // Adds 16 values to the sums of ROWS rows, one after the other, each by its weight, and then to those of the rest. A weight
-// of 0 changes nothing.
+// of 0 changes nothing, but where a value is not finite (`mend`).
 template <int ROWS, int E>
 INLINE void add_values(const QueryRows<E>& rows, const float* block, int begin, int row) {
     constexpr int V = E / LANES;
@@ -200,6 +200,22 @@ INLINE void add_values(const QueryRows<E>& rows, const float* block, int begin, 
     }
     if constexpr (ROWS > 1)
         if (row < rows.count) add_values<ROWS - 1, E>(rows, block, begin, row);
+}
+
+// Adds up the values of a row again if its sum is not finite: without those whose weight is 0, which may be of nodes that it
+// does not see, and 0 times infinity is NaN.
+template <class T, int E>
+static void mend(const QueryRows<E>& rows, const T* values, int head, int end, int row) {
+    float* sum = rows.sum(row);
+    Floats broken = {};  // NaN where a number is not finite
+    for (int e = 0; e < E; e += LANES) broken += load<Floats>(sum + e) - load<Floats>(sum + e);
+    if (::sum(broken) == 0.0f) return;
+    memset(sum, 0, sizeof(float) * E);
+    for (int slot = 0; slot < end; slot++) {
+        const float weight = rows.score(row)[slot];
+        for (int v = 0; v < E / LANES && weight != 0.0f; v++)
+            store(sum + v * LANES, load<Floats>(sum + v * LANES) + weight * widen_part(values, head, end, slot, v));
+    }
 }
 
 // Rows m to m + N of one row of the batch, and of each the R query heads that share a key/value head. queries: of each
@@ -238,4 +254,5 @@ static void attend(
                 store(block + s * E + v * LANES, widen_part(values, head, end, begin + s, v));
         add_values<VALUE_ROWS, E>(rows, block, begin, 0);
     }
+    for (int row = 0; row < N * R; row++) mend(rows, values, head, end, row);
 }
