@@ -13,9 +13,9 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from euryale.system.processes import is_first, is_supervised
+from euryale.system.streams import STDERR
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # the last is Slurm's, by submitit, before a time limit
-STDERR = 2
 
 
 def _say_at_once(line: str) -> None:
